@@ -1,0 +1,1 @@
+"""The package the four scripts share: model, tokenizer, optimizer, losses, tasks, training loop, stage folders."""

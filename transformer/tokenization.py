@@ -1,0 +1,306 @@
+"""BERT's tokenizer in plain Python: Hugging Face's ids, from a bounded cache over an exact slow path."""
+
+import json
+import logging
+import re
+import unicodedata
+from itertools import chain
+from pathlib import Path
+
+from transformer.file_utils import UserError, atomic_write
+
+logger = logging.getLogger(__name__)
+
+VOCAB_NAME = "vocab.txt"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+FAST_TOKENIZER_NAME = "tokenizer.json"  # what recent Hugging Face releases save in place of vocab.txt
+SPECIAL_TOKENS = {
+    "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+}
+_SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
+
+# Hugging Face's ranges. Extension E starts at 2B820 in Unicode and at 2B920 there; we follow Hugging Face.
+_CJK_RANGES = (
+    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B81F), (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+
+
+def load_vocab(path):
+    """Return `{token: id}` of a vocabulary file with one token a line; a UserError names what is wrong with it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected one token a line") from error
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; expected one token a line") from error
+    vocab = {}
+    # Not splitlines(): the Chinese vocabulary has the line separator U+2028 as a token.
+    for token_id, token in enumerate(text.rstrip("\n").split("\n") if text.strip() else []):
+        if token in vocab:
+            first = vocab[token] + 1
+            raise UserError(f"{path}, line {token_id + 1}: {token!r} is on line {first} too; expected every token once")
+        vocab[token] = token_id
+    _check_vocab(vocab, path)
+    return vocab
+
+
+def _check_vocab(vocab, path):
+    if not vocab:
+        raise UserError(f"{path}: is empty; expected one token a line")
+    missing = [token for token in SPECIAL_TOKENS.values() if token not in vocab]
+    if missing:
+        raise UserError(f"{path}: no line is {' or '.join(missing)}; expected BERT's special tokens in the vocabulary")
+
+
+def _read_json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); expected a JSON object") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected a JSON object") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+def _load_fast_vocab(path):
+    """Return `{token: id}` from a `tokenizer.json` of the Rust library."""
+    model = _read_json(path).get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or sorted(vocab.values()) != list(range(len(vocab))):
+        raise UserError(f"{path}: has no WordPiece vocabulary; expected model.vocab with the ids 0, 1, 2, ...")
+    _check_vocab(vocab, path)
+    return vocab
+
+
+def _has_upper_case(vocab):
+    # Uncased vocabularies still have [CLS], and the Chinese one <S> and <T>.
+    return any(token != token.lower() for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token))
+
+
+class _CharTable(dict):
+    """A table for `str.translate` that asks `rule` once for each character it meets."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def __missing__(self, code):
+        replacement = self[code] = self.rule(chr(code))
+        return replacement
+
+
+class _Cache(dict):
+    """A dictionary from strings that computes what it lacks and starts afresh when it is full."""
+
+    max_entries = 1 << 17  # about 30 MB of English words
+    max_key_length = 32  # longer strings (a Chinese sentence, a URL) hardly ever come back
+
+    def __init__(self, compute):
+        super().__init__()
+        self.compute = compute
+
+    def __missing__(self, key):
+        value = self.compute(key)
+        if len(key) <= self.max_key_length:
+            if len(self) >= self.max_entries:
+                self.clear()
+            self[key] = value
+        return value
+
+
+class BasicTokenizer:
+    """Splits text into words and punctuation marks; with `do_lower_case`, lower-cases and strips accents."""
+
+    def __init__(self, do_lower_case=True, strip_accents=None, tokenize_chinese_chars=True):
+        self.do_lower_case = do_lower_case
+        self.strip_accents = do_lower_case if strip_accents is None else strip_accents
+        self.tokenize_chinese_chars = tokenize_chinese_chars
+        self._cleaning = _CharTable(self._clean)
+        self._folding = _CharTable(self._fold)
+
+    def tokenize(self, text):
+        """Return the words of `text`; special tokens such as [MASK], in this case only, stay in one piece."""
+        if "[" not in text:
+            return self._split(text)
+        words = []
+        for position, part in enumerate(_SPECIAL_TOKEN.split(text)):
+            words += [part] if position % 2 else self._split(part)
+        return words
+
+    def _split(self, text):
+        text = text.translate(self._cleaning)
+        # The normal form needs the whole text: it also puts neighbouring combining marks in order.
+        if self.strip_accents and not text.isascii():
+            text = unicodedata.normalize("NFD", text)
+        return text.translate(self._folding).split()
+
+    def _clean(self, char):
+        category = unicodedata.category(char)
+        if char in "\t\n\r" or category in ("Zs", "Zl", "Zp"):
+            return " "
+        # Unassigned characters (Cn) stay, as in Hugging Face; Google's BERT deleted them.
+        if char == "\ufffd" or category in ("Cc", "Cf", "Co", "Cs"):
+            return ""
+        is_chinese = any(first <= ord(char) <= last for first, last in _CJK_RANGES)
+        return f" {char} " if is_chinese and self.tokenize_chinese_chars else char
+
+    def _fold(self, char):
+        category = unicodedata.category(char)
+        if self.strip_accents and category == "Mn":
+            return ""
+        # BERT counts every ASCII symbol as punctuation: $ + < = > ^ ` | ~ too.
+        if category[0] == "P" or (category[0] == "S" and char.isascii()):
+            return f" {char} "
+        # One character at a time, so that a capital sigma at a word's end becomes the same as elsewhere.
+        return char.lower() if self.do_lower_case else char
+
+
+class WordpieceTokenizer:
+    """Cuts a word into the vocabulary's pieces, the longest possible piece first."""
+
+    def __init__(self, vocab, unk_token="[UNK]", max_chars_per_word=100):
+        self.vocab = vocab
+        self.unk_token = unk_token
+        self.max_chars_per_word = max_chars_per_word
+        self._longest = max(map(len, vocab))
+
+    def tokenize(self, word):
+        """Return the pieces of one word, or `[unk_token]` when it is too long or a part of it has no piece."""
+        if len(word) > self.max_chars_per_word:
+            return [self.unk_token]
+        pieces, start = [], 0
+        while start < len(word):
+            prefix = "##" if start else ""
+            for end in range(min(len(word), start + self._longest), start, -1):
+                piece = prefix + word[start:end]
+                if piece in self.vocab:
+                    break
+            else:
+                return [self.unk_token]
+            pieces.append(piece)
+            start = end
+        return pieces
+
+
+class BertTokenizer:
+    """Text to word-piece ids, equal to Hugging Face's BertTokenizer.
+
+    Arguments: `vocab` maps tokens to the ids 0, 1, 2, ...; `strip_accents` None means "as `do_lower_case`".
+    """
+
+    def __init__(self, vocab, do_lower_case=True, strip_accents=None, tokenize_chinese_chars=True):
+        self.vocab = vocab
+        self.ids_to_tokens = sorted(vocab, key=vocab.get)
+        self.do_lower_case = do_lower_case
+        self.strip_accents = strip_accents
+        self.basic_tokenizer = BasicTokenizer(do_lower_case, strip_accents, tokenize_chinese_chars)
+        self.wordpiece_tokenizer = WordpieceTokenizer(vocab, SPECIAL_TOKENS["unk_token"])
+        self.unk_token_id = vocab[SPECIAL_TOKENS["unk_token"]]
+        self.sep_token_id = vocab[SPECIAL_TOKENS["sep_token"]]
+        self.pad_token_id = vocab[SPECIAL_TOKENS["pad_token"]]
+        self.cls_token_id = vocab[SPECIAL_TOKENS["cls_token"]]
+        self.mask_token_id = vocab[SPECIAL_TOKENS["mask_token"]]
+        self._chunk_ids = _Cache(self._compute_chunk_ids)
+        self._word_ids = _Cache(self._compute_word_ids)
+
+    def __len__(self):
+        return len(self.vocab)
+
+    def ids(self, text):
+        """Return the ids of `text`, without [CLS] and [SEP]."""
+        # Cut at the plain space only: str.split() also cuts at control characters that BERT deletes ("a\x0bb" is "ab").
+        return list(chain.from_iterable(map(self._chunk_ids.__getitem__, text.split(" "))))
+
+    def _compute_chunk_ids(self, chunk):
+        words = self.basic_tokenizer.tokenize(chunk)
+        return tuple(chain.from_iterable(map(self._word_ids.__getitem__, words)))
+
+    def _compute_word_ids(self, word):
+        return tuple(self.vocab[piece] for piece in self.wordpiece_tokenizer.tokenize(word))
+
+    def tokenize(self, text):
+        """Return the word pieces of `text`."""
+        return self.convert_ids_to_tokens(self.ids(text))
+
+    def words_and_ids(self, text):
+        """Return `(word, ids)` for each word and punctuation mark of `text`, `ids` a tuple."""
+        return [(word, self._word_ids[word]) for word in self.basic_tokenizer.tokenize(text)]
+
+    def convert_tokens_to_ids(self, tokens):
+        """Return the ids of word pieces; a piece that the vocabulary lacks becomes [UNK]."""
+        return [self.vocab.get(token, self.unk_token_id) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids):
+        """Return the word pieces of `ids`."""
+        return [self.ids_to_tokens[token_id] for token_id in ids]
+
+    def encode_pair(self, ids_a, ids_b=None, max_length=None):
+        """Return `(input_ids, token_type_ids)` of [CLS] a [SEP] or [CLS] a [SEP] b [SEP].
+
+        Over `max_length`, the longer of the two loses tokens from its end, `b` when they are equally long.
+        """
+        ids_a, ids_b = list(ids_a), None if ids_b is None else list(ids_b)
+        num_special = 2 if ids_b is None else 3
+        if max_length is not None:
+            room = max_length - num_special
+            if room < 0:
+                raise UserError(f"a maximum length of {max_length} tokens; expected {num_special} or more")
+            if ids_b is None:
+                ids_a = ids_a[:room]
+            elif len(ids_a) + len(ids_b) > room:
+                ids_b = ids_b[:max(room // 2, room - len(ids_a))]
+                ids_a = ids_a[:room - len(ids_b)]
+        input_ids = [self.cls_token_id, *ids_a, self.sep_token_id]
+        token_type_ids = [0] * len(input_ids)
+        if ids_b is not None:
+            input_ids += [*ids_b, self.sep_token_id]
+            token_type_ids += [1] * (len(ids_b) + 1)
+        return input_ids, token_type_ids
+
+    @classmethod
+    def from_pretrained(cls, folder, do_lower_case=None):
+        """Load the tokenizer of a model folder.
+
+        The casing is `do_lower_case` if given, else what tokenizer_config.json says, else cased when the vocabulary
+        has upper-case pieces. Raises UserError when the folder has no usable vocabulary.
+        """
+        folder = Path(folder)
+        fast_path, config_path = folder / FAST_TOKENIZER_NAME, folder / TOKENIZER_CONFIG_NAME
+        if fast_path.exists() and not (folder / VOCAB_NAME).exists():
+            vocab = _load_fast_vocab(fast_path)
+        else:
+            vocab = load_vocab(folder / VOCAB_NAME)
+        config = _read_json(config_path) if config_path.exists() else {}
+        follows = config.get("do_lower_case")
+        if follows is None:
+            follows = not _has_upper_case(vocab)
+        if do_lower_case is not None and do_lower_case != follows:
+            names = {True: "uncased", False: "cased"}
+            logger.warning("%s: the model is %s, read as %s as asked", folder, names[follows], names[do_lower_case])
+        return cls(
+            vocab,
+            follows if do_lower_case is None else do_lower_case,
+            config.get("strip_accents"),
+            config.get("tokenize_chinese_chars", True),
+        )
+
+    def save_pretrained(self, folder):
+        """Write vocab.txt and tokenizer_config.json, from which Hugging Face's AutoTokenizer makes the same ids."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.do_lower_case,
+            "strip_accents": self.strip_accents,
+            "tokenize_chinese_chars": self.basic_tokenizer.tokenize_chinese_chars,
+            "model_max_length": 512,
+            **SPECIAL_TOKENS,
+        }
+        with atomic_write(folder / VOCAB_NAME, "w", encoding="utf-8") as file:
+            file.writelines(f"{token}\n" for token in self.ids_to_tokens)
+        with atomic_write(folder / TOKENIZER_CONFIG_NAME, "w", encoding="utf-8") as file:
+            file.write(json.dumps(config, indent=2) + "\n")
