@@ -118,7 +118,9 @@ def read_pregenerated(path, metrics, tokenizer, max_seq_length, folder=None, lim
                 ids = [vocab[token] for token in instance["tokens"]]
                 first_length = len(ids) - sum(instance["segment_ids"])
             except KeyError as error:
-                raise UserError(f"{path} line {count}: {error} is neither a field there nor in the vocabulary") from None
+                raise UserError(
+                    f"{path} line {count}: {error} is neither a field there nor in the vocabulary"
+                ) from None
             except (ValueError, TypeError):
                 raise UserError(f"{path} line {count}: expected a JSON object with tokens and segment_ids") from None
             if len(ids) > max_seq_length:

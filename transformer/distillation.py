@@ -5,12 +5,15 @@ Every loss is the mean over the batch's examples of a mean inside each example, 
 whatever it is batched with: over real tokens by default, over the padding too in the reference's way.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from transformer.file_utils import UserError
+from transformer.tokenization import BertTokenizer
 
 
 def layer_map(student_layers, teacher_layers):
@@ -35,11 +38,12 @@ def check_pair(student, teacher):
             f"the student has {student.num_attention_heads} attention heads, the teacher {teacher.num_attention_heads}: "
             "the attention loss compares them one by one; change num_attention_heads in the student's config.json"
         )
-    if student.vocab_size != teacher.vocab_size:
-        raise UserError(
-            f"the student's vocab_size is {student.vocab_size}, the teacher's {teacher.vocab_size}: "
-            "both must read the same ids; change vocab_size in the student's config.json"
-        )
+
+
+def check_same_vocabulary(tokenizer, folder):
+    """Refuse a student folder whose vocabulary is not the teacher's: the same ids would mean other words to it."""
+    if (Path(folder) / "vocab.txt").is_file() and BertTokenizer.from_pretrained(folder).vocab != tokenizer.vocab:
+        raise UserError(f"{folder}/vocab.txt: differs from the teacher's vocabulary; both must read the same ids")
 
 
 class LossWeights(NamedTuple):
@@ -102,7 +106,9 @@ def transformer_losses(student, student_output, teacher_output, mapping, weights
     weights: `loss_weights`. Returns {"att_loss", "rep_loss"}, scalars.
     """
     att_loss = sum(
-        attention_loss(student_output.attention_scores[m - 1], teacher_output.attention_scores[mapping[m] - 1], weights.pairs)
+        attention_loss(
+            student_output.attention_scores[m - 1], teacher_output.attention_scores[mapping[m] - 1], weights.pairs
+        )
         for m in range(1, len(mapping))
     )
     projected = student.project(student_output.hidden_states)
@@ -112,6 +118,40 @@ def transformer_losses(student, student_output, teacher_output, mapping, weights
     return {"att_loss": att_loss, "rep_loss": rep_loss}
 
 
-def teacher_layers(mapping):
-    """The teacher layers (from 0) whose attention scores the mapping uses: what to ask the teacher's forward for."""
-    return {layer - 1 for layer in mapping[1:]}
+class TransformerLearner(nn.Module):
+    """The learner of general distillation and of the intermediate step: a batch in, attention and hidden losses out.
+
+    Works on any models with a `bert` inside; the student also has `project`. Raises UserError for a pair whose layers or
+    heads do not fit.
+    """
+
+    def __init__(self, student, teacher, over_padding=False):
+        super().__init__()
+        check_pair(student.config, teacher.config)
+        self.student, self.over_padding = student, over_padding
+        # In a list, so that the teacher is no submodule: train() must not reach its dropout, nor DDP its weights. The
+        # reference left the teacher in training mode and its dropout blurred every target.
+        self.frozen = [teacher.eval().requires_grad_(False)]
+        self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
+        self.teacher_layers = {layer - 1 for layer in self.mapping[1:]}  # from 0: whose scores are used
+
+    def forward(self, batch):
+        inputs = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
+        with torch.no_grad():
+            teacher_output = self.frozen[0].bert(*inputs, score_layers=self.teacher_layers)
+        student_output = self.student.bert(*inputs)
+        weights = loss_weights(batch["attention_mask"], self.over_padding)
+        return transformer_losses(self.student, student_output, teacher_output, self.mapping, weights)
+
+
+class PredictionLearner(nn.Module):
+    """The learner of the prediction step. `teacher_logits` (N, C), by row of the training data: once they are known, the
+    teacher itself is not needed."""
+
+    def __init__(self, student, teacher_logits, temperature):
+        super().__init__()
+        self.student, self.teacher_logits, self.temperature = student, teacher_logits, temperature
+
+    def forward(self, batch):
+        logits, _ = self.student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        return {"cls_loss": prediction_loss(logits, self.teacher_logits[batch["rows"]], self.temperature)}

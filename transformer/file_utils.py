@@ -1,6 +1,6 @@
 """Step 0: fetch the teacher (bert-base-uncased), the GloVe vectors and GLUE tasks into their folders.
 
-Reads the public addresses in the table below; writes teacher_model/, 1_pre_data/glove.6B.100d.txt and one folder a task.
+Reads public addresses (the table SOURCES); writes teacher_model/, 1_pre_data/glove.6B.100d.txt and a folder a task.
 A download that was cut off goes on where it stopped; a file that is there and intact is not fetched again.
 Without a name it lists what it can fetch and what is there already.
 第 0 步:下载教师模型、GloVe 词向量和 GLUE 任务数据(支持断点续传)。
@@ -87,8 +87,16 @@ class UserError(Exception):
     """Bad input; the scripts print it as one line and exit with status 2."""
 
 
-class _Refused(UserError):
-    """The server is there and does not give this file (401, 403, 404)."""
+class _Unavailable(UserError):
+    """The server cannot be asked, and the cache does not have the file."""
+
+
+class _Refused(_Unavailable):
+    """The server does not give this file (401, 403)."""
+
+
+class _Missing(_Refused):
+    """The server does not have this file (404)."""
 
 
 class _Transient(Exception):
@@ -178,22 +186,22 @@ def read_json(path):
 
 
 def upload(paths, data_url):
-    """Copy finished files and folders into the folder or `s3://bucket/prefix` at `data_url`; nothing when that is empty.
+    """Copy finished files and folders to `data_url`, a folder or `s3://bucket/prefix`; nothing when that is empty.
 
-    A file keeps its name and a folder its own and its files' relative ones, as with `cp -r`.
+    A file keeps its name, a folder its own and its files' relative ones, as with `cp -r`.
     """
     if not data_url:
         return
     scheme = urlsplit(str(data_url)).scheme
     if "://" in str(data_url) and scheme != "s3":
         raise UserError(f"{data_url}: cannot upload to {scheme}://, expected a folder or s3://bucket/prefix")
-    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(os.path.abspath(path))
         if not path.exists():
             raise UserError(f"{path}: no such file or folder to upload to {data_url}")
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        for file in files:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file() and file.suffix not in (".tmp", ".part", ".lock"):
-                name = file.relative_to(path.resolve().parent if path == Path() else path.parent).as_posix()
+                name = file.relative_to(path.parent).as_posix()
                 (_upload_s3 if scheme == "s3" else _copy)(file, str(data_url), name)
     log.info("copied to %s", data_url)
 
@@ -203,7 +211,11 @@ def _copy(file, folder, name):
     if target.exists() and target.samefile(file):
         return
     _make_folder(target.parent)
-    with open(file, "rb") as source, atomic_write(target, "wb") as out:
+    try:
+        source = open(file, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    with source, atomic_write(target, "wb") as out:
         shutil.copyfileobj(source, out, 1 << 20)
 
 
@@ -233,19 +245,14 @@ class _Answer:
     chunks: Iterator[bytes] = iter(())
 
 
-def _open(url, copy, start, part):
-    """Ask for `url` from byte `start`, unless it still is what the record `copy` says; `part` describes what we hold."""
-    opener = _open_s3 if url.startswith("s3://") else _open_http
-    return opener(url, copy, start, part.get("validator") if start else None)
-
-
 def _open_http(url, copy, start, part_validator):
+    """Ask for `url` from byte `start` of the version `part_validator` on, unless the record `copy` still is current."""
     import requests
 
     headers = {"Accept-Encoding": "identity"}  # so that lengths are the file's
     if copy.get("validator"):
         headers["If-None-Match" if '"' in copy["validator"] else "If-Modified-Since"] = copy["validator"]
-    if part_validator and not part_validator.startswith("W/"):
+    if start and part_validator and not part_validator.startswith("W/"):
         headers.update({"Range": f"bytes={start}-", "If-Range": part_validator})
     if os.environ.get("HF_TOKEN") and _is_hub(url):
         headers["Authorization"] = f"Bearer {os.environ['HF_TOKEN']}"
@@ -268,9 +275,9 @@ def _open_http(url, copy, start, part_validator):
         response.close()
         return _Answer(unchanged=True)
     begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    if response.status_code == 206 and not (begins and int(begins[1]) == start):
+    if response.status_code == 206 and not (begins and int(begins[1]) == start and validator == part_validator):
         response.close()
-        raise _Transient("answered with another range than asked for", restart=True)
+        raise _Transient("sent another part than was asked for", restart=True)
     if response.status_code not in (200, 206):
         response.close()
         raise _failure(url, response.status_code, response.headers.get("Retry-After"))
@@ -291,6 +298,7 @@ def _open_http(url, copy, start, part_validator):
 
 
 def _open_s3(url, copy, start, part_validator):
+    """As `_open_http`, for an s3:// address."""
     client, bucket, key = _s3(url)
     from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 
@@ -321,7 +329,7 @@ def _open_s3(url, copy, start, part_validator):
 def _failure(url, status, retry_after=None):
     """The error for an HTTP status that is no success."""
     if status in (404, 410):
-        return _Refused(f"{url}: no such file on the server ({status})")
+        return _Missing(f"{url}: no such file on the server ({status})")
     if status in (401, 403):
         hint = "set HF_TOKEN to a token that may read it" if _is_hub(url) else "check the address and the credentials"
         return _Refused(f"{url}: access refused ({status}); {hint}")
@@ -348,7 +356,8 @@ def _s3(url):
     try:
         session = boto3.session.Session()
         # Public buckets are readable without an account.
-        config = Config(connect_timeout=TIMEOUT, **({} if session.get_credentials() else {"signature_version": UNSIGNED}))
+        signed = {} if session.get_credentials() else {"signature_version": UNSIGNED}
+        config = Config(connect_timeout=TIMEOUT, **signed)
         client = session.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None, config=config)
     except (BotoCoreError, ValueError) as error:
         raise UserError(f"{url}: {_one_line(error)}") from error
@@ -406,17 +415,18 @@ def _fetch(url, target, sha256=None, offline=False):
             if offline:
                 raise _Transient("is not asked (offline)")
             _download(url, target, {} if copy.get("absent") else copy, sha256, tries=1 if copy else TRIES)
-        except _Refused as error:
-            if isinstance(error.__cause__, FileNotFoundError) or "(404)" in str(error):
-                write_json(_beside(target, "json"), {"url": url, "absent": True})
+        except _Missing:  # worth remembering: without a connection, an optional file is then known to be absent
+            write_json(_beside(target, "json"), {"url": url, "absent": True})
             raise
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
         except _Transient as error:
             if not copy:
-                raise UserError(f"{url}: {error}, and it is not in the cache ({target.parent})") from error
+                raise _Unavailable(f"{url}: {error}, and it is not in the cache ({target.parent})") from error
             if not offline:
                 log.info("%s: %s; using the copy in %s", url, error, target.parent)
             if copy.get("absent"):
-                raise _Refused(f"{url}: was not there when it was last asked for") from error
+                raise _Missing(f"{url}: was not there when it was last asked for") from error
             return False
     return True
 
@@ -428,7 +438,8 @@ def _download(url, target, copy, sha256, tries):
     while True:
         held = read_json(part_record) if part_record.exists() else {}
         try:
-            answer = _open(url, copy, part.stat().st_size if part.exists() else 0, held)
+            start = part.stat().st_size if part.exists() else 0
+            answer = (_open_s3 if url.startswith("s3://") else _open_http)(url, copy, start, held.get("validator"))
             if answer.unchanged:
                 break
             write_json(part_record, {"url": url, "validator": answer.validator})
@@ -459,19 +470,14 @@ def _receive(url, answer, part):
     name = urlsplit(url).path.rsplit("/", 1)[-1]
     if not small:
         log.info("downloading %s (%s)", url, f"{answer.size / 1e6:.0f} MB" if answer.size else "size unknown")
-    try:
-        with (
-            open(part, "ab" if answer.start else "wb") as file,
-            tqdm(desc=name, total=answer.size, initial=answer.start, unit="B", unit_scale=True,
-                 disable=True if small else None) as bar,  # None: no bar when nobody watches
-        ):
-            for chunk in answer.chunks:
-                file.write(chunk)
-                bar.update(len(chunk))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{part}: cannot be written ({error.strerror or error})") from error
+    bar = tqdm(desc=name, total=answer.size, initial=answer.start, unit="B", unit_scale=True,
+               disable=True if small else None)  # None: no bar where nobody watches
+    with open(part, "ab" if answer.start else "wb") as file, bar:
+        for chunk in answer.chunks:
+            file.write(chunk)
+            bar.update(len(chunk))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _check_and_place(url, answer, part, target, sha256):
@@ -520,9 +526,9 @@ def _record(target):
 
 
 def _forget(target):
-    """Remove a cached file and what is known about it."""
-    for path in (target, _beside(target, "json"), _beside(target, "lock")):
-        path.unlink(missing_ok=True)
+    """Remove a cached file and what is known about it, but not its lock: another process may wait on that."""
+    target.unlink(missing_ok=True)
+    _beside(target, "json").unlink(missing_ok=True)
 
 
 def _cache(cache_dir):
@@ -570,7 +576,8 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
         raise UserError(f"{name}: a file, expected a model folder")
     if re.match("(https?|s3)://", name):
         return _fetch_model(name, name, _cache(cache_dir) / "models" / f"{_digest(name)}-{_safe(name)}", need_weights)
-    if local.name == "teacher_model" or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    stage = re.match("[1-5]_|teacher_model|student_model", local.name) or ("/" in name and local.parent.is_dir())
+    if stage or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise UserError(f"{name}: no such folder; {_advice(local)}")
     folder = _cache(cache_dir) / "models" / name.replace("/", "--")
     return _fetch_model(name, f"{_hub()}/{name}/resolve/main", folder, need_weights)
@@ -589,23 +596,23 @@ def _weights_in_order():
 
 def _fetch_model(name, base, folder, need_weights):
     """Fetch the files of a model at the address `base` into `folder`, the weights last."""
-    offline = False
+    offline = False  # after the first file, so that an unreachable server costs one wait and one line
     try:
         for file in ("config.json", "vocab.txt"):
-            offline = not _fetch(f"{base}/{file}", folder / file, offline=offline) or offline
-    except UserError as error:
+            offline = not _fetch(f"{base}/{file}", folder / file, offline=offline)
+        with contextlib.suppress(_Refused):  # without it the casing follows the vocabulary
+            offline = not _fetch(f"{base}/tokenizer_config.json", folder / "tokenizer_config.json", offline=offline)
+    except _Unavailable as error:
         if name == base:
             raise
         raise UserError(f"{name}: no such folder here, and no such model to be had ({error})") from error
-    with contextlib.suppress(_Refused):
-        offline = not _fetch(f"{base}/tokenizer_config.json", folder / "tokenizer_config.json", offline=offline) or offline
-    if not need_weights:
-        return folder
-    for file in _weights_in_order():
+    for file in _weights_in_order() if need_weights else ():
         with contextlib.suppress(_Refused):
             _fetch(f"{base}/{file}", folder / file, offline=offline)
             return folder
-    raise UserError(f"{name}: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is at {base}")
+    if need_weights:
+        raise UserError(f"{name}: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is at {base}")
+    return folder
 
 
 # Step 0
@@ -630,7 +637,7 @@ def unpack(archive, names, folder):
 
 
 def make_mrpc(train, test, dev_ids, names, folder):
-    """Write those of train.tsv, dev.tsv and test.tsv in `names`, in GLUE's layout, from the corpus as Microsoft released it."""
+    """Write `names` (of train.tsv, dev.tsv, test.tsv) in GLUE's layout, from the corpus as Microsoft released it."""
     ids = {tuple(line.split("\t")) for line in _lines(dev_ids)}
     columns = "#1 ID\t#2 ID\t#1 String\t#2 String"
     out = {"train.tsv": [f"Quality\t{columns}"], "dev.tsv": [f"Quality\t{columns}"], "test.tsv": [f"index\t{columns}"]}
@@ -638,7 +645,7 @@ def make_mrpc(train, test, dev_ids, names, folder):
         for number, line in enumerate(_lines(path)[1:], start=2):
             row = line.split("\t")
             if len(row) != 5:
-                raise UserError(f"{path}, line {number}: {len(row)} columns, expected 5 (quality, two ids, two sentences)")
+                raise UserError(f"{path}, line {number}: {len(row)} columns, expected 5 (quality, 2 ids, 2 sentences)")
             if path == test:  # GLUE keeps the test labels to itself and numbers the rows instead
                 out["test.tsv"].append("\t".join([str(number - 2), *row[1:]]))
             else:
@@ -651,7 +658,10 @@ def make_mrpc(train, test, dev_ids, names, folder):
 
 def _lines(path):
     # Split at "\n" only: the sentences hold other characters that splitlines() takes for line ends.
-    text = Path(path).read_text(encoding="utf-8-sig", errors="strict")
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
     return [line.strip("\r") for line in text.split("\n") if line.strip()]
 
 
@@ -760,19 +770,18 @@ def print_table(root, cache):
         if len(bad) == len(states):
             summary = "missing" if set(states.values()) == {"missing"} else "changed"
         else:
-            summary = ", ".join(bad) or ("intact" if set(states.values()) == {"intact"} else "there (not fetched by this)")
+            summary = ", ".join(bad) or ("intact" if set(states.values()) == {"intact"} else "there (your own files)")
         print(f"{name:<9}{goes_to:<34}{source.megabytes:>6g} MB  {summary}")
 
 
 def parse_args(argv=None):
     """The command line of step 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m transformer.file_utils", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog="python -m transformer.file_utils", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("names", nargs="*", help=f"what to fetch: {', '.join(SOURCES)}, or all (every GLUE task)")
-    parser.add_argument("--dir", type=Path, default=root, help="folder that holds teacher_model/, SST-2/ ... (this suite's)")
-    parser.add_argument("--cache_dir", help="where downloads lie until complete ($TINYBERT_CACHE or ~/.cache/tinybert)")
+    parser.add_argument("--dir", type=Path, default=root, help="folder of teacher_model/, SST-2/ ... (this suite's)")
+    parser.add_argument("--cache_dir", help="where unfinished downloads lie ($TINYBERT_CACHE or ~/.cache/tinybert)")
     parser.add_argument("--list", action="store_true", help="only print what there is to fetch and what is there")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
@@ -796,7 +805,7 @@ def main(argv=None):
         else:
             for name in dict.fromkeys(names):
                 fetch_source(name, args.dir, cache)
-    except UserError as error:
+    except (UserError, OSError) as error:
         if args.debug:
             raise
         print(f"error: {error}", file=sys.stderr)

@@ -70,7 +70,9 @@ def find_task(name):
     """The row of TASKS for a name in any case. Raises UserError for an unknown name."""
     task = TASKS.get(str(name).lower())
     if task is None:
-        raise UserError(f"--task_name {name}: unknown, expected one of {', '.join(task.name for task in TASKS.values())}")
+        raise UserError(
+            f"--task_name {name}: unknown, expected one of {', '.join(task.name for task in TASKS.values())}"
+        )
     return task
 
 
@@ -112,7 +114,9 @@ def read_lines(path):
                 # utf-8-sig on the first line only: some official files start with a byte-order mark.
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise UserError(f"{path} line {number}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+                raise UserError(
+                    f"{path} line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
+                ) from None
 
 
 class TaskFile:
@@ -135,7 +139,9 @@ class TaskFile:
         self.names = list(task.columns) if self.header is None else names
         absent = [name for name in wanted if name not in self.names]
         if absent:
-            raise UserError(f"{path} line 1: no column {absent[0]!r} for {task.name}; found {', '.join(self.names[:12])}")
+            raise UserError(
+                f"{path} line 1: no column {absent[0]!r} for {task.name}; found {', '.join(self.names[:12])}"
+            )
         self.text_indices = [self.names.index(name) for name in task.text_columns]
         self.label_index = self.names.index(task.label_column) if labelled else None
 

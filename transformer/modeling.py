@@ -5,7 +5,6 @@ Module names are the checkpoint's keys, which is why `LayerNorm`, `self` and `fi
 Paper: TinyBERT, arXiv 1909.10351; BERT, arXiv 1810.04805.
 """
 
-import json
 import logging
 import math
 import pickle
@@ -59,6 +58,7 @@ class BertConfig:
         "fit_per_layer": False,
         "pooled_relu": False,
         "num_labels": 2,
+        "pad_token_id": 0,
     }
     POSITIVE_INTEGERS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                          "max_position_embeddings", "type_vocab_size", "num_labels")  # fmt: skip
@@ -126,7 +126,8 @@ class BertEmbeddings(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        # [PAD] learns nothing, as in the reference.
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -155,7 +156,11 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, hidden, mask_bias, need_scores):
         """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None. Returns context, scores."""
-        query, key, value = self._heads(self.query(hidden)), self._heads(self.key(hidden)), self._heads(self.value(hidden))
+        query, key, value = (
+            self._heads(self.query(hidden)),
+            self._heads(self.key(hidden)),
+            self._heads(self.value(hidden)),
+        )
         dropout_prob = self.dropout_prob if self.training else 0.0
         if need_scores:
             # Scores leave without the mask: the losses choose by themselves which pairs of positions count.
@@ -362,6 +367,8 @@ class BertPreTrainedModel(nn.Module):
         fit_key = "fit_denses.0.weight" if config.fit_per_layer else "fit_dense.weight"
         if config.fit_size is None and "fit_size" not in overrides and fit_key in state:
             config.fit_size = state[fit_key].shape[0]
+        if "classifier.weight" in state and "id2label" not in config.__dict__ and "num_labels" not in overrides:
+            config.num_labels = state["classifier.weight"].shape[0]
         model = cls(config)
         if fit_key in state and config.fit_size not in (None, state[fit_key].shape[0]):
             fresh = (*fresh, "fit_dense")
@@ -380,7 +387,9 @@ class BertPreTrainedModel(nn.Module):
                     f"{source}: {key} has shape {tuple(value.shape)}, {CONFIG_NAME} asks for {tuple(own[key].shape)}"
                 )
         # The decoder is the word embedding; the copies that some checkpoints carry say nothing new.
-        keys = self.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items() if key in own}, False)
+        keys = self.load_state_dict(
+            {key: value.to(own[key].dtype) for key, value in state.items() if key in own}, False
+        )
         tied = "cls.predictions.decoder."
         missing = [key for key in keys.missing_keys if not key.startswith(tied)]
         unexpected = [key for key in state if key not in own and not key.startswith(tied)]
@@ -464,6 +473,7 @@ def load_state_dict(folder):
         # weights_only: a pickle may carry code, and a model that somebody sent must not run any.
         def reader(name):
             return torch.load(name, map_location="cpu", weights_only=True)
+
     try:
         state = reader(path)
     except pickle.UnpicklingError:
@@ -486,7 +496,10 @@ def report_keys(source, keys, fresh=()):
     """Say which weights the checkpoint did not have, and which of its weights found no place."""
     missing, unexpected = keys
     missing = [key for key in missing if not key.startswith(("fit_dense", *fresh))]
-    for title, names in (("not in the checkpoint, drawn at random", missing), ("in the checkpoint, not used", unexpected)):
+    for title, names in (
+        ("not in the checkpoint, drawn at random", missing),
+        ("in the checkpoint, not used", unexpected),
+    ):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             logger.info("%s: %s: %s%s", source, title, ", ".join(names[:4]), more)
@@ -499,6 +512,13 @@ def save_weights(state, path):
         torch.save(state, file)
 
 
+def check_vocabulary(config, tokenizer, folder):
+    """Raise UserError when config.json and vocab.txt are not of one model. Configs may round the size up, to 128 at most."""
+    size = len(tokenizer.vocab)
+    if not size <= config.vocab_size < size + 128:
+        raise UserError(f"{folder}: vocab.txt has {size} tokens, config.json says vocab_size {config.vocab_size}")
+
+
 def label_names(config):
     """The class names a config gives, in the order of the logits, or None where it has only LABEL_0, LABEL_1, ..."""
     names = config.__dict__.get("id2label")
@@ -507,6 +527,16 @@ def label_names(config):
     return [str(names[index]) for index in sorted(names)]
 
 
-def config_text(config):
-    """One line for the log: layers, width, heads, vocabulary."""
-    return json.dumps({key: getattr(config, key) for key in BertConfig.DEFAULTS if key.endswith(("size", "layers", "heads"))})
+def describe(model):
+    """One phrase for the log: layers, width, heads, parameters."""
+    config = model.config
+    return (
+        f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads, "
+        f"{model.num_parameters() / 1e6:.1f} M parameters"
+    )
+
+
+def stored_labels(folder):
+    """The number of classes of the classifier in a model folder's weights; 0 where it has none."""
+    weight = load_state_dict(folder).get("classifier.weight")
+    return 0 if weight is None else weight.shape[0]

@@ -1,13 +1,12 @@
 """BERT's tokenizer in plain Python: Hugging Face's ids, from a bounded cache over an exact slow path."""
 
-import json
 import logging
 import re
 import unicodedata
 from itertools import chain
 from pathlib import Path
 
-from transformer.file_utils import UserError, atomic_write
+from transformer.file_utils import UserError, atomic_write, read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,7 @@ _CJK_RANGES = (
 def load_vocab(path):
     """Return `{token: id}` of a vocabulary file with one token a line; a UserError names what is wrong with it."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected one token a line") from error
     except UnicodeDecodeError as error:
@@ -54,23 +53,18 @@ def _check_vocab(vocab, path):
         raise UserError(f"{path}: no line is {' or '.join(missing)}; expected BERT's special tokens in the vocabulary")
 
 
-def _read_json(path):
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg}); expected a JSON object") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected a JSON object") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}; expected a JSON object")
-    return content
+def _read_settings(path):
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: holds a {type(settings).__name__}; expected a JSON object")
+    return settings
 
 
 def _load_fast_vocab(path):
     """Return `{token: id}` from a `tokenizer.json` of the Rust library."""
-    model = _read_json(path).get("model")
+    model = _read_settings(path).get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or sorted(vocab.values()) != list(range(len(vocab))):
+    if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
         raise UserError(f"{path}: has no WordPiece vocabulary; expected model.vocab with the ids 0, 1, 2, ...")
     _check_vocab(vocab, path)
     return vocab
@@ -274,7 +268,7 @@ class BertTokenizer:
             vocab = _load_fast_vocab(fast_path)
         else:
             vocab = load_vocab(folder / VOCAB_NAME)
-        config = _read_json(config_path) if config_path.exists() else {}
+        config = _read_settings(config_path) if config_path.exists() else {}
         follows = config.get("do_lower_case")
         if follows is None:
             follows = not _has_upper_case(vocab)
@@ -300,7 +294,6 @@ class BertTokenizer:
             "model_max_length": 512,
             **SPECIAL_TOKENS,
         }
-        with atomic_write(folder / VOCAB_NAME, "w", encoding="utf-8") as file:
+        with atomic_write(folder / VOCAB_NAME) as file:
             file.writelines(f"{token}\n" for token in self.ids_to_tokens)
-        with atomic_write(folder / TOKENIZER_CONFIG_NAME, "w", encoding="utf-8") as file:
-            file.write(json.dumps(config, indent=2) + "\n")
+        write_json(folder / TOKENIZER_CONFIG_NAME, config)

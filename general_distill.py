@@ -1,0 +1,165 @@
+"""Stage 3: general distillation. A pre-trained teacher's layers teach a small student, on any text (TinyBERT, section 3.2).
+
+For every batch, teacher and student read the same tokens. Each student layer m is pulled towards the teacher layer g(m)
+that it maps to: its attention scores (equation 7) and, through a linear map, its hidden states (equation 8); the student's
+embeddings towards the teacher's (equation 9). No labels, no masked LM: general distillation has no prediction layer.
+
+Reads:   --pregenerated_data (stage 2), --teacher_model, --student_model (config.json; weights too with --continue_train)
+Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, config.json, vocab.txt,
+         tokenizer_config.json, log.txt
+
+    python general_distill.py --pregenerated_data 2_pregenerate_data --teacher_model teacher_model \\
+        --student_model student_model --output_dir 3_general_distill --do_lower_case
+    python general_distill.py --sample
+
+第三步：通用蒸馏。教师的注意力与隐藏层逐层教学生，得到通用学生模型。
+"""
+
+import logging
+
+from transformer import stages
+from transformer.data import pregenerated_epochs, read_pregenerated
+from transformer.distillation import TransformerLearner, check_pair, check_same_vocabulary
+from transformer.file_utils import UserError, model_folder, upload
+from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTraining, check_vocabulary, describe
+from transformer.optimization import BertAdam, decay_groups
+from transformer.stages import flag
+from transformer.tokenization import BertTokenizer
+from transformer.training import Plan, TrainingRun, add_training_flags, claim, format_results, launch, mean_losses
+
+# For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "max_steps": 20}.
+HEADER = {}
+
+
+def parse_args(argv=None):
+    parser = stages.make_parser(__doc__)
+    group = parser.add_argument_group("input and output")
+    flag(group, "--pregenerated_data", help="folder of stage 2's epoch files (2_pregenerate_data)")
+    flag(group, "--teacher_model", help="folder or name of the teacher (teacher_model)")
+    flag(group, "--student_model", help="folder of the student's config.json (student_model)")
+    flag(group, "--output_dir", help="folder of the general student (3_general_distill)")
+    flag(group, "--cache_dir", help="where downloaded models are kept")
+    flag(group, "--max_seq_length", type=int, help="longest sequence; at least stage 2's --max_seq_len (128)")
+    flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
+    flag(group, "--reduce_memory", action="store_true", help="keep the epoch's ids in a file, not in memory")
+    flag(group, "--continue_train", action="store_true", help="start from the student's weights, not at random")
+    flag(group, "--do_eval", action="store_true", help="only measure the losses of --output_dir's student")
+    add_training_flags(parser)
+    stages.add_common_flags(parser, "max_steps")
+    args = parser.parse_args(argv)
+    sample = stages.SAMPLE_GENERAL_DISTILLATION if args.sample or HEADER.get("sample") else {}
+    args.origins = stages.settle(
+        args, ("script header", HEADER), ("sample", sample), ("default", stages.GENERAL_DISTILLATION)
+    )
+    stages.check_training(args)
+    return args
+
+
+def main():
+    args = parse_args()
+    origins = args.__dict__.pop("origins")
+    place = launch(args)
+    output = stages.make_output_folder(args.output_dir)
+    stages.set_up_logging(quiet=not place.first)
+    logging.info("general distillation on %s", place)
+    stages.print_settings(args, origins)
+    epochs = pregenerated_epochs(args.pregenerated_data)
+    teacher_folder = model_folder(args.teacher_model, args.cache_dir)
+    tokenizer = BertTokenizer.from_pretrained(teacher_folder, args.do_lower_case)
+    teacher = load_teacher(teacher_folder, tokenizer, place)
+    if args.do_eval:
+        return evaluate_output(output, teacher, epochs, tokenizer, args, place)
+
+    student_folder = model_folder(args.student_model, args.cache_dir, need_weights=bool(args.continue_train))
+    student = make_student(student_folder, teacher, tokenizer, args).to(place.device)
+    inputs = {"teacher_model": teacher_folder, "student_model": student_folder, "pregenerated_data": epochs[0][0]}
+    record = stages.OutputRecord(output / "run.json", "general_distill", args, inputs)
+    status = claim(record, stages.model_outputs(output), args.overwrite_output, place)
+    if status != "finished":
+        logging.info("teacher %s", describe(teacher))
+        logging.info("student %s", describe(student))
+        if place.first:
+            stages.log_to(output / "log.txt")
+        distill(student, teacher, epochs, tokenizer, output, args, place)
+        if place.first:
+            record.finish()
+    if place.first:
+        upload(stages.model_outputs(output), args.data_url)
+    logging.info("%s: %s", "written" if status != "finished" else "finished before", output / WEIGHTS_NAME)
+    stages.hint_next(f"python task_distill.py{' --sample' if args.sample else ''}")
+
+
+def load_teacher(folder, tokenizer, place):
+    """The pre-trained teacher, on its device."""
+    teacher = TinyBertForPreTraining.from_pretrained(folder, fit_size=None)
+    check_vocabulary(teacher.config, tokenizer, folder)
+    return teacher.to(place.device)
+
+
+def make_student(folder, teacher, tokenizer, args):
+    """A student with a projection onto the teacher's width: new, or with --continue_train from its weights."""
+    config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size)
+    check_pair(config, teacher.config)
+    check_vocabulary(config, tokenizer, folder)
+    if max(args.max_seq_length, 1) > config.max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length {args.max_seq_length}: the student has {config.max_position_embeddings} positions"
+        )
+    if not args.continue_train:
+        return TinyBertForPreTraining(config)
+    check_same_vocabulary(tokenizer, folder)
+    return TinyBertForPreTraining.from_pretrained(folder, fit_size=teacher.config.hidden_size)
+
+
+def distill(student, teacher, epochs, tokenizer, output, args, place):
+    """Train the student over the epochs."""
+    learner = TransformerLearner(student, teacher, args.pad_to_max_length)
+    read = epoch_reader(epochs, tokenizer, output, args)
+    sizes = [metrics["num_training_examples"] if args.limit is None else min(metrics["num_training_examples"], args.limit)
+             for _, metrics in epochs]  # fmt: skip
+    plan = Plan(read, sizes, args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
+                bucketed=not args.pad_to_max_length)  # fmt: skip
+    optimizer = BertAdam(decay_groups(student, args.weight_decay), args.learning_rate, args.warmup_proportion,
+                         plan.total_steps, "warmup_linear")  # fmt: skip
+    run = TrainingRun(
+        output, learner, optimizer, plan, place, eval_step=args.eval_step, step_files=True,
+        accumulation=args.gradient_accumulation_steps, pad_token_id=tokenizer.pad_token_id,
+        pad_to=args.max_seq_length if args.pad_to_max_length else None,
+    )  # fmt: skip
+    if place.first:
+        student.config.save_pretrained(output, student.architecture)
+        tokenizer.save_pretrained(output)
+    logging.info("%d sequences, %d steps", sum(sizes), plan.total_steps)
+    run.train()
+    run.finish()
+
+
+def epoch_reader(epochs, tokenizer, output, args):
+    """A function from the number of a pass to its Sequences; the epoch files are used in turn, one in memory at a time."""
+    latest = {}
+
+    def read(number):
+        index = number % len(epochs)
+        if index not in latest:
+            latest.clear()
+            path, metrics = epochs[index]
+            folder = output if args.reduce_memory else None
+            latest[index] = read_pregenerated(path, metrics, tokenizer, args.max_seq_length, folder, args.limit)
+        return latest[index]
+
+    return read
+
+
+def evaluate_output(output, teacher, epochs, tokenizer, args, place):
+    """--do_eval: the losses of the student in --output_dir over the first epoch file, without training."""
+    student = TinyBertForPreTraining.from_pretrained(output).to(place.device)
+    learner = TransformerLearner(student, teacher, args.pad_to_max_length).eval()
+    sequences = epoch_reader(epochs, tokenizer, output, args)(0)
+    results = mean_losses(learner, sequences, args.eval_batch_size, place, tokenizer.pad_token_id,
+                          args.max_seq_length if args.pad_to_max_length else None)  # fmt: skip
+    stages.write_results(output / "eval_results.txt", results)
+    logging.info("%s", format_results(results))
+
+
+if __name__ == "__main__":
+    stages.run(main)

@@ -1,0 +1,498 @@
+"""Stage 4: task distillation. A teacher fine-tuned on a task teaches the general student that task, in two steps.
+
+    no flag          intermediate step: attention scores and hidden states, as in general distillation, on the task's text
+    --pred_distill   prediction step: the student's logits follow the teacher's softened ones (equation 10)
+    --do_finetune    fine-tune a teacher on the task; done by itself where the teacher has no classifier for it
+    --do_eval        evaluate a student beside its teacher;  --do_predict  write the test set's predictions
+
+Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model
+Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction step: the best on dev), config.json,
+         vocab.txt, tokenizer_config.json, eval_results.txt, log.txt; a fine-tuned teacher goes to <teacher>/<task>/
+
+    python task_distill.py --data_dir SST-2 --teacher_model teacher_model --student_model 3_general_distill \\
+        --task_name SST-2 --output_dir 4_task_distill_mid --aug_train --do_lower_case
+    python task_distill.py --data_dir SST-2 --teacher_model teacher_model --student_model 4_task_distill_mid \\
+        --task_name SST-2 --output_dir 5_task_distill_out --aug_train --do_lower_case --pred_distill
+    python task_distill.py --sample
+
+第四步：任务蒸馏。先做中间层蒸馏，再用 --pred_distill 做预测层蒸馏；教师没有分类头时先自动微调。
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from transformer import stages
+from transformer.data import Sequences, encode_task_file, sorted_batches
+from transformer.distillation import PredictionLearner, TransformerLearner, check_same_vocabulary
+from transformer.file_utils import UserError, atomic_write, model_folder, read_json, upload
+from transformer.glue import TaskFile, compute_metrics, find_task, label_order
+from transformer.modeling import (
+    WEIGHTS_NAME,
+    TinyBertForSequenceClassification,
+    check_vocabulary,
+    describe,
+    label_names,
+    stored_labels,
+    weights_file,
+)
+from transformer.optimization import BertAdam, decay_groups
+from transformer.stages import flag
+from transformer.tokenization import BertTokenizer
+from transformer.training import Plan, TrainingRun, add_training_flags, claim, format_results, launch, mean_losses
+
+# For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "max_steps": 20}.
+HEADER = {}
+
+
+def parse_args(argv=None):
+    parser = stages.make_parser(__doc__)
+    group = parser.add_argument_group("step")
+    flag(group, "--pred_distill", action="store_true", help="prediction step; without it the intermediate step")
+    flag(group, "--do_finetune", action="store_true", help="fine-tune the teacher on the task and stop")
+    flag(
+        group,
+        "--do_eval",
+        action="store_true",
+        help="only evaluate --student_model, beside the teacher where there is one",
+    )
+    flag(group, "--do_predict", action="store_true", help="only write predictions for the test set, as GLUE takes them")
+    flag(
+        group,
+        "--no_finetune",
+        action="store_true",
+        help="never fine-tune a teacher without classifier: an error instead",
+    )
+    group = parser.add_argument_group("input and output")
+    flag(group, "--data_dir", help="folder of train.tsv and dev.tsv (the task's name)")
+    flag(group, "--task_name", help="a GLUE task, in any case of letters (SST-2)")
+    flag(group, "--teacher_model", help="folder or name of the teacher (teacher_model)")
+    flag(
+        group,
+        "--student_model",
+        help="folder of the student (3_general_distill; with --pred_distill 4_task_distill_mid)",
+    )
+    flag(
+        group, "--output_dir", help="folder of the result (4_task_distill_mid; with --pred_distill 5_task_distill_out)"
+    )
+    flag(group, "--cache_dir", help="where downloaded models are kept")
+    flag(group, "--aug_train", action="store_true", help="train on train_aug.tsv, stage 1's output")
+    flag(group, "--max_seq_length", type=int, help="tokens of a sequence, longer ones are cut (64 or 128, by task)")
+    flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
+    flag(group, "--temperature", type=float, help="softens both sides' logits in the prediction step (1)")
+    add_training_flags(parser)
+    stages.add_common_flags(parser, "max_steps")
+    args = parser.parse_args(argv)
+    args.step = current_step(args)
+    fill_in(args)
+    return args
+
+
+def current_step(args):
+    """Which of the four things to do; the header may say so too."""
+    for name, step in (("do_finetune", "finetune"), ("do_eval", "evaluation"), ("do_predict", "evaluation"),
+                       ("pred_distill", "prediction")):  # fmt: skip
+        if getattr(args, name) or HEADER.get(name):
+            return step
+    return "intermediate"
+
+
+def fill_in(args):
+    """Settle every flag that was not given, and note where it came from in args.origins."""
+    task = find_task(args.task_name or HEADER.get("task_name") or stages.TASK["task_name"])
+    sample = stages.SAMPLE_TASK_STEPS[args.step] if args.sample or HEADER.get("sample") else {}
+    by_task = {"max_seq_length": task.max_seq_length, "data_dir": task.name}
+    if args.step == "intermediate":
+        by_task["num_train_epochs"] = float(
+            task.epochs
+        )  # the reference's table; the prediction step takes 3 everywhere
+    args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), (task.name, by_task),
+                                 ("default", stages.TASK_STEPS[args.step]))  # fmt: skip
+    args.task_name = task.name
+    if args.step == "finetune" and args.output_dir is None:
+        args.output_dir = str(Path(args.teacher_model) / task.name)
+    stages.check_training(args)
+    stages.check_positive(args, "temperature")
+
+
+def main():
+    args = parse_args()
+    stages.set_up_logging()
+    place = launch(args)
+    if not place.first:
+        stages.set_up_logging(quiet=True)
+    task = find_task(args.task_name)
+    logging.info("task distillation, %s step, %s on %s", args.step, task.name, place)
+    stages.print_settings(args, args.origins)
+    teacher_folder = model_folder(args.teacher_model, args.cache_dir, need_weights=args.step != "evaluation")
+    if args.do_predict:
+        predict(task, args, place)
+    if args.do_eval or args.do_predict:
+        if args.do_eval:
+            evaluate(task, find_fine_tuned(teacher_folder, task), args, place)
+        return
+    if args.do_finetune:
+        finetune_teacher(task, teacher_folder, args, place)
+        stages.hint_next("python general_distill.py")
+        return
+    teacher_folder = ready_teacher(task, teacher_folder, args, place)
+    distill(task, teacher_folder, args, place)
+
+
+# --- data and models
+
+
+def read_sets(task, names, folder, tokenizer, labels, args, labelled=True):
+    """Token ids of a task's files: a list of (file name, Sequences)."""
+    sets = []
+    for name in names:
+        task_file = TaskFile(Path(folder) / name, task, labelled)
+        sets.append((name, encode_task_file(task_file, tokenizer, args.max_seq_length, labels, args.limit)))
+        skipped = f", {task_file.skipped} short rows skipped" if task_file.skipped else ""
+        logging.info("%s: %d rows, %d tokens%s", task_file.path, len(sets[-1][1]), len(sets[-1][1].ids), skipped)
+    return sets
+
+
+class Data(NamedTuple):
+    """What a run trains and evaluates on."""
+
+    train: Sequences
+    dev: list  # of (file name, Sequences)
+    plan: Plan
+
+
+def read_data(task, train_name, tokenizer, labels, args):
+    [(_, train)] = read_sets(task, [train_name], args.data_dir, tokenizer, labels, args)
+    dev = read_sets(task, task.dev_files, args.data_dir, tokenizer, labels, args)
+    plan = Plan(lambda epoch: train, [len(train)], args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
+                bucketed=not args.pad_to_max_length)  # fmt: skip
+    return Data(train, dev, plan)
+
+
+def train_file_name(args):
+    """train.tsv, or the augmented file. Raises UserError when that is not there yet."""
+    if not args.aug_train:
+        return "train.tsv"
+    if not (Path(args.data_dir) / "train_aug.tsv").is_file():
+        raise UserError(
+            f"{args.data_dir}/train_aug.tsv: no such file; data_augmentation.py --task_name {args.task_name} makes it"
+        )
+    return "train_aug.tsv"
+
+
+def load_classifier(folder, place, args, fresh=(), **overrides):
+    """A classification model and its tokenizer."""
+    model = TinyBertForSequenceClassification.from_pretrained(folder, fresh, **overrides)
+    tokenizer = BertTokenizer.from_pretrained(folder, args.do_lower_case)
+    check_vocabulary(model.config, tokenizer, folder)
+    if args.max_seq_length > model.config.max_position_embeddings:
+        raise UserError(
+            f"--max_seq_length {args.max_seq_length}: {folder} has {model.config.max_position_embeddings} positions"
+        )
+    return model.to(place.device), tokenizer
+
+
+def class_names(task, labels):
+    """id2label for config.json: readable names where the task has them, in the order of `labels`."""
+    if task.regression:
+        return {0: "score"}
+    names = dict(zip(task.labels, task.label_names or task.labels, strict=True))
+    return {index: names[label] for index, label in enumerate(labels)}
+
+
+# --- the teacher
+
+
+def find_fine_tuned(folder, task):
+    """Where the teacher with a classifier for the task is: `folder` itself, <folder>/<task>, or None."""
+    fine_tuned = Path(folder) / task.name
+    record = fine_tuned / "run.json"
+    # A run record that is not finished belongs to an interrupted fine-tuning.
+    if weights_file(fine_tuned) and (not record.is_file() or read_json(record).get("finished")):
+        return fine_tuned
+    return Path(folder) if weights_file(folder) and stored_labels(folder) == task.num_labels else None
+
+
+def ready_teacher(task, folder, args, place):
+    """The folder of a teacher that knows the task; fine-tunes one first where there is none.
+
+    The reference distilled from a classifier drawn at random where nobody had fine-tuned the teacher, and ended at chance.
+    """
+    found = find_fine_tuned(folder, task)
+    if found is not None and not made_for_debugging(found, args):
+        return found
+    if args.no_finetune:
+        raise UserError(
+            f"{folder}: no classifier for {task.name}; --do_finetune makes one (or leave --no_finetune away)"
+        )
+    logging.info("the teacher has no classifier for %s: fine-tuning it first", task.name)
+    # What concerns this teacher and this data carries over; rates and epochs are those of fine-tuning.
+    kept = ("teacher_model", "data_dir", "task_name", "sample", "seed", "precision", "limit", "max_steps", "no_cuda",
+            "do_lower_case", "max_seq_length", "cache_dir", "local_rank", "debug", "pad_to_max_length")  # fmt: skip
+    values = {name: getattr(args, name) if name in kept else None for name in vars(args)}
+    tuning = argparse.Namespace(**{**values, "step": "finetune", "overwrite_output": found is not None or None})
+    fill_in(tuning)
+    return finetune_teacher(task, folder, tuning, place)
+
+
+def made_for_debugging(folder, args):
+    """Whether a fine-tuned teacher comes from a short run (--max_steps, --limit) and this run is none."""
+    record = Path(folder) / "run.json"
+    settings = read_json(record).get("settings", {}) if record.is_file() else {}
+    return any(name in settings and getattr(args, name) is None for name in ("max_steps", "limit"))
+
+
+class FinetuneLearner(nn.Module):
+    """Cross-entropy with the gold labels, or for regression the squared error."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.student = model
+
+    def forward(self, batch):
+        logits, _ = self.student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        if logits.shape[1] == 1:
+            return {"loss": F.mse_loss(logits[:, 0].float(), batch["labels"])}
+        return {"loss": F.cross_entropy(logits.float(), batch["labels"])}
+
+
+def finetune_teacher(task, folder, args, place):
+    """Fine-tune `folder`'s BERT on the task into args.output_dir; returns that folder."""
+    output = stages.make_output_folder(args.output_dir)
+    status, record = claim_output("finetune", output, {"teacher_model": folder}, ["train.tsv"], task, args, place)
+    if status == "finished":
+        logging.info("finished before: %s", output)
+        return output
+    labels = label_order(task, None)
+    fresh = () if stored_labels(folder) == task.num_labels else ("classifier",)
+    id2label = class_names(task, labels)
+    model, tokenizer = load_classifier(
+        folder, place, args, fresh, id2label=id2label, num_labels=len(id2label), fit_size=None
+    )
+    logging.info("teacher %s", describe(model))
+    data = read_data(task, "train.tsv", tokenizer, labels, args)
+    evaluate_teacher = dev_score(task, model, data, tokenizer, args, place)
+    results = run_training(
+        FinetuneLearner(model), data, tokenizer, output, "warmup_linear", evaluate_teacher, args, place
+    )
+    complete(output, record, results, args, place)
+    return output
+
+
+# --- the student
+
+
+def distill(task, teacher_folder, args, place):
+    """One step of task distillation, from --student_model to --output_dir."""
+    output = stages.make_output_folder(args.output_dir)
+    student_folder = model_folder(args.student_model, args.cache_dir)
+    if student_folder.resolve() == output.resolve():
+        raise UserError(f"--output_dir {output}: is the student's own folder, choose another")
+    train_name = train_file_name(args)
+    inputs = {"teacher_model": teacher_folder, "student_model": student_folder}
+    status, record = claim_output("task_distill", output, inputs, [train_name], task, args, place)
+    if status == "finished":
+        logging.info("finished before: %s", output)
+    else:
+        teacher, tokenizer = load_classifier(teacher_folder, place, args, fit_size=None)
+        labels = label_order(task, label_names(teacher.config))
+        check_same_vocabulary(tokenizer, student_folder)
+        id2label = class_names(task, labels)
+        student, _ = load_classifier(student_folder, place, args, id2label=id2label, num_labels=len(id2label),
+                                     fit_size=teacher.config.hidden_size)  # fmt: skip
+        logging.info("teacher %s", describe(teacher))
+        logging.info("student %s", describe(student))
+        results = distill_step(task, student, teacher, tokenizer, labels, train_name, output, args, place)
+        complete(output, record, results, args, place)
+    sample = " --sample" if args.sample else ""
+    stages.hint_next(f"python task_distill.py{sample} {'--do_eval' if args.step == 'prediction' else '--pred_distill'}")
+
+
+def distill_step(task, student, teacher, tokenizer, labels, train_name, output, args, place):
+    """Train the student by the step's losses; returns the results."""
+    data = read_data(task, train_name, tokenizer, labels, args)
+    # Printed first of all: a teacher near chance teaches nothing, and nothing later would say so.
+    logging.info("teacher on dev: %s", format_results(score(task, teacher, data.dev, tokenizer, args, place)))
+    if args.step == "intermediate":
+        learner = TransformerLearner(student, teacher, args.pad_to_max_length)
+
+        def evaluate_student():  # no score: the last weights are kept
+            pad_to = args.max_seq_length if args.pad_to_max_length else None
+            _, dev = data.dev[0]
+            return None, mean_losses(learner, dev, args.eval_batch_size, place, tokenizer.pad_token_id, pad_to)
+
+        return run_training(learner, data, tokenizer, output, "none", evaluate_student, args, place)
+    logits = teacher_logits_of(data, teacher, tokenizer, args, place)
+    learner = PredictionLearner(student, logits, args.temperature)
+    evaluate_student = dev_score(task, student, data, tokenizer, args, place)
+    return run_training(learner, data, tokenizer, output, "warmup_linear", evaluate_student, args, place)
+
+
+def teacher_logits_of(data, teacher, tokenizer, args, place):
+    """The teacher's logits (N, C), computed once for each row that the plan trains on: the teacher never changes."""
+    rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
+    logging.info("teacher's logits of %d rows", len(rows))
+    logits = torch.zeros(len(data.train), teacher.config.num_labels)
+    logits[rows] = run_model(teacher, data.train, rows, tokenizer, args, place)
+    return logits.to(place.device)
+
+
+# --- training and evaluation
+
+
+def run_training(learner, data, tokenizer, output, schedule, evaluate_student, args, place):
+    """Train learner.student and leave its model folder in `output`; returns the results of the weights kept."""
+    student = learner.student
+    optimizer = BertAdam(
+        decay_groups(student, args.weight_decay),
+        args.learning_rate,
+        args.warmup_proportion,
+        data.plan.total_steps,
+        schedule,
+    )
+    run = TrainingRun(
+        output, learner, optimizer, data.plan, place, eval_step=args.eval_step,
+        accumulation=args.gradient_accumulation_steps, evaluate=evaluate_student, pad_token_id=tokenizer.pad_token_id,
+        pad_to=args.max_seq_length if args.pad_to_max_length else None,
+    )  # fmt: skip
+    if place.first:
+        student.config.save_pretrained(output, student.architecture)
+        tokenizer.save_pretrained(output)
+    logging.info("%d rows, %d steps", len(data.train), data.plan.total_steps)
+    results = run.train()
+    if place.first:
+        stages.write_results(output / "eval_results.txt", results)
+    run.finish()
+    return results
+
+
+def dev_score(task, model, data, tokenizer, args, place):
+    """The evaluation that selects the best weights by the task's first metric."""
+
+    def evaluate_model():
+        results = score(task, model, data.dev, tokenizer, args, place)
+        return results[task.metrics[0]], results
+
+    return evaluate_model
+
+
+def claim_output(script, output, inputs, data_files, task, args, place):
+    """Ask the output's record what to do (`stages.OutputRecord`); from then on the log goes to log.txt as well."""
+    inputs = {**inputs, **{name: Path(args.data_dir) / name for name in (*data_files, *task.dev_files)}}
+    record = stages.OutputRecord(output / "run.json", script, args, inputs)
+    status = claim(record, stages.model_outputs(output), args.overwrite_output, place)
+    if status != "finished" and place.first:
+        stages.log_to(output / "log.txt")
+    return status, record
+
+
+def complete(output, record, results, args, place):
+    """The last things a run does: the output is whole from here on."""
+    if place.first:
+        record.finish()
+        upload(stages.model_outputs(output), args.data_url)
+    logging.info("written: %s (%s)", output / WEIGHTS_NAME, format_results(results))
+
+
+def run_model(model, sequences, rows, tokenizer, args, place):
+    """Logits (len(rows), C) of some examples, in the order of `rows`, on the CPU in float32."""
+    model.eval()
+    logits = torch.zeros(len(rows), model.config.num_labels)
+    for indices in sorted_batches(sequences.lengths[rows], args.eval_batch_size):
+        pad_to = args.max_seq_length if args.pad_to_max_length else None
+        batch = place.to_device(sequences.batch(rows[indices], tokenizer.pad_token_id, pad_to))
+        with torch.inference_mode(), place.autocast():
+            output, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        logits[torch.from_numpy(indices)] = output.float().cpu()
+    return logits
+
+
+def score(task, model, sets, tokenizer, args, place):
+    """Every metric on the task's dev sets; MNLI's second set, mismatched, reports under mm_..."""
+    results = {}
+    for prefix, (_, sequences) in zip(("", "mm_"), sets, strict=False):
+        logits = run_model(model, sequences, np.arange(len(sequences)), tokenizer, args, place)
+        predictions = logits[:, 0] if task.regression else logits.argmax(dim=1)
+        metrics = compute_metrics(task, predictions.numpy(), sequences.labels)
+        results.update({f"{prefix}{name}": value for name, value in metrics.items()})
+    return results
+
+
+def evaluate(task, teacher_folder, args, place):
+    """--do_eval: score the student, write eval_results.txt, and print a table beside the teacher where there is one."""
+    columns = {}
+    folders = {"teacher": teacher_folder, "student": model_folder(args.student_model, args.cache_dir)}
+    for who, folder in folders.items():
+        if folder is None:
+            continue
+        model, tokenizer = load_classifier(folder, place, args)
+        dev = read_sets(
+            task, task.dev_files, args.data_dir, tokenizer, label_order(task, label_names(model.config)), args
+        )
+        score(task, model, [(name, head(sequences, 64)) for name, sequences in dev], tokenizer, args, place)  # warm-up
+        started = time.monotonic()
+        results = score(task, model, dev, tokenizer, args, place)
+        seconds = time.monotonic() - started
+        rows = sum(len(sequences) for _, sequences in dev)
+        columns[who] = (model.num_parameters(), weights_file(folder).stat().st_size / 1e6, results, rows / seconds)
+    output = stages.make_output_folder(args.output_dir)
+    stages.write_results(output / "eval_results.txt", columns["student"][2])
+    upload([output / "eval_results.txt"], args.data_url)
+    print_comparison(columns)
+
+
+def head(sequences, count):
+    """The first `count` sequences."""
+    count = min(count, len(sequences))
+    labels = None if sequences.labels is None else sequences.labels[:count]
+    return type(sequences)(sequences.ids, sequences.offsets[: count + 1], sequences.first_lengths[:count], labels)
+
+
+def print_comparison(columns):
+    """The table of teacher against student; the student alone where no teacher was found."""
+    student = columns["student"]
+    teacher = columns.get("teacher")
+    rows = [("parameters", 0, "{:,}", "smaller"), ("size on disk, MB", 1, "{:.1f}", "smaller")]
+    rows += [(f"dev {name}", name, "{:.4f}", "of the teacher's") for name in student[2]]
+    rows += [("sentences per second", 3, "{:,.0f}", "faster")]
+    print(f"\n{'':24}{'teacher':>14}{'student':>14}   ratio" if teacher else f"\n{'':24}{'student':>14}")
+    for title, key, layout, words in rows:
+        values = [(column[2][key] if isinstance(key, str) else column[key]) for column in (teacher, student) if column]
+        line = f"{title:24}" + "".join(f"{layout.format(value):>14}" for value in values)
+        if teacher and words == "of the teacher's":
+            line += f"   {100 * values[1] / values[0]:.1f}% {words}" if values[0] > 0 else ""
+        elif teacher:
+            ratio = values[0] / values[1] if words == "smaller" else values[1] / values[0]
+            line += f"   {ratio:.1f}x {words}"
+        print(line)
+
+
+def predict(task, args, place):
+    """--do_predict: write the test sets' predictions in the layout that the GLUE site takes."""
+    model, tokenizer = load_classifier(model_folder(args.student_model, args.cache_dir), place, args)
+    labels = label_order(task, label_names(model.config))
+    output = stages.make_output_folder(args.output_dir)
+    names = [f"{task.name}.tsv"] if len(task.test_files) == 1 else [f"{task.name}-m.tsv", f"{task.name}-mm.tsv"]
+    sets = read_sets(task, task.test_files, args.data_dir, tokenizer, labels, args, labelled=False)
+    for name, (_, sequences) in zip(names, sets, strict=True):
+        logits = run_model(model, sequences, np.arange(len(sequences)), tokenizer, args, place)
+        if task.regression:
+            predictions = [f"{value:.3f}" for value in logits[:, 0].clamp(0, 5).tolist()]
+        else:
+            predictions = [labels[index] for index in logits.argmax(dim=1).tolist()]
+        with atomic_write(output / name) as file:
+            file.write("index\tprediction\n")
+            file.writelines(f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions))
+        logging.info("%d predictions: %s", len(predictions), output / name)
+    upload([output / name for name in names], args.data_url)
+
+
+if __name__ == "__main__":
+    stages.run(main)

@@ -1,0 +1,685 @@
+"""Atomic writes, JSON, the download cache, model folders, uploads and step 0, against servers on this machine."""
+
+import hashlib
+import http.server
+import io
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from transformer import file_utils
+from transformer.file_utils import (
+    UserError,
+    atomic_write,
+    cached_path,
+    main,
+    model_folder,
+    read_json,
+    unpack,
+    upload,
+    write_json,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class FileServer(http.server.ThreadingHTTPServer):
+    """Serves `files` (address -> bytes) with ETags and ranges; `troubles` (address -> list) go wrong first, in order.
+
+    A trouble is a status, a number of bytes after which the connection is cut, written "cut:N", or "redirect:ADDRESS".
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.troubles, self.headers_of, self.log = {}, {}, {}, []
+        self.ranges, self.etags, self.delay = True, True, 0.0
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+    def statuses(self, address):
+        return [status for path, status, _ in self.log if path == address]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status, body=b"", length=None, **headers):
+        self.server.log.append((self.path, status, dict(self.headers)))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        server, path = self.server, self.path
+        trouble = server.troubles[path].pop(0) if server.troubles.get(path) else None
+        if isinstance(trouble, int):
+            return self.answer(trouble, b"trouble", **({"Retry_After": "0"} if trouble == 429 else {}))
+        if trouble and trouble.startswith("redirect:"):
+            return self.answer(302, Location=trouble[len("redirect:") :], **server.headers_of.get(path, {}))
+        if path not in server.files:
+            return self.answer(404)
+        body, headers = server.files[path], {}
+        etag = f'"{hashlib.md5(body).hexdigest()}"'
+        if server.etags:
+            headers["ETag"] = etag
+        if self.headers.get("If-None-Match") == etag:
+            return self.answer(304, **headers)
+        time.sleep(server.delay)
+        start, status = 0, 200
+        current = self.headers.get("If-Range") == etag or server.ranges == "careless"
+        if server.ranges and self.headers.get("Range") and current:
+            start, status = int(self.headers["Range"][len("bytes=") : -1]), 206
+            headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        end = start + int(trouble[len("cut:") :]) if trouble else len(body)
+        self.answer(status, body[start:end], length=len(body) - start, **headers)
+        if trouble:
+            self.close_connection = True
+
+
+@pytest.fixture
+def server():
+    server = FileServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def quick_and_isolated(monkeypatch, tmp_path):
+    """No waiting between tries, no settings from outside, a cache of the test's own."""
+    monkeypatch.setattr(file_utils, "BACKOFF", 0.01)
+    for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "TINYBERT_MIRROR", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("TINYBERT_CACHE", str(tmp_path / "cache"))
+
+
+def noise(size, seed=0):
+    return random.Random(seed).randbytes(size)
+
+
+def zipped(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for name, text in members.items():
+            bundle.writestr(name, text)
+    return buffer.getvalue()
+
+
+def names_in(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+# Writing
+
+
+def test_an_atomic_write_replaces_the_file_and_leaves_nothing_else(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    with atomic_write(tmp_path / "a.txt") as file:
+        assert str(os.getpid()) in file.name and file.name.endswith(".tmp")
+        file.write("中文\n")
+        assert (tmp_path / "a.txt").read_text() == "old"
+    assert (tmp_path / "a.txt").read_bytes() == "中文\n".encode()
+    assert names_in(tmp_path) == ["a.txt"]
+
+
+def test_an_error_inside_the_block_keeps_the_old_file(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a.bin", "wb") as file:
+        file.write(b"new")
+        1 / 0  # noqa: B018
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert names_in(tmp_path) == ["a.bin"]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere/a\.txt: cannot be written"), atomic_write(tmp_path / "nowhere/a.txt"):
+        pass
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder: cannot be written"), atomic_write(tmp_path / "folder"):
+        pass
+    with pytest.raises(FileNotFoundError, match="other"), atomic_write(tmp_path / "a.txt"):
+        open(tmp_path / "other")  # noqa: SIM115
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_a_one_line_error(tmp_path, monkeypatch):
+    real_open = open
+    monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: real_open("/dev/full", *args, **kwargs))
+    with pytest.raises(UserError, match=r"a\.txt: cannot be written \(No space left on device\)"):
+        write_json(tmp_path / "a.txt", [1])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_write_killed_midway_leaves_the_old_file_and_the_next_write_cleans_up(tmp_path):
+    target = tmp_path / "model.bin"
+    target.write_bytes(b"old")
+    code = (
+        "import sys, time; from transformer.file_utils import atomic_write\n"
+        "with atomic_write(sys.argv[1], 'wb') as file:\n"
+        "    file.write(b'n' * 99999); file.flush(); print('writing', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, target], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert target.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["model.bin", f"model.bin.{process.pid}.tmp"]
+    (tmp_path / f"other.bin.{process.pid}.tmp").touch()
+    (tmp_path / f"model.bin.{os.getppid()}.tmp").touch()  # of a process that lives
+    with atomic_write(target, "wb") as file:
+        file.write(b"new")
+    assert names_in(tmp_path) == ["model.bin", f"model.bin.{os.getppid()}.tmp", f"other.bin.{process.pid}.tmp"]
+    assert target.read_bytes() == b"new"
+
+
+def test_json_round_trips_and_broken_json_names_its_line(tmp_path):
+    path = tmp_path / "config.json"
+    write_json(path, {"名": [1, 2.5, None]})
+    assert read_json(path) == {"名": [1, 2.5, None]}
+    assert "名" in path.read_text(encoding="utf-8") and path.read_text().endswith("}\n")
+    path.write_text('{\n  "a": 1,\n  oops\n}')
+    with pytest.raises(UserError, match=r"config\.json, line 3: not valid JSON"):
+        read_json(path)
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"nothing\.json: cannot be read"):
+        read_json(tmp_path / "nothing.json")
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert path.read_bytes() == b'{"a": "\xff"}'
+
+
+# Downloading
+
+
+def test_a_local_path_comes_back_as_it_is(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    assert cached_path(tmp_path / "a.txt") == tmp_path / "a.txt"
+    with pytest.raises(UserError, match=r"b\.txt: no such file"):
+        cached_path(tmp_path / "b.txt")
+    with pytest.raises(UserError, match="expected a local path or an http"):
+        cached_path("ftp://127.0.0.1/a.txt")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_is_fetched_once_and_again_when_it_changed(server):
+    server.files["/a.txt"] = b"one"
+    path = cached_path(server.url + "/a.txt")
+    assert path.read_bytes() == b"one" and path.name.endswith("-a.txt")
+    assert cached_path(server.url + "/a.txt") == path
+    assert server.statuses("/a.txt") == [200, 304]
+    server.files["/a.txt"] = b"two"
+    assert cached_path(server.url + "/a.txt").read_bytes() == b"two"
+    path.write_bytes(b"damaged")
+    assert cached_path(server.url + "/a.txt").read_bytes() == b"two"
+    assert not list(path.parent.glob(".*.part*"))
+
+
+def test_a_cut_download_is_resumed_where_it_stopped(server):
+    body = server.files["/big.bin"] = noise(500_001)
+    server.troubles["/big.bin"] = ["cut:300000"]
+    assert cached_path(server.url + "/big.bin").read_bytes() == body
+    assert server.statuses("/big.bin") == [200, 206]
+    start = int(server.log[1][2]["Range"][len("bytes=") : -1])
+    assert 300_000 - file_utils.CHUNK <= start <= 300_000
+
+
+def test_a_later_run_goes_on_with_what_an_earlier_one_left(server, monkeypatch):
+    body = server.files["/big.bin"] = noise(400_003)
+    monkeypatch.setattr(file_utils, "TRIES", 1)
+    server.troubles["/big.bin"] = ["cut:200000"]
+    with pytest.raises(UserError, match="broke off"):
+        cached_path(server.url + "/big.bin")
+    assert cached_path(server.url + "/big.bin").read_bytes() == body
+    assert server.statuses("/big.bin") == [200, 206]
+
+
+@pytest.mark.parametrize("ranges", [True, "careless"])
+def test_a_file_that_changed_between_two_tries_is_not_stitched_together(server, ranges):
+    server.ranges = ranges
+
+    class Changing(dict):
+        def __getitem__(self, address):
+            return noise(400_003, seed=len(server.log))
+
+    server.files = Changing({"/big.bin": b""})
+    server.troubles["/big.bin"] = ["cut:200000"]
+    tries = [200, 206, 200] if ranges == "careless" else [200, 200]
+    assert cached_path(server.url + "/big.bin").read_bytes() == noise(400_003, seed=len(tries) - 1)
+    assert server.statuses("/big.bin") == tries
+
+
+@pytest.mark.parametrize(("ranges", "etags"), [(False, True), (True, False)])
+def test_a_server_without_ranges_or_etags_is_asked_from_the_start(server, ranges, etags):
+    server.ranges, server.etags = ranges, etags
+    body = server.files["/big.bin"] = noise(400_003)
+    server.troubles["/big.bin"] = ["cut:200000"]
+    assert cached_path(server.url + "/big.bin").read_bytes() == body
+    assert server.statuses("/big.bin") == [200, 200]
+
+
+def test_busy_and_failing_servers_are_tried_again_but_not_for_ever(server):
+    server.files["/a"] = server.files["/b"] = b"x"
+    server.troubles["/a"] = [429, 500, 503]
+    assert cached_path(server.url + "/a").read_bytes() == b"x"
+    server.troubles["/b"] = [500] * 99
+    with pytest.raises(UserError, match="/b: the server answered 500"):
+        cached_path(server.url + "/b")
+    assert server.statuses("/b") == [500] * file_utils.TRIES
+
+
+def test_missing_and_refused_files_are_named_at_once(server, monkeypatch):
+    with pytest.raises(UserError, match=rf"^{server.url}/no\.txt: no such file on the server \(404\)$"):
+        cached_path(server.url + "/no.txt")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    server.troubles["/secret"] = [401]
+    with pytest.raises(UserError, match="HF_TOKEN"):
+        cached_path(server.url + "/secret")
+    assert [status for _, status, _ in server.log] == [404, 401]
+
+
+def test_the_token_goes_to_the_hub_only(server, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    server.files["/a"] = b"x"
+    cached_path(server.url + "/a")
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    cached_path(server.url + "/a")
+    assert [headers.get("Authorization") for _, _, headers in server.log] == [None, "Bearer hf_x"]
+
+
+def test_redirects_are_followed_and_the_hubs_sum_is_checked(server, tmp_path):
+    body = server.files["/storage"] = b"weights"
+    server.headers_of["/good"] = {"X_Linked_Etag": f'"{hashlib.sha256(body).hexdigest()}"'}
+    server.headers_of["/bad"] = {"X_Linked_Etag": f'"{"0" * 64}"'}
+    server.troubles = {"/good": ["redirect:/storage"] * 2, "/bad": ["redirect:/storage"]}
+    server.etags = False
+    path = cached_path(server.url + "/good")
+    assert path.read_bytes() == body
+    written = path.stat().st_mtime_ns
+    assert cached_path(server.url + "/good").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="sha256 sum"):
+        cached_path(server.url + "/bad")
+    assert len([name for name in names_in(tmp_path / "cache") if name.endswith(("bad", ".part"))]) == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_during_a_download_is_a_one_line_error(server, monkeypatch):
+    server.files["/big.bin"] = noise(300_007)
+    real_open = open
+
+    def full(path, *args, **kwargs):
+        return real_open("/dev/full" if str(path).endswith(".part") else path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(UserError, match=r"big\.bin: cannot be written \(No space left on device\)"):
+        cached_path(server.url + "/big.bin")
+
+
+def test_a_cache_that_cannot_be_made_is_named(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: cannot be made"):
+        cached_path(server.url + "/a", cache_dir=tmp_path / "file")
+    assert not server.log
+
+
+def test_a_known_sum_is_checked_and_saves_asking_again(server):
+    server.files["/a.zip"] = b"archive"
+    sha256 = hashlib.sha256(b"archive").hexdigest()
+    with pytest.raises(UserError, match=f"{sha256}, expected {'1' * 64}"):
+        cached_path(server.url + "/a.zip", sha256="1" * 64)
+    cached_path(server.url + "/a.zip", sha256=sha256)
+    cached_path(server.url + "/a.zip", sha256=sha256)
+    assert server.statuses("/a.zip") == [200, 200]
+
+
+def test_without_a_connection_the_cached_copy_is_used_and_one_line_says_so(server, caplog):
+    server.files["/a.txt"] = b"one"
+    address = server.url + "/a.txt"
+    path = cached_path(address)
+    server.shutdown()
+    server.server_close()
+    with caplog.at_level(logging.INFO):
+        assert cached_path(address) == path
+    assert len(caplog.messages) == 1 and "using the copy" in caplog.messages[0]
+    with pytest.raises(UserError, match=r"b\.txt: cannot be reached .* not in the cache"):
+        cached_path(server.url + "/b.txt")
+
+
+def test_two_processes_download_once(server, tmp_path):
+    body = server.files["/big.bin"] = noise(300_007)
+    server.delay = 0.5
+    code = "import sys; from transformer.file_utils import cached_path; print(cached_path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, server.url + "/big.bin"]
+    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate()[0].strip() for process in processes}
+    assert len(paths) == 1 and Path(paths.pop()).read_bytes() == body
+    assert sorted(server.statuses("/big.bin")) == [200, 304]
+
+
+# Model folders
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    base = "/org/tiny/resolve/main"
+    server.files = {f"{base}/config.json": b"{}", f"{base}/vocab.txt": b"[PAD]\n", f"{base}/pytorch_model.bin": b"w"}
+    return server
+
+
+def visible(folder):
+    return [name for name in names_in(folder) if not name.startswith(".")]
+
+
+def test_a_hub_name_becomes_a_folder_and_optional_files_may_be_absent(hub, monkeypatch):
+    folder = model_folder("org/tiny")
+    assert visible(folder) == ["config.json", "pytorch_model.bin", "vocab.txt"]
+    hub.files["/org/tiny/resolve/main/tokenizer_config.json"] = b"{}"
+    hub.files["/org/tiny/resolve/main/model.safetensors"] = b"s"
+    monkeypatch.setattr(file_utils, "_weights_in_order", lambda: file_utils.WEIGHTS)
+    model_folder("org/tiny")
+    assert {"tokenizer_config.json", "model.safetensors"} <= set(visible(folder))
+
+
+def test_weights_are_fetched_only_when_needed(hub):
+    assert visible(model_folder("org/tiny", need_weights=False)) == ["config.json", "vocab.txt"]
+    assert not hub.statuses("/org/tiny/resolve/main/pytorch_model.bin")
+
+
+def test_a_cached_model_works_without_a_connection(hub, monkeypatch, caplog):
+    folder = model_folder("org/tiny")
+    requests = len(hub.log)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert model_folder("org/tiny") == folder
+    assert len(hub.log) == requests
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    hub.shutdown()
+    hub.server_close()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert model_folder("org/tiny") == folder
+    assert len(caplog.messages) == 1
+    with pytest.raises(UserError, match="org/other: no such folder here"):
+        model_folder("org/other")
+
+
+def test_an_address_is_a_model_too(hub):
+    folder = model_folder(hub.url + "/org/tiny/resolve/main/")
+    assert visible(folder) == ["config.json", "pytorch_model.bin", "vocab.txt"]
+
+
+def test_names_that_are_no_models_are_refused_in_one_line(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub.troubles["/nobody/resolve/main/config.json"] = [401]
+    with pytest.raises(UserError, match=r"^nobody: no such folder here.*401"):
+        model_folder("nobody")
+    asked = len(hub.log)
+    for name in ("a/b/c", "./x", "/no/where", "3_general_distill"):
+        with pytest.raises(UserError, match="no such folder"):
+            model_folder(name)
+    with pytest.raises(UserError, match=r"python -m transformer\.file_utils teacher"):
+        model_folder("teacher_model")
+    assert len(hub.log) == asked
+    del hub.files["/org/tiny/resolve/main/pytorch_model.bin"]
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        model_folder("org/tiny")
+
+
+def test_a_local_folder_needs_weights_and_says_how_to_get_them(tmp_path):
+    teacher = tmp_path / "teacher_model"
+    teacher.mkdir()
+    assert model_folder(teacher, need_weights=False) == teacher
+    with pytest.raises(UserError, match=r"no weights.*pytorch_model\.bin.*python -m transformer\.file_utils teacher"):
+        model_folder(teacher)
+    (teacher / "model.safetensors").touch()
+    assert model_folder(str(teacher) + "/") == teacher
+    with pytest.raises(UserError, match="a file, expected a model folder"):
+        model_folder(teacher / "model.safetensors")
+
+
+# Uploads and S3
+
+
+def test_outputs_are_copied_into_a_folder(tmp_path):
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt", "c.txt.1.tmp"):
+        (out / name).write_text(name)
+    upload([out / "a.txt", out], None)
+    upload([out / "a.txt", out], tmp_path / "copy")
+    assert names_in(tmp_path / "copy") == ["a.txt", "out/a.txt", "out/deep/b.txt"]
+    upload(out / "a.txt", out)
+    assert (out / "a.txt").read_text() == "a.txt"
+    with pytest.raises(UserError, match=r"nothing\.txt: no such file"):
+        upload([out / "nothing.txt"], tmp_path / "copy")
+    with pytest.raises(UserError, match="cannot upload to https://"):
+        upload([out / "a.txt"], "https://127.0.0.1/x")
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint():
+    moto = pytest.importorskip("moto.server", reason="needs moto[server]")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint, monkeypatch):
+    import boto3
+
+    settings = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
+                "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=s3_endpoint)
+    client.create_bucket(Bucket="bucket")
+    return client
+
+
+def test_outputs_go_to_s3_and_come_back(s3, tmp_path):
+    out = tmp_path / "5_out"
+    out.mkdir()
+    body = noise(200_003)
+    for name in ("config.json", "vocab.txt"):
+        (out / name).write_text("{}")
+    (out / "pytorch_model.bin").write_bytes(body)
+    upload(out, "s3://bucket/runs/1")
+    upload(out / "vocab.txt", "s3://bucket")
+    keys = {item["Key"] for item in s3.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert keys == {"runs/1/5_out/config.json", "runs/1/5_out/vocab.txt", "runs/1/5_out/pytorch_model.bin", "vocab.txt"}
+
+    path = cached_path("s3://bucket/runs/1/5_out/pytorch_model.bin")
+    assert path.read_bytes() == body
+    changed = path.stat().st_mtime_ns
+    assert cached_path("s3://bucket/runs/1/5_out/pytorch_model.bin").stat().st_mtime_ns == changed
+    folder = model_folder("s3://bucket/runs/1/5_out")
+    assert visible(folder) == ["config.json", "pytorch_model.bin", "vocab.txt"]
+
+
+def test_an_s3_download_goes_on_where_it_stopped(s3, tmp_path, monkeypatch):
+    body = noise(300_001)
+    etag = s3.put_object(Bucket="bucket", Key="big.bin", Body=body)["ETag"]
+    target = tmp_path / "cache" / "files" / "big.bin"
+    target.parent.mkdir(parents=True)
+    (target.parent / ".big.bin.part").write_bytes(body[:100_000])
+    write_json(target.parent / ".big.bin.part.json", {"validator": etag})
+    answers, opener = [], file_utils._open_s3
+    monkeypatch.setattr(file_utils, "_open_s3", lambda *args: answers.append(opener(*args)) or answers[-1])
+    file_utils._fetch("s3://bucket/big.bin", target)
+    assert answers[0].start == 100_000
+    assert target.read_bytes() == body
+
+
+def test_s3_failures_are_one_line(s3, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="s3://bucket/none: no such file"):
+        cached_path("s3://bucket/none")
+    (tmp_path / "a").touch()
+    with pytest.raises(UserError, match=r"a: cannot be uploaded to s3://nobucket/x .*NoSuchBucket"):
+        upload(tmp_path / "a", "s3://nobucket/x")
+    monkeypatch.setattr(file_utils, "TRIES", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(UserError, match="cannot be reached"):
+        cached_path("s3://bucket/none2")
+
+
+# Step 0
+
+
+def test_a_zip_cannot_write_outside_its_folder(tmp_path):
+    evil = {"../train.tsv": "evil", "/train.tsv": "evil", "a/../../train.tsv": "evil", "SST-2/original/train.tsv": "no"}
+    (tmp_path / "evil.zip").write_bytes(zipped(evil))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"evil\.zip: holds no train\.tsv"):
+        unpack(tmp_path / "evil.zip", ["train.tsv"], tmp_path / "out")
+    (tmp_path / "evil.zip").write_bytes(zipped({**evil, "SST-2/train.tsv": "good", "SST-2/run.py": "evil"}))
+    unpack(tmp_path / "evil.zip", ["train.tsv"], tmp_path / "out")
+    assert names_in(tmp_path) == ["evil.zip", "out/train.tsv"]
+    assert (tmp_path / "out/train.tsv").read_text() == "good"
+
+
+def test_a_broken_zip_leaves_no_file(tmp_path):
+    archive = bytearray(zipped({"train.tsv": noise(9999).hex()}))
+    archive[2000] ^= 1
+    for name, body in {"flipped.zip": archive, "page.zip": b"<html>"}.items():
+        (tmp_path / name).write_bytes(body)
+        with pytest.raises(UserError, match="not a sound zip"):
+            unpack(tmp_path / name, ["train.tsv"], tmp_path)
+    assert names_in(tmp_path) == ["flipped.zip", "page.zip"]
+
+
+MRPC_HEAD = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n"
+
+
+@pytest.fixture
+def mirror(server, monkeypatch):
+    """A mirror of everything that step 0 fetches, with other contents."""
+    monkeypatch.setenv("TINYBERT_MIRROR", server.url)
+    monkeypatch.setattr(file_utils, "CHECKSUMS", {})
+    sst = {f"SST-2/{name}": f"sentence\tlabel\n{name}\t1\n" for name in file_utils.TSV}
+    hub, senteval = "/bert-base-uncased/resolve/main/", "/senteval/senteval_data/"
+    server.files = {
+        "/glue/data/SST-2.zip": zipped({**sst, "SST-2/original/SOStr.txt": "x"}),
+        "/data/glove.6B.zip": zipped({"glove.6B.50d.txt": "a 1", "glove.6B.100d.txt": "a 1 2"}),
+        "/glue/data/mrpc_dev_ids.tsv": b"3\t4\n",
+        senteval + "msr_paraphrase_train.txt": f'{MRPC_HEAD}1\t1\t2\ta "b\u2028c\td\r\n0\t3\t4\te\tf\r\n'.encode(),
+        senteval + "msr_paraphrase_test.txt": f"{MRPC_HEAD}1\t5\t6\tg\th\r\n0\t7\t8\ti\tj\r\n".encode(),
+        hub + "config.json": b"{}",
+        hub + "vocab.txt": b"[PAD]\n",
+        hub + "tokenizer_config.json": b"{}",
+        hub + "pytorch_model.bin": b"weights",
+    }
+    return server
+
+
+def test_step_0_fetches_every_kind_of_source(mirror, tmp_path):
+    root = tmp_path / "root"
+    assert main(["teacher", "glove", "sst-2", "MRPC", "--dir", str(root)]) == 0
+    assert names_in(root) == [
+        "1_pre_data/glove.6B.100d.txt",
+        "MRPC/dev.tsv", "MRPC/test.tsv", "MRPC/train.tsv",
+        "SST-2/dev.tsv", "SST-2/test.tsv", "SST-2/train.tsv",
+        "teacher_model/config.json", "teacher_model/pytorch_model.bin",
+        "teacher_model/tokenizer_config.json", "teacher_model/vocab.txt",
+    ]  # fmt: skip
+    columns = "#1 ID\t#2 ID\t#1 String\t#2 String\n"
+    mrpc = {name: (root / "MRPC" / name).read_bytes().decode() for name in file_utils.TSV}
+    assert mrpc["train.tsv"] == f'Quality\t{columns}1\t1\t2\ta "b\u2028c\td\n'
+    assert mrpc["dev.tsv"] == f"Quality\t{columns}0\t3\t4\te\tf\n"
+    assert mrpc["test.tsv"] == f"index\t{columns}0\t5\t6\tg\th\n1\t7\t8\ti\tj\n"
+    assert visible(tmp_path / "cache") == ["fetched.json"]  # no archive is kept
+
+
+def test_what_is_there_is_not_fetched_again_and_what_changed_is_kept_aside(mirror, tmp_path, capsys):
+    root = tmp_path / "root"
+    (root / "SST-2").mkdir(parents=True)
+    (root / "SST-2/dev.tsv").write_text("my own")
+    assert main(["SST-2", "--dir", str(root)]) == 0
+    assert (root / "SST-2/dev.tsv").read_text() == "my own"
+    asked = len(mirror.log)
+    assert main(["SST-2", "--dir", str(root)]) == 0
+    assert len(mirror.log) == asked
+    (root / "SST-2/train.tsv").write_text("shortened")
+    main(["--list", "--dir", str(root)])
+    assert "changed: train.tsv" in capsys.readouterr().out
+    assert main(["SST-2", "--dir", str(root)]) == 0
+    assert (root / "SST-2/train.tsv").read_text().startswith("sentence")
+    assert (root / "SST-2/train.tsv.old").read_text() == "shortened"
+
+
+def test_the_list_says_what_is_there(mirror, tmp_path, capsys):
+    main(["glove", "--dir", str(tmp_path)])
+    (tmp_path / "RTE").mkdir()
+    for name in file_utils.TSV:
+        (tmp_path / "RTE" / name).write_text("x")
+    assert main(["--dir", str(tmp_path)]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(rows) == {"name", *file_utils.SOURCES}
+    assert rows["glove"].endswith(" intact") and rows["MNLI"].endswith(" missing")
+    assert rows["RTE"].endswith("there (your own files)")
+
+
+def test_an_interrupted_step_0_goes_on(mirror, tmp_path, monkeypatch):
+    mirror.files["/glue/data/SST-2.zip"] = zipped({f"SST-2/{n}": noise(99_999).hex() for n in file_utils.TSV})
+    monkeypatch.setattr(file_utils, "TRIES", 1)
+    mirror.troubles["/glue/data/SST-2.zip"] = ["cut:100000"]
+    assert main(["SST-2", "--dir", str(tmp_path)]) == 2
+    assert main(["SST-2", "--dir", str(tmp_path)]) == 0
+    assert mirror.statuses("/glue/data/SST-2.zip") == [200, 206]
+
+
+def test_an_archive_with_another_sum_is_refused(mirror, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(file_utils, "CHECKSUMS", {"SST-2.zip": "0" * 64})
+    assert main(["SST-2", "--dir", str(tmp_path)]) == 2
+    assert "sha256" in capsys.readouterr().err
+    assert not (tmp_path / "SST-2/train.tsv").exists()
+
+
+def test_a_short_mrpc_row_is_named(mirror, tmp_path, capsys):
+    mirror.files["/senteval/senteval_data/msr_paraphrase_test.txt"] = f"{MRPC_HEAD}1\t5\t6\tg\th\r\n1\t5\r\n".encode()
+    assert main(["MRPC", "--dir", str(tmp_path)]) == 2
+    assert "msr_paraphrase_test.txt, line 3: 2 columns, expected 5" in capsys.readouterr().err
+
+
+def test_the_command_line_fails_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "transformer.file_utils", "SST-3", "--dir", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: SST-3: unknown name") and result.stderr.count("\n") == 1
+    result = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0 and "Traceback" in result.stderr
+
+
+def test_importing_the_module_loads_no_network_package():
+    code = "import sys, transformer.file_utils; print({'requests', 'boto3', 'tqdm', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_the_table_matches_the_official_addresses():
+    glue = [source for name, source in file_utils.SOURCES.items() if name not in ("teacher", "glove", "MRPC")]
+    assert all(address.rsplit("/", 1)[-1] in file_utils.CHECKSUMS for source in glue for address in source.addresses)
+    assert all(len(bytes.fromhex(sha256)) == 32 for sha256 in file_utils.CHECKSUMS.values())
+    assert {address.split("/")[2] for source in glue for address in source.addresses} == {"dl.fbaipublicfiles.com"}

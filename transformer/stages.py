@@ -1,0 +1,329 @@
+"""The stage folders, every script's defaults, and what all scripts do the same way: settle flags, claim an output, fail.
+
+A flag's value is the command line's, else the script header's, else (with --sample) the sample's, else the task's, else
+the step's or script's default. Flags that nobody gave are None until `settle` fills them in.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from transformer.file_utils import UserError, atomic_write, read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The folders, by stage. Everything below is relative to the repository's root.
+TEACHER, STUDENT_CONFIG = "teacher_model", "student_model"
+CORPUS, GLOVE = "1_pre_data/documents.txt", "1_pre_data/glove.6B.100d.txt"
+PREGENERATED = "2_pregenerate_data"
+GENERAL_STUDENT = "3_general_distill"
+INTERMEDIATE_STUDENT = "4_task_distill_mid"
+TASK_STUDENT = "5_task_distill_out"
+SAMPLE = "1_pre_data/sample"
+SAMPLE_TEACHER = f"{SAMPLE}/teacher"
+
+# What all scripts start from, and all that train.
+COMMON = {"seed": 42, "precision": "auto"}
+TRAINING = {
+    **COMMON, "train_batch_size": 32, "learning_rate": 5e-5, "weight_decay": 1e-4, "num_train_epochs": 3.0,
+    "warmup_proportion": 0.1, "gradient_accumulation_steps": 1, "local_rank": -1, "max_seq_length": 128,
+}  # fmt: skip
+
+AUGMENTATION = {
+    **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": ".", "task_name": "SST-2",
+    "N": 30, "M": 15, "p": 0.4,
+}  # fmt: skip
+PREGENERATION = {
+    **COMMON, "train_corpus": CORPUS, "output_dir": PREGENERATED, "bert_model": TEACHER, "num_workers": 1,
+    "epochs_to_generate": 3, "max_seq_len": 128, "short_seq_prob": 0.1, "masked_lm_prob": 0.0,
+    "max_predictions_per_seq": 20,
+}  # fmt: skip
+GENERAL_DISTILLATION = {
+    **TRAINING, "pregenerated_data": PREGENERATED, "teacher_model": TEACHER, "student_model": STUDENT_CONFIG,
+    "output_dir": GENERAL_STUDENT, "eval_batch_size": 8, "eval_step": 1000,
+}  # fmt: skip
+
+# task_distill.py does four things, each with its own place to read and to write.
+TASK = {**TRAINING, "teacher_model": TEACHER, "task_name": "SST-2", "eval_batch_size": 8, "eval_step": 50,
+        "temperature": 1.0}  # fmt: skip
+TASK_STEPS = {
+    "intermediate": {**TASK, "student_model": GENERAL_STUDENT, "output_dir": INTERMEDIATE_STUDENT},
+    "prediction": {**TASK, "student_model": INTERMEDIATE_STUDENT, "output_dir": TASK_STUDENT},
+    "evaluation": {**TASK, "student_model": TASK_STUDENT, "output_dir": TASK_STUDENT, "eval_batch_size": 32},
+    # A teacher of BERT-base's size writes 1.3 GB at every evaluation, so they are rarer here.
+    "finetune": {**TASK, "learning_rate": 3e-5, "weight_decay": 0.01, "eval_step": 500, "eval_batch_size": 32},
+}
+
+# --sample: small models and few steps on the bundled files; chosen to end in a working student within four minutes.
+SAMPLE_COMMON = {"max_seq_length": 64}
+SAMPLE_AUGMENTATION = {
+    "pretrained_bert_model": SAMPLE_TEACHER, "glove_embs": f"{SAMPLE}/vectors.txt", "glue_dir": SAMPLE, "N": 5, "M": 8,
+}  # fmt: skip
+SAMPLE_PREGENERATION = {"bert_model": SAMPLE_TEACHER, "max_seq_len": 64, "epochs_to_generate": 2}
+SAMPLE_GENERAL_DISTILLATION = {
+    **SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "student_model": f"{SAMPLE}/student", "learning_rate": 1e-3,
+    "num_train_epochs": 20.0, "eval_step": 200,
+}  # fmt: skip
+SAMPLE_TASK = {**SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "data_dir": f"{SAMPLE}/SST-2", "aug_train": True,
+               "eval_step": 100, "eval_batch_size": 32}  # fmt: skip
+SAMPLE_TASK_STEPS = {
+    "intermediate": {**SAMPLE_TASK, "learning_rate": 1e-3, "num_train_epochs": 4.0},
+    "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 3.0},
+    "evaluation": SAMPLE_TASK,
+    "finetune": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 5.0},
+}
+
+# Flags that change where or how fast a run works, not what comes out.
+NOT_THE_RESULT = {
+    "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda", "sample",
+    "output_dir", "no_finetune", "do_eval", "do_predict", "eval_batch_size", "fp16",
+}  # fmt: skip
+
+
+def make_parser(doc):
+    """An argument parser whose help is the script's docstring; a flag not given is None."""
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+
+
+def flag(group, *names, **options):
+    """Add a flag with no default, so that "not given" can be told from "given"."""
+    if options.get("action") == "store_true":
+        options["default"] = None
+    group.add_argument(*names, **options)
+
+
+def add_common_flags(parser, short_run):
+    """The flags every script has. `short_run`: "max_steps" or "limit", the one that makes a debugging run short."""
+    group = parser.add_argument_group("common")
+    flag(group, "--sample", action="store_true", help="run on the bundled sample; flags that are given still win")
+    flag(group, "--seed", type=int, help="all randomness comes from it (42)")
+    flag(
+        group, "--overwrite_output", action="store_true", help="replace a finished output, or one made with other flags"
+    )
+    if short_run == "max_steps":
+        flag(group, "--max_steps", type=int, help="stop after this many optimizer steps, for debugging (off)")
+    flag(group, "--limit", type=int, help="read only this many rows, for debugging (off)")
+    flag(
+        group,
+        "--precision",
+        choices=["auto", "fp32", "bf16", "fp16"],
+        help="auto = bf16 on a GPU that has it, else fp32",
+    )
+    flag(group, "--data_url", help="a folder or s3://bucket/prefix that finished outputs are copied to (off)")
+    flag(group, "--debug", action="store_true", help="show the traceback of an error")
+    return group
+
+
+def settle(args, *layers):
+    """Fill in what was not given. `layers`: (origin, values) in order of precedence, the plain defaults last.
+
+    Returns {flag: origin} of the values that are neither default nor absent.
+    """
+    origins = {}
+    for name in list(vars(args)):
+        if getattr(args, name) is not None:
+            origins[name] = "command line"
+    for position, (origin, values) in enumerate(layers):
+        for name, value in values.items():
+            if not hasattr(args, name):
+                continue  # a value for a flag that this script lacks
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+                if position < len(layers) - 1 and value is not None:
+                    origins[name] = origin
+    if getattr(args, "fp16", None):
+        args.precision = "fp16"
+    return origins
+
+
+def check_positive(args, *names):
+    """Raise UserError for a number that must be above 0 and is not."""
+    for name in names:
+        value = getattr(args, name, None)
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value}: expected a number above 0")
+
+
+def check_training(args):
+    """Raise UserError for training flags out of range."""
+    check_positive(args, "train_batch_size", "eval_batch_size", "num_train_epochs", "gradient_accumulation_steps", "eval_step",
+                   "max_seq_length", "max_steps", "limit")  # fmt: skip
+    if not 0 <= args.warmup_proportion < 1:
+        raise UserError(f"--warmup_proportion {args.warmup_proportion}: expected 0 up to 1, 1 excluded")
+    if args.learning_rate < 0 or args.weight_decay < 0:
+        raise UserError(
+            f"--learning_rate {args.learning_rate} --weight_decay {args.weight_decay}: must not be negative"
+        )
+
+
+def print_settings(args, origins):
+    """Log every value that is not the default, and where it came from."""
+    for name, origin in sorted(origins.items(), key=lambda item: (item[1], item[0])):
+        logging.info("  %-28s %-36s %s", name, getattr(args, name), origin)
+
+
+def set_up_logging(quiet=False):
+    """Log to the terminal. `quiet`: warnings only (all processes but the first)."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
+    add_handler(logging.StreamHandler(sys.stdout))
+
+
+def log_to(path):
+    """From here on log to this file as well."""
+    add_handler(logging.FileHandler(path, encoding="utf-8"))
+
+
+def add_handler(handler):
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    logging.getLogger().addHandler(handler)
+
+
+def run(main):
+    """Call a script's main(). Bad input ends in one line and status 2, an interruption in status 130 or 143."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main()
+    except UserError as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last saved state", file=sys.stderr)
+        sys.exit(130)
+
+
+def _terminate(signum, frame):
+    """SIGTERM outside a training loop (which saves first): end at once."""
+    print("terminated: the same command goes on from the last saved state", file=sys.stderr)
+    sys.exit(143)
+
+
+def fingerprint(path):
+    """A short digest of an input: a file's size, first and last MiB; of a folder, its model files' digests."""
+    path = Path(path)
+    if path.is_dir():
+        names = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "model.safetensors")
+        return "+".join(fingerprint(path / name) for name in names if (path / name).is_file())
+    if not path.is_file():
+        return "none"
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(1 << 20))
+        if size > 1 << 20:
+            file.seek(max(size - (1 << 20), 1 << 20))
+            digest.update(file.read())
+    return digest.hexdigest()[:12]
+
+
+class OutputRecord:
+    """What an output was made with, in a JSON file beside it: how a run knows to start, to go on, or to leave it alone.
+
+    `claim` says "fresh", "resume" or "finished"; `finish` marks the output complete, as the last thing a run writes.
+    """
+
+    def __init__(self, path, script, args, inputs):
+        """`inputs`: {flag: path} of what is read; they count by content, not by path."""
+        self.path = Path(path)
+        settings = {name: value for name, value in vars(args).items()
+                    if value not in (None, False) and name not in NOT_THE_RESULT and name not in inputs}  # fmt: skip
+        contents = {name: fingerprint(file) for name, file in inputs.items() if file is not None}
+        self.values = {"script": script, "settings": settings, "inputs": contents}
+        self.values = json.loads(json.dumps(self.values))  # as it will read back
+        self.progress = None  # what the run in this output had done when it was last saved
+
+    def claim(self, outputs, overwrite):
+        """Compare with what is there. `outputs`: the files that would be replaced. Raises UserError: made otherwise."""
+        found = read_json(self.path) if self.path.is_file() else None
+        present = [path for path in outputs if Path(path).exists()]
+        if overwrite or (found is None and not present):
+            self._write(finished=False)
+            for path in present:
+                Path(path).unlink()
+            return "fresh"
+        if not isinstance(found, dict):
+            raise UserError(f"{present[0]}: already there, made by something else; --overwrite_output replaces it")
+        differences = [
+            f"{name} was {_short(found.get(part, {}).get(name))}, is now {_short(self.values[part].get(name))}"
+            for part in ("settings", "inputs")
+            for name in sorted({*found.get(part, {}), *self.values[part]})
+            if found.get(part, {}).get(name) != self.values[part].get(name)
+        ]
+        if differences:
+            more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
+            raise UserError(
+                f"{self.path.parent}: made with other inputs or flags: {'; '.join(differences[:3])}{more}; "
+                "--overwrite_output replaces it"
+            )
+        self.progress = found.get("progress")
+        return "finished" if found.get("finished") else "resume"
+
+    def save_progress(self, file, progress):
+        """Note how far `file` has come, once what was written to it is safely on the disk."""
+        file.flush()
+        os.fsync(file.fileno())
+        self.progress = progress
+        self._write(finished=False)
+
+    def finish(self):
+        self.progress = None
+        self._write(finished=True)
+
+    def _write(self, finished):
+        make_output_folder(self.path.parent)
+        progress = {} if self.progress is None else {"progress": self.progress}
+        write_json(self.path, {**self.values, **progress, "finished": finished})
+
+
+def _short(value):
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@contextlib.contextmanager
+def append_to(path, size):
+    """Open a file for binary writing behind its first `size` bytes; what stands after them is dropped."""
+    with open(path, "r+b" if Path(path).exists() and size else "wb") as file:
+        file.truncate(size)
+        file.seek(size)
+        yield file
+
+
+def make_output_folder(path):
+    """Create a folder for output. Raises UserError where that cannot be done."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be created ({error.strerror})") from None
+    return Path(path)
+
+
+def model_outputs(folder):
+    """The files of a training run's output folder that are there (the resume state and the log among them)."""
+    names = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin",
+             "training_state.bin", "eval_results.txt", "log.txt")  # fmt: skip
+    return [path for name in names for path in sorted(Path(folder).glob(name))]
+
+
+def write_results(path, results):
+    """Write eval_results.txt: one `key = value` line a result."""
+    with atomic_write(path) as file:
+        file.writelines(f"{name} = {value}\n" for name, value in results.items())
+
+
+def hint_next(command):
+    """Tell the command of the next stage."""
+    logging.info("next: %s", command)

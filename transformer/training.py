@@ -1,0 +1,405 @@
+"""The training loop of all scripts, and what it needs: device and processes, precision, one state, one save, one log line.
+
+The scripts say what is learned: a `learner`, a module whose forward turns a batch into named losses. The loop says how:
+which examples come when, gradients, optimizer, logging, evaluation, saving, and going on after a stop.
+"""
+
+import contextlib
+import ctypes
+import logging
+import math
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from transformer.data import epoch_batches, sorted_batches
+from transformer.file_utils import UserError, atomic_write
+from transformer.modeling import WEIGHTS_NAME, save_weights
+from transformer.stages import flag
+
+logger = logging.getLogger(__name__)
+
+STATE_NAME = "training_state.bin"
+LOG_STEPS = 50  # steps between two log lines; also the only places where the loop waits for the device
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_training_flags(parser):
+    """The flags that both distillation scripts have."""
+    group = parser.add_argument_group("training")
+    flag(group, "--train_batch_size", type=int, help="examples of one optimizer step, over all processes (32)")
+    flag(group, "--eval_batch_size", type=int, help="examples of one evaluation batch")
+    flag(group, "--learning_rate", type=float, help="peak rate of BertAdam")
+    flag(group, "--weight_decay", "--wd", type=float, help="decoupled weight decay, 0 = off (1e-4)")
+    flag(group, "--num_train_epochs", type=float, help="passes over the data; fractions are allowed")
+    flag(group, "--warmup_proportion", type=float, help="fraction of all steps in which the rate rises (0.1)")
+    flag(group, "--gradient_accumulation_steps", type=int, help="parts a batch is computed in, to save memory (1)")
+    flag(group, "--eval_step", type=int, help="evaluate and save every so many optimizer steps")
+    flag(group, "--pad_to_max_length", action="store_true",
+         help="pad every batch to the maximum and average over the padding, as the reference does")  # fmt: skip
+    group = parser.add_argument_group("device")
+    flag(group, "--no_cuda", action="store_true", help="stay on the CPU")
+    flag(
+        group,
+        "--local_rank",
+        type=int,
+        help="this process's number on its machine; torchrun sets it (-1 = one process)",
+    )
+    flag(group, "--fp16", action="store_true", help="short for --precision fp16")
+
+
+@dataclass
+class Launch:
+    """Where this process runs: its device, its place among the processes, its arithmetic."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    dtype: torch.dtype
+
+    def __str__(self):
+        processes = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"{self.device.type} ({str(self.dtype).removeprefix('torch.')}{processes})"
+
+    @property
+    def first(self):
+        """True in the one process that logs and writes."""
+        return self.rank == 0
+
+    def autocast(self):
+        """Mixed precision where asked for: weights stay float32, matrix products run in `dtype`."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def to_device(self, batch):
+        return {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+
+
+def launch(args):
+    """Choose the device, join the other processes where torchrun started several, seed, and tune. Returns a Launch."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", getattr(args, "local_rank", -1)))
+    cuda = torch.cuda.is_available() and not args.no_cuda
+    device = torch.device("cuda", max(local_rank, 0)) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32
+    else:
+        keep_freed_memory()
+    if world_size > 1 and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if cuda else "gloo")
+    set_seed(args.seed)
+    return Launch(device, rank, world_size, choose_precision(args.precision, device))
+
+
+def choose_precision(name, device):
+    """The dtype of --precision; "auto" is bf16 on a GPU that has it, else float32."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return PRECISIONS[name]
+
+
+def set_seed(seed):
+    random.seed(seed)
+    np.random.seed(seed % (1 << 32))
+    torch.manual_seed(seed)
+
+
+def step_seed(seed, step, rank):
+    """The seed of one step's dropout on one process."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def keep_freed_memory():
+    """Let glibc keep freed blocks. Tensors of a few MiB that come and go otherwise cost a page fault for every 4 KiB of
+    them, each step anew: half of the CPU time on short batches."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+        mallopt(mmap_threshold, 32 << 20)  # the highest that glibc takes
+        mallopt(trim_threshold, 512 << 20)
+    except (OSError, AttributeError):
+        pass  # another C library: slower, nothing else
+
+
+def claim(record, outputs, overwrite, place):
+    """`OutputRecord.claim`, decided by the first process for all of them."""
+    if place.world_size == 1:
+        return record.claim(outputs, overwrite)
+    answer = [None]
+    if place.first:
+        try:
+            answer = [record.claim(outputs, overwrite)]
+        except UserError as error:
+            answer = [error]
+    distributed.broadcast_object_list(answer)
+    if isinstance(answer[0], UserError):
+        raise answer[0]
+    return answer[0]
+
+
+def mean_losses(learner, sequences, batch_size, place, pad_token_id, pad_to=None):
+    """A learner's losses over a data set, without training: {name: mean over its examples}."""
+    sums = {}
+    for indices in sorted_batches(sequences.lengths, batch_size):
+        batch = place.to_device(sequences.batch(indices, pad_token_id, pad_to))
+        with torch.inference_mode(), place.autocast():
+            for name, value in learner(batch).items():
+                sums[name] = sums.get(name, 0) + value * len(indices)
+    return {name: value.item() / len(sequences) for name, value in sums.items()}
+
+
+class Plan:
+    """Which examples each step trains on, fixed before the run starts.
+
+    Args: load_epoch(k): the `Sequences` of pass k; sizes: examples of each pass, used in turn; epochs: passes, fractions
+    allowed; max_steps: a shorter run, or None. `total_steps` counts optimizer steps, the last short batch included.
+    """
+
+    def __init__(self, load_epoch, sizes, batch_size, epochs, seed, max_steps=None, bucketed=True):
+        self.load_epoch, self.batch_size, self.seed, self.bucketed = load_epoch, batch_size, seed, bucketed
+        steps = [math.ceil(size / batch_size) for size in sizes]
+        whole = int(epochs)
+        passes = [steps[epoch % len(steps)] for epoch in range(whole + 1)]
+        passes[whole] = round((epochs - whole) * passes[whole])
+        self.epoch_steps = [count for count in passes if count]
+        self.total_steps = sum(self.epoch_steps)
+        if max_steps is not None:
+            self.total_steps = min(self.total_steps, max_steps)
+        if not self.total_steps:
+            raise UserError(f"--num_train_epochs {epochs}: nothing to train on")
+
+    def batches(self, epoch):
+        sequences = self.load_epoch(epoch)
+        return sequences, epoch_batches(sequences.lengths, self.batch_size, self.seed, epoch, self.bucketed)
+
+    def steps(self, start=0):
+        """Yield (sequences, indices of the step's examples) from step `start` on."""
+        first = 0
+        for epoch, count in enumerate(self.epoch_steps):
+            stop = min(first + count, self.total_steps)
+            if start < stop:
+                sequences, batches = self.batches(epoch)
+                for indices in batches[max(start - first, 0) : stop - first]:
+                    yield sequences, indices
+            first += count
+
+
+class TrainingRun:
+    """One training: the state (model, optimizer, step, best score, results), and everything that happens to it.
+
+    Args: folder: output folder; learner: module with `student` (a BertPreTrainedModel) whose forward(batch) gives
+    {name: loss}, means over the batch's examples; optimizer; plan: Plan; place: Launch; eval_step; accumulation: parts of
+    a batch; pad_to: length of every batch, or None for the longest of it; pad_token_id; evaluate(): (score or None,
+    {name: number}), called every `eval_step` steps and at the end; the weights with the best score are kept, without a
+    score the latest; step_files: also keep the weights of each evaluation as step_N_pytorch_model.bin.
+    """
+
+    def __init__(self, folder, learner, optimizer, plan, place, *, eval_step, accumulation=1, pad_to=None, pad_token_id=0,
+                 evaluate=None, step_files=False):  # fmt: skip
+        self.folder, self.learner, self.optimizer, self.plan, self.place = Path(folder), learner, optimizer, plan, place
+        self.eval_step, self.accumulation, self.step_files = eval_step, accumulation, step_files
+        self.pad_to, self.pad_token_id = pad_to, pad_token_id
+        self.evaluate = evaluate or (lambda: (None, {}))
+        self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype == torch.float16)
+        self.step, self.best_score, self.results = 0, None, {}
+        self.stop_signal = None
+
+    # --- the one state
+
+    def save_state(self):
+        """Write everything the run needs to go on, into one file."""
+        if self.place.first:
+            state = {"model": self.learner.student.state_dict(), "optimizer": self.optimizer.state_dict(),
+                     "scaler": self.scaler.state_dict(), "step": self.step, "best_score": self.best_score,
+                     "results": self.results}  # fmt: skip
+            with atomic_write(self.folder / STATE_NAME, "wb") as file:
+                torch.save(state, file)
+
+    def load_state(self):
+        """Go on from a saved state, if there is one. Returns whether there was."""
+        path = self.folder / STATE_NAME
+        if not path.is_file():
+            return False
+        try:
+            state = torch.load(path, map_location=self.place.device, weights_only=True)
+        except Exception as error:  # a damaged file raises many kinds
+            raise UserError(
+                f"{path}: damaged ({str(error).splitlines()[0]}); --overwrite_output starts again"
+            ) from error
+        self.learner.student.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.step, self.best_score, self.results = state["step"], state["best_score"], state["results"]
+        return True
+
+    def evaluate_and_save(self):
+        """Evaluate, keep the weights that deserve it, then save the state: a stop in between repeats this step."""
+        self.learner.eval()
+        score, results = self.evaluate()
+        self.learner.train()
+        if results:
+            logger.info("step %d | %s", self.step, format_results(results))
+        if self.place.first and (score is None or self.best_score is None or score > self.best_score):
+            weights = self.learner.student.state_dict()
+            if self.step_files:
+                save_weights(weights, self.folder / f"step_{self.step}_{WEIGHTS_NAME}")
+            save_weights(weights, self.folder / WEIGHTS_NAME)
+        if score is None or self.best_score is None or score > self.best_score:
+            self.best_score, self.results = score, {"global_step": self.step, **results}
+        self.save_state()
+
+    # --- the loop
+
+    def train(self):
+        """Run from wherever the state stands to the end of the plan. Returns the results of the weights that were kept."""
+        found = self.load_state()
+        if self.place.world_size > 1:
+            distributed.barrier()  # all have looked before the first one writes
+        if found:
+            logger.info("going on from step %d of %d", self.step, self.plan.total_steps)
+        else:
+            self.save_state()
+        learner = self._distributed_learner()
+        meter = Meter(self.plan.total_steps, self.step, self.place)
+        self.learner.train()
+        with self._catch_signals():
+            for sequences, indices in self.plan.steps(self.step):
+                # Each step draws from its own seed: a run that goes on draws what an uninterrupted one would.
+                torch.manual_seed(step_seed(self.plan.seed, self.step, self.place.rank))
+                meter.add(
+                    self._forward_backward(learner, sequences, indices), len(indices), sequences.lengths[indices].sum()
+                )
+                rate = self.optimizer.get_lr()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.optimizer.zero_grad(set_to_none=True)
+                self.step += 1
+                last = self.step == self.plan.total_steps
+                if last or self.step % LOG_STEPS == 0:
+                    meter.log(self.step, rate)
+                if last or self.step % self.eval_step == 0:
+                    self.evaluate_and_save()
+                if self.stop_signal is not None and not last:
+                    self.save_state()
+                    logger.info("stopped at step %d; the same command goes on from here", self.step)
+                    sys.exit(128 + self.stop_signal)
+        return self.results
+
+    def _forward_backward(self, learner, sequences, indices):
+        """Gradient of one global batch, of which this process computes every world_size-th example, in parts."""
+        mine = indices[self.place.rank :: self.place.world_size]
+        size = math.ceil(len(mine) / self.accumulation)
+        parts = [mine[start : start + size] for start in range(0, len(mine), size or 1)]
+        totals = {}
+        for number, part in enumerate(parts or [indices[:1]]):
+            batch = self.place.to_device(sequences.batch(part, self.pad_token_id, self.pad_to))
+            # Losses are means over examples; these weights make the parts' sum the mean over the global batch. A process
+            # without examples (in a last short batch) goes through the motions with weight 0.
+            weight = len(part) / len(indices) if parts else 0.0
+            last = number == len(parts) - 1 or not parts
+            with contextlib.nullcontext() if last or self.place.world_size == 1 else learner.no_sync():
+                with self.place.autocast():
+                    losses = learner(batch)
+                loss = sum(losses.values()) * (weight * self.place.world_size)  # DDP averages over the processes
+                self.scaler.scale(loss).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0) + value.detach() * weight
+        self.scaler.unscale_(self.optimizer)
+        return totals
+
+    def _distributed_learner(self):
+        if self.place.world_size == 1:
+            return self.learner
+        devices = [self.place.device] if self.place.device.type == "cuda" else None
+        return DistributedDataParallel(self.learner, device_ids=devices, find_unused_parameters=True)
+
+    @contextlib.contextmanager
+    def _catch_signals(self):
+        """Ctrl-C and SIGTERM end the loop after the step at hand, with a saved state; a second Ctrl-C ends it at once."""
+
+        def note(signum, frame):
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = signum
+
+        before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def finish(self):
+        """The run's files are complete: nothing is left to go on from."""
+        if self.place.first:
+            (self.folder / STATE_NAME).unlink(missing_ok=True)
+
+
+class Meter:
+    """Averages of the losses between two log lines, and speed, time left and memory."""
+
+    def __init__(self, total_steps, first_step, place):
+        self.total_steps, self.first_step, self.place = total_steps, first_step, place
+        self.started = time.monotonic()
+        self._restart()
+
+    def _restart(self):
+        self.sums, self.steps, self.examples, self.tokens, self.since = {}, 0, 0, 0, time.monotonic()
+
+    def add(self, losses, examples, tokens):
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        self.steps, self.examples, self.tokens = self.steps + 1, self.examples + examples, self.tokens + int(tokens)
+
+    def log(self, step, rate):
+        """One line. Raises UserError when the loss is no longer a number."""
+        # .item() waits for the device; this is the only place of the loop that does.
+        losses = {name: value.item() / self.steps for name, value in self.sums.items()}
+        if not all(map(math.isfinite, losses.values())):
+            raise UserError(f"step {step}: the loss is {losses}; a lower --learning_rate or --precision fp32 may help")
+        now = time.monotonic()
+        seconds = max(now - self.since, 1e-9)
+        left = (now - self.started) / max(step - self.first_step, 1) * (self.total_steps - step)
+        logger.info(
+            "step %d/%d | %s | lr %.2e | %.0f examples/s %.0f tokens/s | %s left | %.2f GB",
+            step, self.total_steps, format_results(losses), rate, self.examples / seconds, self.tokens / seconds,
+            format_seconds(left), peak_memory(self.place.device),
+        )  # fmt: skip
+        self._restart()
+
+
+def peak_memory(device):
+    """Peak memory of this process so far in GB: the GPU's where one is used."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
+
+
+def format_seconds(seconds):
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def format_results(results):
+    return " ".join(
+        f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}" for name, value in results.items()
+    )
