@@ -1,8 +1,8 @@
 """Stage 1: widen a task's training set by replacing words (TinyBERT, algorithm 1 of the paper).
 
-Each word that carries meaning is replaced, with probability --p, by one of its candidates: a word of one piece is masked
-and the masked language model proposes --M others; a word of several pieces gets its --M nearest GloVe neighbours. Every
-sentence is tried --N times; what comes out new is kept, with the row's label.
+Each word that carries meaning is replaced, with probability --p, by one of its candidates: a word of one piece is
+masked and the masked language model proposes --M others; a word of several pieces gets its --M nearest GloVe
+neighbours. Every sentence is tried --N times; what comes out new is kept, with the row's label.
 
 Reads:   <glue_dir>/<task>/train.tsv, a BERT with a masked-LM head, GloVe vectors (text)
 Writes:  <glue_dir>/<task>/train_aug.tsv: the header, then each row itself followed by its variants
@@ -192,7 +192,7 @@ def make_variants(text, words, candidates, tries, probability, rng):
 
 
 class CandidateProposer:
-    """Proposes substitutes for the words of sentences: from the masked LM, or for words of several pieces from GloVe."""
+    """Proposes substitutes for words: from the masked LM, or for words of several pieces from GloVe."""
 
     def __init__(self, model, tokenizer, vectors, num_candidates, place):
         self.model, self.tokenizer, self.vectors, self.place = model, tokenizer, vectors, place
@@ -218,7 +218,7 @@ class CandidateProposer:
         return {text: (words, dict(sorted(found.items()))) for text, (words, found) in result.items()}
 
     def _requests(self, text, words_and_ids, found):
-        """Masked sequences for the words of one piece: (text, word index, input_ids, segment 0's length, mask position).
+        """Masked sequences for words of one piece: (text, word index, ids, length of segment 0, mask position).
 
         Words of several pieces get their neighbours into `found` right away.
         """

@@ -1,10 +1,12 @@
-"""Stage 3: general distillation. A pre-trained teacher's layers teach a small student, on any text (TinyBERT, section 3.2).
+"""Stage 3: general distillation. A pre-trained teacher's layers teach a small student, on any text (section 3.2).
 
 For every batch, teacher and student read the same tokens. Each student layer m is pulled towards the teacher layer g(m)
-that it maps to: its attention scores (equation 7) and, through a linear map, its hidden states (equation 8); the student's
-embeddings towards the teacher's (equation 9). No labels, no masked LM: general distillation has no prediction layer.
+that it maps to: its attention scores (equation 7) and, through a linear map, its hidden states (equation 8); the
+student's embeddings towards the teacher's (equation 9). No labels, no masked LM: general distillation has no prediction
+layer.
 
-Reads:   --pregenerated_data (stage 2), --teacher_model, --student_model (config.json; weights too with --continue_train)
+Reads:   --pregenerated_data (stage 2), --teacher_model, --student_model (config.json; its weights too with
+         --continue_train)
 Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, config.json, vocab.txt,
          tokenizer_config.json, log.txt
 
@@ -16,6 +18,7 @@ Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, 
 """
 
 import logging
+import math
 
 from transformer import stages
 from transformer.data import pregenerated_epochs, read_pregenerated
@@ -115,8 +118,7 @@ def distill(student, teacher, epochs, tokenizer, output, args, place):
     """Train the student over the epochs."""
     learner = TransformerLearner(student, teacher, args.pad_to_max_length)
     read = epoch_reader(epochs, tokenizer, output, args)
-    sizes = [metrics["num_training_examples"] if args.limit is None else min(metrics["num_training_examples"], args.limit)
-             for _, metrics in epochs]  # fmt: skip
+    sizes = [min(metrics["num_training_examples"], args.limit or math.inf) for _, metrics in epochs]
     plan = Plan(read, sizes, args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
                 bucketed=not args.pad_to_max_length)  # fmt: skip
     optimizer = BertAdam(decay_groups(student, args.weight_decay), args.learning_rate, args.warmup_proportion,
@@ -135,7 +137,7 @@ def distill(student, teacher, epochs, tokenizer, output, args, place):
 
 
 def epoch_reader(epochs, tokenizer, output, args):
-    """A function from the number of a pass to its Sequences; the epoch files are used in turn, one in memory at a time."""
+    """A function from the number of a pass to its Sequences; the files are used in turn, one at a time in memory."""
     latest = {}
 
     def read(number):

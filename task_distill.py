@@ -1,6 +1,6 @@
 """Stage 4: task distillation. A teacher fine-tuned on a task teaches the general student that task, in two steps.
 
-    no flag          intermediate step: attention scores and hidden states, as in general distillation, on the task's text
+    no flag          intermediate step: attention scores and hidden states, as in stage 3, on the task's text
     --pred_distill   prediction step: the student's logits follow the teacher's softened ones (equation 10)
     --do_finetune    fine-tune a teacher on the task; done by itself where the teacher has no classifier for it
     --do_eval        evaluate a student beside its teacher;  --do_predict  write the test set's predictions
@@ -171,8 +171,10 @@ class Data(NamedTuple):
 def read_data(task, train_name, tokenizer, labels, args):
     [(_, train)] = read_sets(task, [train_name], args.data_dir, tokenizer, labels, args)
     dev = read_sets(task, task.dev_files, args.data_dir, tokenizer, labels, args)
-    plan = Plan(lambda epoch: train, [len(train)], args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
-                bucketed=not args.pad_to_max_length)  # fmt: skip
+    plan = Plan(
+        lambda epoch: train, [len(train)], args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
+        bucketed=not args.pad_to_max_length,
+    )  # fmt: skip
     return Data(train, dev, plan)
 
 
@@ -223,7 +225,8 @@ def find_fine_tuned(folder, task):
 def ready_teacher(task, folder, args, place):
     """The folder of a teacher that knows the task; fine-tunes one first where there is none.
 
-    The reference distilled from a classifier drawn at random where nobody had fine-tuned the teacher, and ended at chance.
+    The reference distilled from a classifier drawn at random where nobody had fine-tuned the teacher, and ended at
+    chance.
     """
     found = find_fine_tuned(folder, task)
     if found is not None and not made_for_debugging(found, args):

@@ -1,7 +1,7 @@
 """The reference implementation's own numbers: losses of every step and the student's final weights, on tiny models.
 
-`tests/data/golden_distill` was computed with the published code (dropout 0, teacher in eval mode): all padding counts in
-the means, the classifier reads ReLU(pooled), lr 1e-2, warm-up 0.1, weight decay 0.01, t_total = number of steps.
+`tests/data/golden_distill` was computed with the published code (dropout 0, teacher in eval mode): all padding counts
+in the means, the classifier reads ReLU(pooled), lr 1e-2, warm-up 0.1, weight decay 0.01, t_total = number of steps.
 """
 
 import json
@@ -21,7 +21,9 @@ FOLDER = Path(__file__).parent / "data" / "golden_distill"
 @pytest.fixture(scope="module")
 def golden():
     arrays = np.load(FOLDER / "arrays.npz")
-    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}, json.loads((FOLDER / "losses.json").read_text())
+    return {name: torch.from_numpy(arrays[name]) for name in arrays.files}, json.loads(
+        (FOLDER / "losses.json").read_text()
+    )
 
 
 def build(model_class, config_name, tensors, prefix, **overrides):

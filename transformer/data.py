@@ -103,8 +103,8 @@ def encode_task_file(task_file, tokenizer, max_seq_length, labels, limit=None):
 def read_pregenerated(path, metrics, tokenizer, max_seq_length, folder=None, limit=None):
     """Token ids of one epoch file of `pregenerate_training_data.py` (a JSON object a line).
 
-    Raises UserError: a line that is no such object, a token outside the vocabulary, a sequence over `max_seq_length`, or
-    another number of lines than `metrics` tells.
+    Raises UserError: a line that is no such object, a token outside the vocabulary, a sequence over `max_seq_length`,
+    or another number of lines than `metrics` tells.
     """
     vocab = tokenizer.vocab
     builder = SequencesBuilder(len(vocab))
@@ -134,9 +134,9 @@ def read_pregenerated(path, metrics, tokenizer, max_seq_length, folder=None, lim
 def epoch_batches(lengths, batch_size, seed, epoch, bucketed=True):
     """The batches of one epoch: a list of index arrays in which every example occurs once.
 
-    Examples are shuffled, sorted by length inside windows of BUCKET_BATCHES batches, cut, and the batches shuffled: short
-    sequences share batches and little is padding, while each epoch differs. The result depends on the arguments alone,
-    never on the number of processes, so that a run can go on anywhere. Only the last batch cut is short.
+    Examples are shuffled, sorted by length inside windows of BUCKET_BATCHES batches, cut, and the batches shuffled:
+    short sequences share batches and little is padding, while each epoch differs. The result depends on the arguments
+    alone, never on the number of processes, so that a run can go on anywhere. Only the last batch cut is short.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))

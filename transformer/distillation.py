@@ -35,8 +35,8 @@ def check_pair(student, teacher):
     layer_map(student.num_hidden_layers, teacher.num_hidden_layers)
     if student.num_attention_heads != teacher.num_attention_heads:
         raise UserError(
-            f"the student has {student.num_attention_heads} attention heads, the teacher {teacher.num_attention_heads}: "
-            "the attention loss compares them one by one; change num_attention_heads in the student's config.json"
+            f"the student has {student.num_attention_heads} attention heads, the teacher has "
+            f"{teacher.num_attention_heads}: the attention loss compares them one by one; change num_attention_heads in the student's config.json"
         )
 
 
@@ -56,8 +56,8 @@ class LossWeights(NamedTuple):
 def loss_weights(attention_mask, over_padding=False):
     """Weights of tokens and of query-key pairs from an attention mask (B, L), or None where nothing is padded.
 
-    `over_padding`: the reference's means. There every position of the padded batch counts as a token and as a query, and
-    a masked key counts as an error of 0: with it and `--pad_to_max_length` a run repeats the reference's numbers.
+    `over_padding`: the reference's means. There every position of the padded batch counts as a token and as a query,
+    and a masked key counts as an error of 0: with it and `--pad_to_max_length` a run repeats the reference's numbers.
     """
     if attention_mask is None:
         return LossWeights(None, None)
@@ -121,8 +121,8 @@ def transformer_losses(student, student_output, teacher_output, mapping, weights
 class TransformerLearner(nn.Module):
     """The learner of general distillation and of the intermediate step: a batch in, attention and hidden losses out.
 
-    Works on any models with a `bert` inside; the student also has `project`. Raises UserError for a pair whose layers or
-    heads do not fit.
+    Works on any models with a `bert` inside; the student also has `project`. Raises UserError for a pair whose layers
+    or heads do not fit.
     """
 
     def __init__(self, student, teacher, over_padding=False):
@@ -145,8 +145,8 @@ class TransformerLearner(nn.Module):
 
 
 class PredictionLearner(nn.Module):
-    """The learner of the prediction step. `teacher_logits` (N, C), by row of the training data: once they are known, the
-    teacher itself is not needed."""
+    """The learner of the prediction step. `teacher_logits` (N, C), by row of the training data: once they are known,
+    the teacher itself is not needed."""
 
     def __init__(self, student, teacher_logits, temperature):
         super().__init__()

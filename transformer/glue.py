@@ -58,7 +58,8 @@ TASKS = {
              ("not_duplicate", "duplicate"), skip_short_rows=True),
         # Matched and mismatched are two dev sets; the first one selects the model.
         Task("MNLI", SENTENCES, "gold_label", ("contradiction", "entailment", "neutral"), ("acc",), 5, 128,
-             dev_files=("dev_matched.tsv", "dev_mismatched.tsv"), test_files=("test_matched.tsv", "test_mismatched.tsv")),
+             dev_files=("dev_matched.tsv", "dev_mismatched.tsv"),
+             test_files=("test_matched.tsv", "test_mismatched.tsv")),
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT, ("acc",), 10, 128),
         Task("RTE", SENTENCES, "label", ENTAILMENT, ("acc",), 20, 128),
         Task("WNLI", SENTENCES, "label", ("0", "1"), ("acc",), 20, 128, ("not_entailment", "entailment")),
@@ -79,8 +80,9 @@ def find_task(name):
 def label_order(task, names):
     """The task's labels in the order of a model's logits.
 
-    Args: names: the model's class names by index (`modeling.label_names`), or None. Models trained elsewhere order MNLI's
-    classes in other ways; where the names tell, they decide. Names that are not this task's leave the table's order.
+    Args: names: the model's class names by index (`modeling.label_names`), or None. Models trained elsewhere order
+    MNLI's classes in other ways; where the names tell, they decide. Names that are not this task's leave the table's
+    order.
     """
     if task.regression or not names or len(names) != task.num_labels:
         return task.labels
@@ -105,7 +107,7 @@ class Row(NamedTuple):
 
 
 def read_lines(path):
-    """Yield (line number, text without its end) of a UTF-8 file; UserError for a missing file or bytes that are no UTF-8."""
+    """Yield (line number, text without its end); UserError for a missing file or one that is not UTF-8."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -181,8 +183,9 @@ class TaskFile:
 def compute_metrics(task, predictions, labels):
     """Every metric of the task, {name: value}.
 
-    Args: predictions: (N,) class indices, or scores for regression; labels: (N,) likewise, in the same order of classes.
-    For f1 the positive class is index 1, as the table's order has it. `acc_and_f1` and `corr` are the two metrics' means.
+    Args: predictions: (N,) class indices, or scores for regression; labels: (N,) likewise, in the same order of
+    classes. For f1 the positive class is index 1, as the table's order has it. `acc_and_f1` and `corr` are the two
+    metrics' means.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if len(predictions) != len(labels) or not len(labels):

@@ -237,8 +237,8 @@ class BertPooler(nn.Module):
 
 
 class BertOutput(NamedTuple):
-    """hidden_states: embedding output and each layer's, 1 + layers tensors (B, L, D). attention_scores: one (B, H, L, L)
-    a layer, before mask and softmax, None where not asked for. pooled: (B, D)."""
+    """hidden_states: 1 + layers tensors (B, L, D), the embedding output first. attention_scores: one (B, H, L, L) for
+    each layer, before mask and softmax, None where not asked for. pooled: (B, D)."""
 
     hidden_states: list
     attention_scores: list
@@ -314,7 +314,7 @@ class BertPreTrainingHeads(nn.Module):
 
 
 class BertPreTrainedModel(nn.Module):
-    """What every model with a `bert` inside shares: initialisation, the projection onto a teacher, reading and writing."""
+    """What all models with a `bert` inside share: initialisation, the projection onto a teacher, reading, writing."""
 
     architecture = None  # the Hugging Face class that reads the same keys
 
@@ -338,7 +338,7 @@ class BertPreTrainedModel(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def project(self, hidden_states):
-        """W_h of equations 8 and 9: the student's hidden states in the teacher's width; [(B, L, D)] -> [(B, L, fit)]."""
+        """W_h of equations 8 and 9: hidden states in the teacher's width, [(B, L, D)] -> [(B, L, fit_size)]."""
         if self.config.fit_per_layer:
             return [fit(hidden) for fit, hidden in zip(self.fit_denses, hidden_states, strict=True)]
         return [self.fit_dense(hidden) for hidden in hidden_states]
@@ -486,7 +486,7 @@ def load_state_dict(folder):
 
 
 def rename_key(key):
-    """Today's name of a checkpoint key: TensorFlow's gamma/beta, DataParallel's prefix, encoders saved without `bert.`."""
+    """Today's name of a checkpoint key: old ones have gamma and beta, DataParallel's prefix, or no `bert.`."""
     key = key.removeprefix("module.")
     key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     return f"bert.{key}" if key.startswith(("embeddings.", "encoder.", "pooler.")) else key
@@ -513,7 +513,7 @@ def save_weights(state, path):
 
 
 def check_vocabulary(config, tokenizer, folder):
-    """Raise UserError when config.json and vocab.txt are not of one model. Configs may round the size up, to 128 at most."""
+    """Raise UserError when config.json and vocab.txt are not of one model; a config may round up, by less than 128."""
     size = len(tokenizer.vocab)
     if not size <= config.vocab_size < size + 128:
         raise UserError(f"{folder}: vocab.txt has {size} tokens, config.json says vocab_size {config.vocab_size}")

@@ -1,6 +1,6 @@
 """BertAdam and its schedules: Adam without bias correction, with decoupled weight decay and clipping tensor by tensor.
 
-Bias correction would divide the first moments by (1 - beta^t); BERT's recipe leaves it out and warms the rate up instead.
+Bias correction would divide the moments by (1 - beta^t); BERT's recipe warms the rate up instead.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""The stage folders, every script's defaults, and what all scripts do the same way: settle flags, claim an output, fail.
+"""The stage folders, every script's defaults, and what all scripts share: settling flags, claiming an output, failing.
 
 A flag's value is the command line's, else the script header's, else (with --sample) the sample's, else the task's, else
 the step's or script's default. Flags that nobody gave are None until `settle` fills them in.
@@ -81,8 +81,8 @@ SAMPLE_TASK_STEPS = {
 
 # Flags that change where or how fast a run works, not what comes out.
 NOT_THE_RESULT = {
-    "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda", "sample",
-    "output_dir", "no_finetune", "do_eval", "do_predict", "eval_batch_size", "fp16",
+    "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
+    "sample", "output_dir", "no_finetune", "do_eval", "do_predict", "eval_batch_size", "fp16",
 }  # fmt: skip
 
 
@@ -154,8 +154,8 @@ def check_positive(args, *names):
 
 def check_training(args):
     """Raise UserError for training flags out of range."""
-    check_positive(args, "train_batch_size", "eval_batch_size", "num_train_epochs", "gradient_accumulation_steps", "eval_step",
-                   "max_seq_length", "max_steps", "limit")  # fmt: skip
+    check_positive(args, "train_batch_size", "eval_batch_size", "num_train_epochs", "gradient_accumulation_steps",
+                   "eval_step", "max_seq_length", "max_steps", "limit")  # fmt: skip
     if not 0 <= args.warmup_proportion < 1:
         raise UserError(f"--warmup_proportion {args.warmup_proportion}: expected 0 up to 1, 1 excluded")
     if args.learning_rate < 0 or args.weight_decay < 0:

@@ -50,7 +50,7 @@ def _check_vocab(vocab, path):
         raise UserError(f"{path}: is empty; expected one token a line")
     missing = [token for token in SPECIAL_TOKENS.values() if token not in vocab]
     if missing:
-        raise UserError(f"{path}: no line is {' or '.join(missing)}; expected BERT's special tokens in the vocabulary")
+        raise UserError(f"{path}: lacks {' and '.join(missing)}; expected BERT's special tokens, each on its own line")
 
 
 def _read_settings(path):
@@ -133,11 +133,10 @@ class BasicTokenizer:
         return text.translate(self._folding).split()
 
     def _clean(self, char):
-        category = unicodedata.category(char)
-        if char in "\t\n\r" or category in ("Zs", "Zl", "Zp"):
+        if char in "\t\n\r":
             return " "
         # Unassigned characters (Cn) stay, as in Hugging Face; Google's BERT deleted them.
-        if char == "\ufffd" or category in ("Cc", "Cf", "Co", "Cs"):
+        if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs"):
             return ""
         is_chinese = any(first <= ord(char) <= last for first, last in _CJK_RANGES)
         return f" {char} " if is_chinese and self.tokenize_chinese_chars else char

@@ -1,4 +1,4 @@
-"""The training loop of all scripts, and what it needs: device and processes, precision, one state, one save, one log line.
+"""The training loop of all scripts, with what it needs: device, processes, precision, one state, one save, one log.
 
 The scripts say what is learned: a `learner`, a module whose forward turns a batch into named losses. The loop says how:
 which examples come when, gradients, optimizer, logging, evaluation, saving, and going on after a stop.
@@ -168,8 +168,9 @@ def mean_losses(learner, sequences, batch_size, place, pad_token_id, pad_to=None
 class Plan:
     """Which examples each step trains on, fixed before the run starts.
 
-    Args: load_epoch(k): the `Sequences` of pass k; sizes: examples of each pass, used in turn; epochs: passes, fractions
-    allowed; max_steps: a shorter run, or None. `total_steps` counts optimizer steps, the last short batch included.
+    Args: load_epoch(k): the `Sequences` of pass k; sizes: examples of each pass, used in turn; epochs: passes,
+    fractions allowed; max_steps: a shorter run, or None. `total_steps` counts optimizer steps, the last short batch
+    included.
     """
 
     def __init__(self, load_epoch, sizes, batch_size, epochs, seed, max_steps=None, bucketed=True):
@@ -205,14 +206,14 @@ class TrainingRun:
     """One training: the state (model, optimizer, step, best score, results), and everything that happens to it.
 
     Args: folder: output folder; learner: module with `student` (a BertPreTrainedModel) whose forward(batch) gives
-    {name: loss}, means over the batch's examples; optimizer; plan: Plan; place: Launch; eval_step; accumulation: parts of
-    a batch; pad_to: length of every batch, or None for the longest of it; pad_token_id; evaluate(): (score or None,
+    {name: loss}, means over the batch's examples; optimizer; plan: Plan; place: Launch; eval_step; accumulation: parts
+    of a batch; pad_to: length of every batch, or None for the longest of it; pad_token_id; evaluate(): (score or None,
     {name: number}), called every `eval_step` steps and at the end; the weights with the best score are kept, without a
     score the latest; step_files: also keep the weights of each evaluation as step_N_pytorch_model.bin.
     """
 
-    def __init__(self, folder, learner, optimizer, plan, place, *, eval_step, accumulation=1, pad_to=None, pad_token_id=0,
-                 evaluate=None, step_files=False):  # fmt: skip
+    def __init__(self, folder, learner, optimizer, plan, place, *, eval_step, accumulation=1, pad_to=None,
+                 pad_token_id=0, evaluate=None, step_files=False):  # fmt: skip
         self.folder, self.learner, self.optimizer, self.plan, self.place = Path(folder), learner, optimizer, plan, place
         self.eval_step, self.accumulation, self.step_files = eval_step, accumulation, step_files
         self.pad_to, self.pad_token_id = pad_to, pad_token_id
@@ -268,7 +269,7 @@ class TrainingRun:
     # --- the loop
 
     def train(self):
-        """Run from wherever the state stands to the end of the plan. Returns the results of the weights that were kept."""
+        """Run from wherever the state stands to the end of the plan; returns the results of the weights kept."""
         found = self.load_state()
         if self.place.world_size > 1:
             distributed.barrier()  # all have looked before the first one writes
@@ -310,8 +311,8 @@ class TrainingRun:
         totals = {}
         for number, part in enumerate(parts or [indices[:1]]):
             batch = self.place.to_device(sequences.batch(part, self.pad_token_id, self.pad_to))
-            # Losses are means over examples; these weights make the parts' sum the mean over the global batch. A process
-            # without examples (in a last short batch) goes through the motions with weight 0.
+            # Losses are means over examples; these weights make the parts' sum the mean over the global batch. A
+            # process without examples (in a last short batch) goes through the motions with weight 0.
             weight = len(part) / len(indices) if parts else 0.0
             last = number == len(parts) - 1 or not parts
             with contextlib.nullcontext() if last or self.place.world_size == 1 else learner.no_sync():
@@ -332,7 +333,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def _catch_signals(self):
-        """Ctrl-C and SIGTERM end the loop after the step at hand, with a saved state; a second Ctrl-C ends it at once."""
+        """Ctrl-C and SIGTERM end the loop after the step at hand, with a saved state; a second one ends it at once."""
 
         def note(signum, frame):
             if self.stop_signal is not None:
