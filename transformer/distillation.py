@@ -36,7 +36,8 @@ def check_pair(student, teacher):
     if student.num_attention_heads != teacher.num_attention_heads:
         raise UserError(
             f"the student has {student.num_attention_heads} attention heads, the teacher has "
-            f"{teacher.num_attention_heads}: the attention loss compares them one by one; change num_attention_heads in the student's config.json"
+            f"{teacher.num_attention_heads}: the attention loss compares them one by one; "
+            "change num_attention_heads in the student's config.json"
         )
 
 
