@@ -90,8 +90,7 @@ def parse_args(argv=None):
     add_training_flags(parser)
     stages.add_common_flags(parser, "max_steps")
     args = parser.parse_args(argv)
-    args.step = current_step(args)
-    fill_in(args)
+    fill_in(args, current_step(args))
     return args
 
 
@@ -104,19 +103,19 @@ def current_step(args):
     return "intermediate"
 
 
-def fill_in(args):
-    """Settle every flag that was not given, and note where it came from in args.origins."""
+def fill_in(args, step):
+    """Settle every flag that was not given, for one of the four steps; args.origins tells where each value came from."""
     task = find_task(args.task_name or HEADER.get("task_name") or stages.TASK["task_name"])
-    sample = stages.SAMPLE_TASK_STEPS[args.step] if args.sample or HEADER.get("sample") else {}
+    sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or HEADER.get("sample") else {}
     by_task = {"max_seq_length": task.max_seq_length, "data_dir": task.name}
-    if args.step == "intermediate":
+    if step == "intermediate":
         by_task["num_train_epochs"] = float(
             task.epochs
         )  # the reference's table; the prediction step takes 3 everywhere
     args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), (task.name, by_task),
-                                 ("default", stages.TASK_STEPS[args.step]))  # fmt: skip
-    args.task_name = task.name
-    if args.step == "finetune" and args.output_dir is None:
+                                 ("default", stages.TASK_STEPS[step]))  # fmt: skip
+    args.task_name, args.step = task.name, step
+    if step == "finetune" and args.output_dir is None:
         args.output_dir = str(Path(args.teacher_model) / task.name)
     stages.check_training(args)
     stages.check_positive(args, "temperature")
@@ -229,7 +228,7 @@ def ready_teacher(task, folder, args, place):
     chance.
     """
     found = find_fine_tuned(folder, task)
-    if found is not None and not made_for_debugging(found, args):
+    if found is not None and (found == Path(folder) or not made_for_debugging(found, args)):
         return found
     if args.no_finetune:
         raise UserError(
@@ -239,9 +238,9 @@ def ready_teacher(task, folder, args, place):
     # What concerns this teacher and this data carries over; rates and epochs are those of fine-tuning.
     kept = ("teacher_model", "data_dir", "task_name", "sample", "seed", "precision", "limit", "max_steps", "no_cuda",
             "do_lower_case", "max_seq_length", "cache_dir", "local_rank", "debug", "pad_to_max_length")  # fmt: skip
-    values = {name: getattr(args, name) if name in kept else None for name in vars(args)}
-    tuning = argparse.Namespace(**{**values, "step": "finetune", "overwrite_output": found is not None or None})
-    fill_in(tuning)
+    values = {name: value if name in kept else None for name, value in vars(args).items() if name not in ("step", "origins")}
+    tuning = argparse.Namespace(**{**values, "overwrite_output": found is not None or None})
+    fill_in(tuning, "finetune")
     return finetune_teacher(task, folder, tuning, place)
 
 

@@ -46,18 +46,18 @@ PREGENERATION = {
 }  # fmt: skip
 GENERAL_DISTILLATION = {
     **TRAINING, "pregenerated_data": PREGENERATED, "teacher_model": TEACHER, "student_model": STUDENT_CONFIG,
-    "output_dir": GENERAL_STUDENT, "eval_batch_size": 8, "eval_step": 1000,
+    "output_dir": GENERAL_STUDENT, "eval_batch_size": 32, "eval_step": 1000,
 }  # fmt: skip
 
 # task_distill.py does four things, each with its own place to read and to write.
-TASK = {**TRAINING, "teacher_model": TEACHER, "task_name": "SST-2", "eval_batch_size": 8, "eval_step": 50,
+TASK = {**TRAINING, "teacher_model": TEACHER, "task_name": "SST-2", "eval_batch_size": 32, "eval_step": 50,
         "temperature": 1.0}  # fmt: skip
 TASK_STEPS = {
     "intermediate": {**TASK, "student_model": GENERAL_STUDENT, "output_dir": INTERMEDIATE_STUDENT},
     "prediction": {**TASK, "student_model": INTERMEDIATE_STUDENT, "output_dir": TASK_STUDENT},
-    "evaluation": {**TASK, "student_model": TASK_STUDENT, "output_dir": TASK_STUDENT, "eval_batch_size": 32},
+    "evaluation": {**TASK, "student_model": TASK_STUDENT, "output_dir": TASK_STUDENT},
     # A teacher of BERT-base's size writes 1.3 GB at every evaluation, so they are rarer here.
-    "finetune": {**TASK, "learning_rate": 3e-5, "weight_decay": 0.01, "eval_step": 500, "eval_batch_size": 32},
+    "finetune": {**TASK, "learning_rate": 3e-5, "weight_decay": 0.01, "eval_step": 500},
 }
 
 # --sample: small models and few steps on the bundled files; chosen to end in a working student within four minutes.
@@ -71,7 +71,7 @@ SAMPLE_GENERAL_DISTILLATION = {
     "num_train_epochs": 20.0, "eval_step": 200,
 }  # fmt: skip
 SAMPLE_TASK = {**SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "data_dir": f"{SAMPLE}/SST-2", "aug_train": True,
-               "eval_step": 100, "eval_batch_size": 32}  # fmt: skip
+               "eval_step": 100}  # fmt: skip
 SAMPLE_TASK_STEPS = {
     "intermediate": {**SAMPLE_TASK, "learning_rate": 1e-3, "num_train_epochs": 4.0},
     "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 3.0},
@@ -127,10 +127,7 @@ def settle(args, *layers):
 
     Returns {flag: origin} of the values that are neither default nor absent.
     """
-    origins = {}
-    for name in list(vars(args)):
-        if getattr(args, name) is not None:
-            origins[name] = "command line"
+    origins = {name: "command line" for name, value in vars(args).items() if value is not None}
     for position, (origin, values) in enumerate(layers):
         for name, value in values.items():
             if not hasattr(args, name):

@@ -1,0 +1,119 @@
+"""Tiny odd-sized models, task files, corpus and vectors that the tests share."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from transformer.modeling import BertConfig, TinyBertForPreTraining
+from transformer.tokenization import BertTokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+GOOD, BAD = ["good", "great", "fine", "warm"], ["bad", "poor", "dull", "cold"]
+NOUNS = ["film", "plot", "song", "scene", "actor"]
+OTHER = ["the", "is", "a", "and", "not", "very", ".", ",", '"']
+PIECES = ["##s", "##ly", "warmth", "un", "##fort", "##unate"]
+VOCABULARY = [*SPECIAL, *GOOD, *BAD, *NOUNS, *OTHER, *PIECES]
+
+TEACHER = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 40,
+           "max_position_embeddings": 37, "hidden_dropout_prob": 0.1}  # fmt: skip
+STUDENT = {**TEACHER, "hidden_size": 12, "num_hidden_layers": 2, "intermediate_size": 20}
+
+
+def make_tokenizer():
+    return BertTokenizer({token: index for index, token in enumerate(VOCABULARY)})
+
+
+def make_teacher(folder, **overrides):
+    """A random BERT with a masked-LM head, large enough weights to have opinions."""
+    torch.manual_seed(3)
+    config = BertConfig(vocab_size=len(VOCABULARY), initializer_range=0.3, **{**TEACHER, **overrides})
+    model = TinyBertForPreTraining(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_student_config(folder, **overrides):
+    folder.mkdir(parents=True, exist_ok=True)
+    config = BertConfig(vocab_size=len(VOCABULARY), **{**STUDENT, **overrides})
+    config.save_pretrained(folder, "BertForPreTraining")
+    return folder
+
+
+def make_sentence(rng, label):
+    word = rng.choice(GOOD if label else BAD)
+    return f"the {rng.choice(NOUNS)} is {rng.choice(['', 'very ', 'not ' * 0])}{word} and {rng.choice(NOUNS)}s ."
+
+
+def make_sst2(folder, train=29, dev=13, test=7):
+    """SST-2's three files: the label is whether the sentence has a good word."""
+    rng = random.Random(7)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count in (("train", train), ("dev", dev)):
+        rows = [f"{make_sentence(rng, index % 2)}\t{index % 2}" for index in range(count)]
+        (folder / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows, ""]), encoding="utf-8")
+    rows = [f"{index}\t{make_sentence(rng, index % 2)}" for index in range(test)]
+    (folder / "test.tsv").write_text("\n".join(["index\tsentence", *rows, ""]), encoding="utf-8")
+    return folder
+
+
+def make_corpus(path, documents=11):
+    rng = random.Random(8)
+    texts = ["\n".join(make_sentence(rng, rng.random() < 0.5) for _ in range(rng.randint(2, 6))) for _ in range(documents)]
+    path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    return path
+
+
+def make_glove(path, width=5):
+    rng = random.Random(9)
+    words = [*GOOD, *BAD, *NOUNS, "films", "plots", "songs", "scenes", "actors", "unfortunate"]
+    lines = [" ".join([word, *(f"{rng.gauss(0, 1):.4f}" for _ in range(width))]) for word in words]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def make_all(folder):
+    """Everything a run of the four scripts needs, under `folder`."""
+    make_teacher(folder / "teacher")
+    make_student_config(folder / "student")
+    make_sst2(folder / "glue" / "SST-2")
+    make_corpus(folder / "corpus.txt")
+    make_glove(folder / "glove.txt")
+    return folder
+
+
+def run_script(name, *flags, cwd=ROOT, check=True):
+    """Run a script as a user would; returns the finished process with its output as text."""
+    command = [sys.executable, str(ROOT / name), *map(str, flags)]
+    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    if check and process.returncode:
+        raise AssertionError(f"{name} ended with {process.returncode}:\n{process.stdout}\n{process.stderr}")
+    return process
+
+
+def scripts(folder):
+    """The six commands of the pipeline on the tiny data in `folder`, by name: (script, flags)."""
+    teacher, glue = folder / "teacher", folder / "glue"
+    task = ["--task_name", "sst-2", "--data_dir", glue / "SST-2", "--teacher_model", teacher, "--max_seq_length", 31,
+            "--train_batch_size", 13, "--learning_rate", "3e-3"]  # fmt: skip
+    return {
+        "augment": ("data_augmentation.py", ["--pretrained_bert_model", teacher, "--glove_embs", folder / "glove.txt",
+                    "--glue_dir", glue, "--task_name", "SST-2", "--N", 4, "--M", 6]),
+        "pregenerate": ("pregenerate_training_data.py", ["--train_corpus", folder / "corpus.txt", "--bert_model", teacher,
+                        "--output_dir", folder / "2", "--max_seq_len", 31, "--epochs_to_generate", 2,
+                        "--masked_lm_prob", 0.15, "--do_whole_word_mask"]),
+        "general": ("general_distill.py", ["--pregenerated_data", folder / "2", "--teacher_model", teacher,
+                    "--student_model", folder / "student", "--output_dir", folder / "3", "--max_seq_length", 31,
+                    "--train_batch_size", 13, "--eval_step", 2, "--num_train_epochs", 3]),
+        "finetune": ("task_distill.py", ["--do_finetune", *task, "--eval_step", 2]),
+        "intermediate": ("task_distill.py", [*task, "--aug_train", "--student_model", folder / "3", "--output_dir",
+                         folder / "4", "--num_train_epochs", 2, "--eval_step", 5]),
+        "prediction": ("task_distill.py", [*task, "--aug_train", "--pred_distill", "--student_model", folder / "4",
+                       "--output_dir", folder / "5", "--num_train_epochs", 2, "--eval_step", 5]),
+        "evaluate": ("task_distill.py", [*task, "--do_eval", "--student_model", folder / "5", "--output_dir", folder / "5"]),
+    }  # fmt: skip
