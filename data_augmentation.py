@@ -79,10 +79,9 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    origins = args.__dict__.pop("origins")
     stages.set_up_logging()
     logging.info("data augmentation: %s", args.task_name)
-    stages.print_settings(args, origins)
+    stages.print_settings(args)
     task = find_task(args.task_name)
     folder = Path(args.glue_dir) / task.name
     output = folder / "train_aug.tsv"

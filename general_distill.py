@@ -60,12 +60,11 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    origins = args.__dict__.pop("origins")
     place = launch(args)
     output = stages.make_output_folder(args.output_dir)
     stages.set_up_logging(quiet=not place.first)
     logging.info("general distillation on %s", place)
-    stages.print_settings(args, origins)
+    stages.print_settings(args)
     epochs = pregenerated_epochs(args.pregenerated_data)
     teacher_folder = model_folder(args.teacher_model, args.cache_dir)
     tokenizer = BertTokenizer.from_pretrained(teacher_folder, args.do_lower_case)

@@ -78,10 +78,9 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    origins = args.__dict__.pop("origins")
     stages.set_up_logging()
     logging.info("pregeneration: %s", args.train_corpus)
-    stages.print_settings(args, origins)
+    stages.print_settings(args)
     folder = stages.make_output_folder(args.output_dir)
     bert = model_folder(args.bert_model, args.cache_dir, need_weights=False)
     tokenizer = BertTokenizer.from_pretrained(bert, args.do_lower_case)

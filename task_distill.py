@@ -104,7 +104,7 @@ def current_step(args):
 
 
 def fill_in(args, step):
-    """Settle every flag that was not given, for one of the four steps; args.origins tells where each value came from."""
+    """Settle every flag that was not given, for one of the four steps; args.origins tells where values came from."""
     task = find_task(args.task_name or HEADER.get("task_name") or stages.TASK["task_name"])
     sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or HEADER.get("sample") else {}
     by_task = {"max_seq_length": task.max_seq_length, "data_dir": task.name}
@@ -129,7 +129,7 @@ def main():
         stages.set_up_logging(quiet=True)
     task = find_task(args.task_name)
     logging.info("task distillation, %s step, %s on %s", args.step, task.name, place)
-    stages.print_settings(args, args.origins)
+    stages.print_settings(args)
     teacher_folder = model_folder(args.teacher_model, args.cache_dir, need_weights=args.step != "evaluation")
     if args.do_predict:
         predict(task, args, place)
@@ -238,7 +238,8 @@ def ready_teacher(task, folder, args, place):
     # What concerns this teacher and this data carries over; rates and epochs are those of fine-tuning.
     kept = ("teacher_model", "data_dir", "task_name", "sample", "seed", "precision", "limit", "max_steps", "no_cuda",
             "do_lower_case", "max_seq_length", "cache_dir", "local_rank", "debug", "pad_to_max_length")  # fmt: skip
-    values = {name: value if name in kept else None for name, value in vars(args).items() if name not in ("step", "origins")}
+    values = {name: value if name in kept else None for name, value in vars(args).items()}
+    del values["step"], values["origins"]
     tuning = argparse.Namespace(**{**values, "overwrite_output": found is not None or None})
     fill_in(tuning, "finetune")
     return finetune_teacher(task, folder, tuning, place)

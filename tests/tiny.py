@@ -47,7 +47,7 @@ def make_student_config(folder, **overrides):
 
 def make_sentence(rng, label):
     word = rng.choice(GOOD if label else BAD)
-    return f"the {rng.choice(NOUNS)} is {rng.choice(['', 'very ', 'not ' * 0])}{word} and {rng.choice(NOUNS)}s ."
+    return f"the {rng.choice(NOUNS)} is {rng.choice(['', 'very '])}{word} and {rng.choice(NOUNS)}s ."
 
 
 def make_sst2(folder, train=29, dev=13, test=7):
@@ -64,7 +64,9 @@ def make_sst2(folder, train=29, dev=13, test=7):
 
 def make_corpus(path, documents=11):
     rng = random.Random(8)
-    texts = ["\n".join(make_sentence(rng, rng.random() < 0.5) for _ in range(rng.randint(2, 6))) for _ in range(documents)]
+    texts = [
+        "\n".join(make_sentence(rng, rng.random() < 0.5) for _ in range(rng.randint(2, 6))) for _ in range(documents)
+    ]
     path.write_text("\n\n".join(texts) + "\n", encoding="utf-8")
     return path
 

@@ -82,7 +82,7 @@ SAMPLE_TASK_STEPS = {
 # Flags that change where or how fast a run works, not what comes out.
 NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
-    "sample", "output_dir", "no_finetune", "do_eval", "do_predict", "eval_batch_size", "fp16",
+    "sample", "origins", "output_dir", "no_finetune", "do_eval", "do_predict", "eval_batch_size", "fp16",
 }  # fmt: skip
 
 
@@ -161,9 +161,9 @@ def check_training(args):
         )
 
 
-def print_settings(args, origins):
+def print_settings(args):
     """Log every value that is not the default, and where it came from."""
-    for name, origin in sorted(origins.items(), key=lambda item: (item[1], item[0])):
+    for name, origin in sorted(args.origins.items(), key=lambda item: (item[1], item[0])):
         logging.info("  %-28s %-36s %s", name, getattr(args, name), origin)
 
 
