@@ -89,7 +89,7 @@ def main():
     train_file = TaskFile(folder / "train.tsv", task)
 
     inputs = {"pretrained_bert_model": bert, "glove_embs": args.glove_embs, "glue_dir": folder / "train.tsv"}
-    record = stages.OutputRecord(folder / "train_aug.run.json", "data_augmentation", args, inputs)
+    record = stages.OutputRecord(folder / "train_aug.run.json", output, "data_augmentation", args, inputs)
     status = record.claim([output], args.overwrite_output)
     if status != "finished":
         place = launch(args)
@@ -119,12 +119,14 @@ def augment_file(train_file, output, proposer, args, record):
     """Write the header, then every row and its variants; goes on after the last chunk that a killed run saved."""
     part = output.with_name(f"{output.name}.part")
     progress = record.progress or {"rows": 0, "written": 0, "bytes": 0}
-    if output.exists() and not part.exists():
+    if output.exists() and not part.exists() and record.progress:
         return  # killed between the rename and the record's last line: all was written
+    total = count_rows(train_file, args.limit)
+    record.begin()
     with stages.append_to(part, progress["bytes"]) as file:
         if not progress["bytes"] and train_file.header is not None:
             file.write(f"{train_file.header}\n".encode())
-        bar = tqdm(total=count_rows(train_file, args.limit), initial=progress["rows"], unit="row", disable=None)
+        bar = tqdm(total=total, initial=progress["rows"], unit="row", disable=None)
         for rows in chunks(train_file, args.limit, progress["rows"]):
             lines = augment_rows(rows, progress["rows"], train_file, proposer, args)
             file.write("".join(f"{line}\n" for line in lines).encode())
@@ -138,9 +140,9 @@ def augment_file(train_file, output, proposer, args, record):
 
 
 def count_rows(train_file, limit):
-    """Lines of the file less its header, for the progress bar."""
-    lines = sum(1 for _ in read_lines(train_file.path)) - (train_file.header is not None)
-    return min(lines, limit) if limit else lines
+    """Rows to do, for the progress bar; a row that cannot be read is found here, before anything is written."""
+    rows = sum(1 for _ in train_file)
+    return min(rows, limit) if limit else rows
 
 
 def chunks(train_file, limit, start):

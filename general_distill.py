@@ -28,7 +28,16 @@ from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTrainin
 from transformer.optimization import BertAdam, decay_groups
 from transformer.stages import flag
 from transformer.tokenization import BertTokenizer
-from transformer.training import Plan, TrainingRun, add_training_flags, claim, format_results, launch, mean_losses
+from transformer.training import (
+    Plan,
+    TrainingRun,
+    add_training_flags,
+    begin,
+    claim,
+    format_results,
+    launch,
+    mean_losses,
+)
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "max_steps": 20}.
 HEADER = {}
@@ -75,14 +84,12 @@ def main():
     student_folder = model_folder(args.student_model, args.cache_dir, need_weights=bool(args.continue_train))
     student = make_student(student_folder, teacher, tokenizer, args).to(place.device)
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder, "pregenerated_data": epochs[0][0]}
-    record = stages.OutputRecord(output / "run.json", "general_distill", args, inputs)
+    record = stages.OutputRecord(output / "run.json", output / WEIGHTS_NAME, "general_distill", args, inputs)
     status = claim(record, stages.model_outputs(output), args.overwrite_output, place)
     if status != "finished":
         logging.info("teacher %s", describe(teacher))
         logging.info("student %s", describe(student))
-        if place.first:
-            stages.log_to(output / "log.txt")
-        distill(student, teacher, epochs, tokenizer, output, args, place)
+        distill(student, teacher, epochs, tokenizer, record, args, place)
         if place.first:
             record.finish()
     if place.first:
@@ -113,10 +120,12 @@ def make_student(folder, teacher, tokenizer, args):
     return TinyBertForPreTraining.from_pretrained(folder, fit_size=teacher.config.hidden_size)
 
 
-def distill(student, teacher, epochs, tokenizer, output, args, place):
+def distill(student, teacher, epochs, tokenizer, record, args, place):
     """Train the student over the epochs."""
+    output = record.path.parent
     learner = TransformerLearner(student, teacher, args.pad_to_max_length)
     read = epoch_reader(epochs, tokenizer, output, args)
+    read(0)  # a file that cannot be used is found before anything is written
     sizes = [min(metrics["num_training_examples"], args.limit or math.inf) for _, metrics in epochs]
     plan = Plan(read, sizes, args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
                 bucketed=not args.pad_to_max_length)  # fmt: skip
@@ -127,7 +136,9 @@ def distill(student, teacher, epochs, tokenizer, output, args, place):
         accumulation=args.gradient_accumulation_steps, pad_token_id=tokenizer.pad_token_id,
         pad_to=args.max_seq_length if args.pad_to_max_length else None,
     )  # fmt: skip
+    begin(record, place)
     if place.first:
+        stages.log_to(output / "log.txt")
         student.config.save_pretrained(output, student.architecture)
         tokenizer.save_pretrained(output)
     logging.info("%d sequences, %d steps", sum(sizes), plan.total_steps)

@@ -17,11 +17,11 @@ A sequence is two runs of sentences, [CLS] A [SEP] B [SEP]: B follows A or comes
 import json
 import logging
 import multiprocessing
-import os
 import random
+import signal
+import tempfile
 from array import array
 from itertools import accumulate, islice
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -86,10 +86,12 @@ def main():
     tokenizer = BertTokenizer.from_pretrained(bert, args.do_lower_case)
     outputs = [path for path in sorted(folder.glob("epoch_*.json*"))]
 
-    record = stages.OutputRecord(folder / "run.json", "pregenerate_training_data", args,
-                                 {"train_corpus": args.train_corpus, "vocab": bert / "vocab.txt"})  # fmt: skip
+    last = folder / f"epoch_{args.epochs_to_generate - 1}_metrics.json"
+    inputs = {"train_corpus": args.train_corpus, "bert_model": bert / "vocab.txt",
+              "casing": bert / "tokenizer_config.json"}  # fmt: skip
+    record = stages.OutputRecord(folder / "run.json", last, "pregenerate_training_data", args, inputs)
     if record.claim(outputs, args.overwrite_output) != "finished":
-        generate_epochs(folder, tokenizer, args)
+        generate_epochs(folder, tokenizer, record, args)
         record.finish()
     else:
         logging.info("finished before: %s", folder)
@@ -97,7 +99,7 @@ def main():
     stages.hint_next(f"python general_distill.py{' --sample' if args.sample else ''}")
 
 
-def generate_epochs(folder, tokenizer, args):
+def generate_epochs(folder, tokenizer, record, args):
     """Write the epochs that are not there yet."""
     corpus = Corpus.read(args.train_corpus, tokenizer, folder if args.reduce_memory else None, args.limit)
     if len(corpus) < 2 and not args.one_seq:
@@ -106,6 +108,7 @@ def generate_epochs(folder, tokenizer, args):
         )
     logging.info("%d documents, %d sentences, %d tokens", len(corpus), corpus.num_sentences, corpus.num_tokens)
     maker = InstanceMaker(corpus, tokenizer, args)
+    record.begin()
     for epoch in range(args.epochs_to_generate):
         metrics_path = folder / f"epoch_{epoch}_metrics.json"
         if metrics_path.is_file():
@@ -143,7 +146,13 @@ class worker_map:
     def __enter__(self):
         if self.num_workers == 1:
             return lambda chunks: map(worker_map.run, chunks)
+        # Workers inherit these: Ctrl-C is the main process's to answer, and one that is told to end must do so at once.
+        # With the handlers of the main process, a worker told so while it starts would live on, and be waited for.
+        for_workers = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
+        before = {signum: signal.signal(signum, handler) for signum, handler in for_workers.items()}
         self.pool = multiprocessing.get_context("fork").Pool(self.num_workers)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
         return lambda chunks: self.pool.imap(worker_map.run, chunks)
 
     def __exit__(self, *_):
@@ -199,10 +208,10 @@ class Corpus:
             raise UserError(f"{path}: no text in it; expected a sentence a line and empty lines between documents")
         flat = np.frombuffer(ids, dtype=np.uint32)
         if folder is not None:
-            temporary = Path(folder) / f"corpus_ids.{os.getpid()}.tmp"
-            flat.tofile(temporary)
-            flat = np.memmap(temporary, dtype=np.uint32, mode="r")
-            temporary.unlink()  # the mapping keeps it until the process ends
+            with tempfile.TemporaryFile(dir=folder) as file:  # has no name, so a killed run leaves nothing
+                flat.tofile(file)
+                file.flush()
+                flat = np.memmap(file, dtype=np.uint32, mode="r")  # the mapping keeps it until the process ends
         return cls(
             flat, np.frombuffer(sentence_offsets, dtype=np.uint64), np.frombuffer(document_offsets, dtype=np.uint64)
         )

@@ -31,11 +31,12 @@ from torch import nn
 
 from transformer import stages
 from transformer.data import Sequences, encode_task_file, sorted_batches
-from transformer.distillation import PredictionLearner, TransformerLearner, check_same_vocabulary
+from transformer.distillation import PredictionLearner, TransformerLearner, check_pair, check_same_vocabulary
 from transformer.file_utils import UserError, atomic_write, model_folder, read_json, upload
 from transformer.glue import TaskFile, compute_metrics, find_task, label_order
 from transformer.modeling import (
     WEIGHTS_NAME,
+    BertConfig,
     TinyBertForSequenceClassification,
     check_vocabulary,
     describe,
@@ -46,7 +47,16 @@ from transformer.modeling import (
 from transformer.optimization import BertAdam, decay_groups
 from transformer.stages import flag
 from transformer.tokenization import BertTokenizer
-from transformer.training import Plan, TrainingRun, add_training_flags, claim, format_results, launch, mean_losses
+from transformer.training import (
+    Plan,
+    TrainingRun,
+    add_training_flags,
+    begin,
+    claim,
+    format_results,
+    launch,
+    mean_losses,
+)
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "max_steps": 20}.
 HEADER = {}
@@ -115,8 +125,6 @@ def fill_in(args, step):
     args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), (task.name, by_task),
                                  ("default", stages.TASK_STEPS[step]))  # fmt: skip
     args.task_name, args.step = task.name, step
-    if step == "finetune" and args.output_dir is None:
-        args.output_dir = str(Path(args.teacher_model) / task.name)
     stages.check_training(args)
     stages.check_positive(args, "temperature")
 
@@ -141,7 +149,6 @@ def main():
         finetune_teacher(task, teacher_folder, args, place)
         stages.hint_next("python general_distill.py")
         return
-    teacher_folder = ready_teacher(task, teacher_folder, args, place)
     distill(task, teacher_folder, args, place)
 
 
@@ -240,7 +247,8 @@ def ready_teacher(task, folder, args, place):
             "do_lower_case", "max_seq_length", "cache_dir", "local_rank", "debug", "pad_to_max_length")  # fmt: skip
     values = {name: value if name in kept else None for name, value in vars(args).items()}
     del values["step"], values["origins"]
-    tuning = argparse.Namespace(**{**values, "overwrite_output": found is not None or None})
+    values.update(overwrite_output=found is not None or None, output_dir=str(Path(folder) / task.name))
+    tuning = argparse.Namespace(**values)
     fill_in(tuning, "finetune")
     return finetune_teacher(task, folder, tuning, place)
 
@@ -267,8 +275,8 @@ class FinetuneLearner(nn.Module):
 
 
 def finetune_teacher(task, folder, args, place):
-    """Fine-tune `folder`'s BERT on the task into args.output_dir; returns that folder."""
-    output = stages.make_output_folder(args.output_dir)
+    """Fine-tune `folder`'s BERT on the task into args.output_dir or <folder>/<task>; returns that folder."""
+    output = stages.make_output_folder(args.output_dir or Path(folder) / task.name)
     status, record = claim_output("finetune", output, {"teacher_model": folder}, ["train.tsv"], task, args, place)
     if status == "finished":
         logging.info("finished before: %s", output)
@@ -281,6 +289,7 @@ def finetune_teacher(task, folder, args, place):
     )
     logging.info("teacher %s", describe(model))
     data = read_data(task, "train.tsv", tokenizer, labels, args)
+    start_output(record, place)
     evaluate_teacher = dev_score(task, model, data, tokenizer, args, place)
     results = run_training(
         FinetuneLearner(model), data, tokenizer, output, "warmup_linear", evaluate_teacher, args, place
@@ -292,13 +301,12 @@ def finetune_teacher(task, folder, args, place):
 # --- the student
 
 
-def distill(task, teacher_folder, args, place):
+def distill(task, base_teacher, args, place):
     """One step of task distillation, from --student_model to --output_dir."""
     output = stages.make_output_folder(args.output_dir)
     student_folder = model_folder(args.student_model, args.cache_dir)
-    if student_folder.resolve() == output.resolve():
-        raise UserError(f"--output_dir {output}: is the student's own folder, choose another")
     train_name = train_file_name(args)
+    teacher_folder = ready_teacher(task, base_teacher, args, place)
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder}
     status, record = claim_output("task_distill", output, inputs, [train_name], task, args, place)
     if status == "finished":
@@ -307,20 +315,23 @@ def distill(task, teacher_folder, args, place):
         teacher, tokenizer = load_classifier(teacher_folder, place, args, fit_size=None)
         labels = label_order(task, label_names(teacher.config))
         check_same_vocabulary(tokenizer, student_folder)
+        if args.step == "intermediate":
+            check_pair(BertConfig.from_pretrained(student_folder), teacher.config)
         id2label = class_names(task, labels)
         student, _ = load_classifier(student_folder, place, args, id2label=id2label, num_labels=len(id2label),
                                      fit_size=teacher.config.hidden_size)  # fmt: skip
         logging.info("teacher %s", describe(teacher))
         logging.info("student %s", describe(student))
-        results = distill_step(task, student, teacher, tokenizer, labels, train_name, output, args, place)
+        results = distill_step(task, student, teacher, tokenizer, labels, train_name, record, args, place)
         complete(output, record, results, args, place)
     sample = " --sample" if args.sample else ""
     stages.hint_next(f"python task_distill.py{sample} {'--do_eval' if args.step == 'prediction' else '--pred_distill'}")
 
 
-def distill_step(task, student, teacher, tokenizer, labels, train_name, output, args, place):
+def distill_step(task, student, teacher, tokenizer, labels, train_name, record, args, place):
     """Train the student by the step's losses; returns the results."""
-    data = read_data(task, train_name, tokenizer, labels, args)
+    data, output = read_data(task, train_name, tokenizer, labels, args), record.path.parent
+    start_output(record, place)
     # Printed first of all: a teacher near chance teaches nothing, and nothing later would say so.
     logging.info("teacher on dev: %s", format_results(score(task, teacher, data.dev, tokenizer, args, place)))
     if args.step == "intermediate":
@@ -387,13 +398,17 @@ def dev_score(task, model, data, tokenizer, args, place):
 
 
 def claim_output(script, output, inputs, data_files, task, args, place):
-    """Ask the output's record what to do (`stages.OutputRecord`); from then on the log goes to log.txt as well."""
+    """Ask the output's record what to do (`stages.OutputRecord`)."""
     inputs = {**inputs, **{name: Path(args.data_dir) / name for name in (*data_files, *task.dev_files)}}
-    record = stages.OutputRecord(output / "run.json", script, args, inputs)
-    status = claim(record, stages.model_outputs(output), args.overwrite_output, place)
-    if status != "finished" and place.first:
-        stages.log_to(output / "log.txt")
-    return status, record
+    record = stages.OutputRecord(output / "run.json", output / WEIGHTS_NAME, script, args, inputs)
+    return claim(record, stages.model_outputs(output), args.overwrite_output, place), record
+
+
+def start_output(record, place):
+    """Everything that is read was good: from here on the output changes, and the log goes to log.txt as well."""
+    begin(record, place)
+    if place.first:
+        stages.log_to(record.path.with_name("log.txt"))
 
 
 def complete(output, record, results, args, place):

@@ -1,12 +1,19 @@
 """Tiny odd-sized models, task files, corpus and vectors that the tests share."""
 
+import contextlib
+import importlib
+import io
+import logging
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 
+from transformer import stages
 from transformer.modeling import BertConfig, TinyBertForPreTraining
 from transformer.tokenization import BertTokenizer
 
@@ -98,16 +105,49 @@ def run_script(name, *flags, cwd=ROOT, check=True):
     return process
 
 
+def call_script(name, *flags):
+    """As `run_script`, but in this process, which saves the start; any error that is no UserError comes through."""
+    out, err = io.StringIO(), io.StringIO()
+    root, handler = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    logged = list(root.handlers), root.level
+    main = importlib.import_module(Path(name).stem).main
+    status = 0
+    with (
+        mock.patch.object(sys, "argv", [name, *map(str, flags)]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            stages.run(main)
+        except SystemExit as end:
+            status = end.code
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+            root.handlers[:], root.level = logged
+    return subprocess.CompletedProcess([name, *flags], status, out.getvalue(), err.getvalue())
+
+
+def tree(folder):
+    """{name: bytes} of every file under `folder`, the logs left out: they tell the time."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "log.txt")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def names(folder):
+    """The names of every file under `folder`."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
 def scripts(folder):
-    """The six commands of the pipeline on the tiny data in `folder`, by name: (script, flags)."""
+    """The commands of the pipeline on the tiny data in `folder`, by name: (script, flags)."""
     teacher, glue = folder / "teacher", folder / "glue"
     task = ["--task_name", "sst-2", "--data_dir", glue / "SST-2", "--teacher_model", teacher, "--max_seq_length", 31,
             "--train_batch_size", 13, "--learning_rate", "3e-3"]  # fmt: skip
     return {
         "augment": ("data_augmentation.py", ["--pretrained_bert_model", teacher, "--glove_embs", folder / "glove.txt",
                     "--glue_dir", glue, "--task_name", "SST-2", "--N", 4, "--M", 6]),
-        "pregenerate": ("pregenerate_training_data.py", ["--train_corpus", folder / "corpus.txt", "--bert_model", teacher,
-                        "--output_dir", folder / "2", "--max_seq_len", 31, "--epochs_to_generate", 2,
+        "pregenerate": ("pregenerate_training_data.py", ["--train_corpus", folder / "corpus.txt", "--bert_model",
+                        teacher, "--output_dir", folder / "2", "--max_seq_len", 31, "--epochs_to_generate", 2,
                         "--masked_lm_prob", 0.15, "--do_whole_word_mask"]),
         "general": ("general_distill.py", ["--pregenerated_data", folder / "2", "--teacher_model", teacher,
                     "--student_model", folder / "student", "--output_dir", folder / "3", "--max_seq_length", 31,
@@ -117,5 +157,6 @@ def scripts(folder):
                          folder / "4", "--num_train_epochs", 2, "--eval_step", 5]),
         "prediction": ("task_distill.py", [*task, "--aug_train", "--pred_distill", "--student_model", folder / "4",
                        "--output_dir", folder / "5", "--num_train_epochs", 2, "--eval_step", 5]),
-        "evaluate": ("task_distill.py", [*task, "--do_eval", "--student_model", folder / "5", "--output_dir", folder / "5"]),
+        "evaluate": ("task_distill.py", [*task, "--do_eval", "--student_model", folder / "5", "--output_dir",
+                     folder / "5"]),
     }  # fmt: skip

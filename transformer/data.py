@@ -69,11 +69,11 @@ class SequencesBuilder:
         """The finished Sequences; with `folder`, the ids go to a file there and are mapped, not held in memory."""
         ids = np.frombuffer(self.ids, dtype=self.ids.typecode)
         if folder is not None and len(ids):
-            with tempfile.NamedTemporaryFile(dir=folder, suffix=".ids.tmp") as file:
+            with tempfile.TemporaryFile(dir=folder) as file:  # has no name, so a killed run leaves nothing
                 ids.tofile(file)
                 file.flush()
                 self.ids = None
-                ids = np.memmap(file.name, dtype=ids.dtype, mode="r")  # the mapping outlives the file's name
+                ids = np.memmap(file, dtype=ids.dtype, mode="r")  # the mapping keeps it until the process ends
         offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
         np.cumsum(np.frombuffer(self.lengths, dtype=np.uint32), out=offsets[1:])
         labels = np.frombuffer(self.labels, dtype=np.float64).astype(label_type) if self.labels else None
@@ -109,7 +109,7 @@ def read_pregenerated(path, metrics, tokenizer, max_seq_length, folder=None, lim
     vocab = tokenizer.vocab
     builder = SequencesBuilder(len(vocab))
     count = 0
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:  # json.loads decodes, so that text which is not UTF-8 is an error of its line
         for count, line in enumerate(file, 1):
             if limit is not None and count > limit:
                 break

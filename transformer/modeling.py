@@ -479,7 +479,8 @@ def load_state_dict(folder):
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors (or is damaged), refused") from None
     except Exception as error:  # both readers raise many kinds for a damaged file, none of them documented
-        raise UserError(f"{path}: cannot be read as weights: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as weights: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a dictionary of tensors")
     return {rename_key(key): value for key, value in state.items() if not key.endswith("position_ids")}

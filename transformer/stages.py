@@ -82,7 +82,8 @@ SAMPLE_TASK_STEPS = {
 # Flags that change where or how fast a run works, not what comes out.
 NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
-    "sample", "origins", "output_dir", "no_finetune", "do_eval", "do_predict", "eval_batch_size", "fp16",
+    "sample", "origins", "output_dir", "data_dir", "no_finetune", "do_finetune", "do_eval", "do_predict",
+    "eval_batch_size", "fp16",
 }  # fmt: skip
 
 
@@ -145,7 +146,7 @@ def check_positive(args, *names):
     """Raise UserError for a number that must be above 0 and is not."""
     for name in names:
         value = getattr(args, name, None)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} {value}: expected a number above 0")
 
 
@@ -229,27 +230,34 @@ def fingerprint(path):
 class OutputRecord:
     """What an output was made with, in a JSON file beside it: how a run knows to start, to go on, or to leave it alone.
 
-    `claim` says "fresh", "resume" or "finished"; `finish` marks the output complete, as the last thing a run writes.
+    `claim` says "fresh", "resume" or "finished" and changes nothing; `begin`, called when all inputs were read without
+    an error, is the first to write; `finish` marks the output complete, as the last thing a run writes.
     """
 
-    def __init__(self, path, script, args, inputs):
-        """`inputs`: {flag: path} of what is read; they count by content, not by path."""
-        self.path = Path(path)
+    def __init__(self, path, result, script, args, inputs):
+        """`result`: the file without which the output is not finished; `inputs`: {flag: path} of what is read; they
+        count by content, not by path. Raises UserError where the output would replace an input folder.
+        """
+        self.path, self.result = Path(path), Path(result)
+        for name, file in inputs.items():
+            for folder in (file, getattr(args, name, None)):
+                if folder is not None and Path(folder).resolve() == self.path.parent.resolve():
+                    raise UserError(f"--output_dir {self.path.parent}: is the folder of --{name}, choose another")
         settings = {name: value for name, value in vars(args).items()
                     if value not in (None, False) and name not in NOT_THE_RESULT and name not in inputs}  # fmt: skip
         contents = {name: fingerprint(file) for name, file in inputs.items() if file is not None}
         self.values = {"script": script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(self.values))  # as it will read back
         self.progress = None  # what the run in this output had done when it was last saved
+        self.replaced = None  # files that `begin` removes; None = it goes on with what is there
 
     def claim(self, outputs, overwrite):
         """Compare with what is there. `outputs`: the files that would be replaced. Raises UserError: made otherwise."""
         found = read_json(self.path) if self.path.is_file() else None
         present = [path for path in outputs if Path(path).exists()]
-        if overwrite or (found is None and not present):
-            self._write(finished=False)
-            for path in present:
-                Path(path).unlink()
+        gone = isinstance(found, dict) and found.get("finished") and not self.result.exists()
+        if overwrite or gone or (found is None and not present):
+            self.replaced = present
             return "fresh"
         if not isinstance(found, dict):
             raise UserError(f"{present[0]}: already there, made by something else; --overwrite_output replaces it")
@@ -267,6 +275,13 @@ class OutputRecord:
             )
         self.progress = found.get("progress")
         return "finished" if found.get("finished") else "resume"
+
+    def begin(self):
+        """Note what the output is made with, and remove what it replaces."""
+        if self.replaced is not None:
+            self._write(finished=False)
+            for path in self.replaced:
+                Path(path).unlink(missing_ok=True)
 
     def save_progress(self, file, progress):
         """Note how far `file` has come, once what was written to it is safely on the disk."""

@@ -154,6 +154,14 @@ def claim(record, outputs, overwrite, place):
     return answer[0]
 
 
+def begin(record, place):
+    """`OutputRecord.begin` in the first process; the others wait, so that none goes on from a state that it removes."""
+    if place.first:
+        record.begin()
+    if place.world_size > 1:
+        distributed.barrier()
+
+
 def mean_losses(learner, sequences, batch_size, place, pad_token_id, pad_to=None):
     """A learner's losses over a data set, without training: {name: mean over its examples}."""
     sums = {}
@@ -179,7 +187,7 @@ class Plan:
         whole = int(epochs)
         passes = [steps[epoch % len(steps)] for epoch in range(whole + 1)]
         passes[whole] = round((epochs - whole) * passes[whole])
-        self.epoch_steps = [count for count in passes if count]
+        self.epoch_steps = passes
         self.total_steps = sum(self.epoch_steps)
         if max_steps is not None:
             self.total_steps = min(self.total_steps, max_steps)
@@ -195,7 +203,7 @@ class Plan:
         first = 0
         for epoch, count in enumerate(self.epoch_steps):
             stop = min(first + count, self.total_steps)
-            if start < stop:
+            if max(start, first) < stop:
                 sequences, batches = self.batches(epoch)
                 for indices in batches[max(start - first, 0) : stop - first]:
                     yield sequences, indices
@@ -241,9 +249,8 @@ class TrainingRun:
         try:
             state = torch.load(path, map_location=self.place.device, weights_only=True)
         except Exception as error:  # a damaged file raises many kinds
-            raise UserError(
-                f"{path}: damaged ({str(error).splitlines()[0]}); --overwrite_output starts again"
-            ) from error
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{path}: damaged ({reason}); --overwrite_output starts again") from error
         self.learner.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -293,9 +300,10 @@ class TrainingRun:
                 self.optimizer.zero_grad(set_to_none=True)
                 self.step += 1
                 last = self.step == self.plan.total_steps
-                if last or self.step % LOG_STEPS == 0:
-                    meter.log(self.step, rate)
-                if last or self.step % self.eval_step == 0:
+                evaluating = last or self.step % self.eval_step == 0
+                if evaluating or self.step % LOG_STEPS == 0:
+                    meter.log(self.step, rate)  # before saving: weights that are no numbers must not replace good ones
+                if evaluating:
                     self.evaluate_and_save()
                 if self.stop_signal is not None and not last:
                     self.save_state()
@@ -371,6 +379,9 @@ class Meter:
 
     def log(self, step, rate):
         """One line. Raises UserError when the loss is no longer a number."""
+        if self.place.world_size > 1:
+            for value in self.sums.values():  # each process has the sum over its own examples
+                distributed.all_reduce(value)
         # .item() waits for the device; this is the only place of the loop that does.
         losses = {name: value.item() / self.steps for name, value in self.sums.items()}
         if not all(map(math.isfinite, losses.values())):

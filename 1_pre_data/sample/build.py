@@ -15,6 +15,7 @@ import argparse
 import itertools
 import os
 import random
+import re
 import sys
 from collections import Counter, namedtuple
 
@@ -27,45 +28,48 @@ SEED = 42
 SIZES = {"train": 3000, "dev": 400, "test": 200}
 MAX_TOKENS = 45
 
-# Share of reviews of each kind. Contrast and denial need word order; plain clauses and agreement teach the clauses.
-KIND_SHARES = {"single": 0.15, "denial": 0.12, "agreement": 0.28, "contrast": 0.45}
-# Denied clauses always keep their plain form, so the other kinds take more than the 35 % wanted over all clauses.
-NEGATED_SHARE = 0.38
+# Share of reviews of each kind. Contrast and denial need word order; the other two teach what the clauses mean.
+KIND_SHARES = {"single": 0.16, "denial": 0.08, "agreement": 0.34, "contrast": 0.42}
+NEGATED_SHARE = 0.25
 OPENER_SHARE = 0.2
 
-# {y} is on the side of the label. In a contrast {x} is on the other side, in a denial too.
+SLOT = re.compile(r"\{[xy]\}")
+# {y} is on the side of the label; {x}, in a contrast or a denial, is on the other side.
 TEMPLATES = {
     "single": [
-        "{y} .", "truly , {y} .", "frankly , {y} .", "to be honest , {y} .", "this time {y} .", "it is true that {y} .",
-        "i must admit that {y} .", "there is no doubt that {y} .", "nobody can deny that {y} .", "in the end {y} .",
-        "it has to be said that {y} .", "make no mistake , {y} .", "as far as i can tell , {y} .", "as it happens , {y} .",
+        "{y} .", "truly , {y} .", "frankly , {y} .", "to be honest , {y} .", "this time , {y} .",
+        "in the end , {y} .", "it is true that {y} .", "i must admit that {y} .", "there is no doubt that {y} .",
+        "nobody can deny that {y} .",
+        "it has to be said that {y} .", "make no mistake , {y} .", "as far as i can tell , {y} .",
     ],
     "denial": [
         "it is not true that {x} .", "nobody could say that {x} .", "i can't agree that {x} .", "i doubt that {x} .",
-        "it would be wrong to say that {x} .", "i don't believe for a second that {x} .", "it is simply false that {x} .",
-        "only a fool would claim that {x} .", "don't let anyone tell you that {x} .", "there is no truth in the claim that {x} .",
+        "it would be wrong to say that {x} .", "i don't believe that {x} .",
     ],
     "agreement": [
-        "{y} and {y} .", "{y} , and {y} .", "{y} ; {y} .", "{y} , and what is more , {y} .", "{y} ; on top of that , {y} .",
-        "it isn't just that {y} ; {y} .", "it is fair to say that {y} and that {y} .", "{y} , {y} and {y} .",
+        "{y} and {y} .", "{y} , and {y} .", "{y} ; {y} .", "{y} , and what is more , {y} .",
+        "{y} ; on top of that , {y} .", "it isn't just that {y} ; {y} .", "it is fair to say that {y} and that {y} .",
+        "{y} , {y} and {y} .",
     ],
     "contrast": [
-        "{x} , but {y} .", "{x} , yet {y} .", "although {x} , {y} .", "even if {x} , {y} .", "{x} ; still , {y} .",
-        "{x} ; however , {y} .", "despite the fact that {x} , {y} .", "it is true that {x} , but {y} .",
-        "{y} , even though {x} .", "{y} , although {x} .", "{y} , despite the fact that {x} .", "{y} , even if {x} .",
-        "{y} ; never mind that {x} .", "{y} , and it matters little that {x} .",
-        "{x} and {x} , but {y} .", "{x} , but {y} and {y} .", "although {x} , {y} and {y} .", "{y} and {y} , even though {x} .",
+        "{x} , but {y} .", "{x} , yet {y} .", "{x} ; still , {y} .",
+        "although {x} , {y} .", "{y} , although {x} .", "{y} , even though {x} .",
+        "{x} , but {y} and {y} .", "although {x} , {y} and {y} .", "{y} and {y} , even though {x} .",
     ],
 }
 # Put before some reviews of two or three clauses; they change nothing.
-OPENERS = ["frankly ,", "to be honest ,", "all in all ,", "in short ,", "for me ,", "as i see it ,"]
-FUNCTION_WORDS = set(
-    "a the and or of in to is are has have that this it its you no not never nothing hardly about every each there "
-    "one real with for on at by as from does doesn't don't isn't be any".split()
+OPENERS = ["frankly ,", "to be honest ,", "all in all ,", "in short ,", "on the whole ,", "as i see it ,"]
+# Two clauses may both open with these; any other shared word would sound like an echo.
+FUNCTION_WORDS = frozenset(
+    re.findall(
+        r"\S+",
+        "a the and or of in to is are has have that this it its you no not never nothing hardly about every each there "
+        "one real with for on at by as from does doesn't don't isn't be any",
+    )
 )
 
-Clause = namedtuple("Clause", "id aspect forms")  # forms: {(label, negated): text}
-Review = namedtuple("Review", "text label kind template uses")  # uses: ((clause id, negated), ...)
+Clause = namedtuple("Clause", "id aspect forms")  # forms: {(side, negated): text}; side 1 is for the film
+Review = namedtuple("Review", "text label kind template uses")  # uses: ((Clause, side, negated), ...)
 
 
 # Clauses
@@ -87,29 +91,8 @@ def read_clauses(path):
     return clauses
 
 
-class ClauseDecks:
-    """Deals clause forms like cards, so that each form of a side turns up equally often."""
-
-    def __init__(self, clauses, rng):
-        self.rng = rng
-        self.full = {
-            key: [clause for clause in clauses if key in clause.forms] for key in itertools.product((0, 1), (False, True))
-        }
-        self.left = {key: [] for key in self.full}
-
-    def deal(self, label, negated, others):
-        """Returns a clause with a form for `label`, of another aspect and with another subject than `others`' clauses."""
-        key = label, negated
-        for _ in range(2):  # the rest of the deck may hold nothing that fits, a new deck always does
-            for position, clause in enumerate(self.left[key]):
-                if all(fits(clause, other) for other in others):
-                    return self.left[key].pop(position)
-            self.left[key] += self.rng.sample(self.full[key], len(self.full[key]))
-        raise AssertionError("no clause fits")
-
-
 def fits(clause, other):
-    """Whether two clauses read well side by side: different aspects, and no content word of one opens the other."""
+    """Whether two clauses read well side by side: of different aspects, and opening with different words."""
     return clause.aspect != other.aspect and not subject_words(clause) & subject_words(other)
 
 
@@ -117,70 +100,111 @@ def subject_words(clause):
     return {word for text in clause.forms.values() for word in text.split()[:4]} - FUNCTION_WORDS
 
 
+class ClauseDecks:
+    """Deals clause forms like cards, so that each form on a side turns up equally often."""
+
+    def __init__(self, clauses, rng):
+        self.rng = rng
+        keys = itertools.product((0, 1), (False, True))
+        self.full = {key: [clause for clause in clauses if key in clause.forms] for key in keys}
+        self.left = {key: [] for key in self.full}
+
+    def deal(self, side, negated, others):
+        """Returns a clause that has this form on this side and fits all of `others`."""
+        cards = self.left[side, negated]
+        for _ in range(2):  # what is left of the deck may hold nothing that fits
+            for position, clause in enumerate(cards):
+                if all(fits(clause, other) for other in others):
+                    return cards.pop(position)
+            cards += self.rng.sample(self.full[side, negated], len(self.full[side, negated]))
+        raise UserError("clauses.tsv: no clause fits beside the others; expected more aspects")
+
+
 # Reviews
 
 
 def plan_reviews(size, rng):
-    """Returns `size` shuffled (kind, template, label), with both labels equally often in each template (give or take one)."""
+    """Returns `size` shuffled (kind, template, label), both labels equally often (give or take one) per template."""
     plan = []
     for kind, share in KIND_SHARES.items():
-        wanted = round(size * share)
         cells = itertools.cycle([(kind, template, label) for template in TEMPLATES[kind] for label in (0, 1)])
-        plan += itertools.islice(cells, wanted)
+        plan += itertools.islice(cells, round(size * share))
     rng.shuffle(plan)
     return plan
 
 
-def compose_review(kind, template, label, decks, rng):
-    """Fills the template with clauses on the sides that give `label`."""
-    chosen, texts, uses = [], {"x": [], "y": []}, []
-    slots = [part[0] for part in template.split("{")[1:]]
-    for slot in slots:
-        side = label if slot == "y" else 1 - label
+def deal_uses(kind, template, label, decks, rng):
+    """Returns one (clause, side, negated) for each slot of the template."""
+    uses = []
+    for slot in SLOT.findall(template):
+        side = label if slot == "{y}" else 1 - label
+        # "it is not true that nothing ..." is more than a reader should have to untangle
         negated = kind != "denial" and rng.random() < NEGATED_SHARE
-        clause = decks.deal(side, negated, chosen)
-        chosen.append(clause)
-        texts[slot].append(clause.forms[side, negated])
-        uses.append((clause.id, negated))
-    text = template
-    for slot in slots:
-        text = text.replace("{" + slot + "}", texts[slot].pop(0), 1)
-    if len(slots) > 1 and rng.random() < OPENER_SHARE:
+        uses.append((decks.deal(side, negated, [clause for clause, _, _ in uses]), side, negated))
+    return tuple(uses)
+
+
+def compose_review(kind, template, label, uses, rng):
+    """Puts the clauses on the label's side into the {y} slots and the others into the {x} slots."""
+    waiting = {"{y}": [], "{x}": []}
+    for clause, side, negated in uses:
+        waiting["{y}" if side == label else "{x}"].append(clause.forms[side, negated])
+    text = SLOT.sub(lambda slot: waiting[slot.group()].pop(0), template)
+    if len(uses) > 1 and not template.startswith("it ") and rng.random() < OPENER_SHARE:
         text = f"{rng.choice(OPENERS)} {text}"
-    return Review(text, label, kind, template, tuple(uses))
+    return Review(text, label, kind, template, uses)
 
 
 def combination(review):
-    """What may not be shared between the splits: the set of clauses, or a single clause with its form and its wrapper."""
+    """What dev and test may not share with train: the set of clauses, of a lone clause with its form and template."""
     if len(review.uses) == 1:
-        return review.uses[0], review.template
-    return frozenset(clause for clause, _ in review.uses)
+        clause, _, negated = review.uses[0]
+        return clause.id, negated, review.template
+    return frozenset(clause.id for clause, _, _ in review.uses)
 
 
-def compose_splits(clauses, sizes, rng):
-    """Returns {split: [Review]}, with no combination of clauses twice in all splits together."""
-    decks = ClauseDecks(clauses, rng)
-    seen, splits = set(), {}
-    for split, size in sizes.items():
-        splits[split] = []
-        for kind, template, label in plan_reviews(size, rng):
-            review = compose_review(kind, template, label, decks, rng)
-            while combination(review) in seen or len(review.text.split()) > MAX_TOKENS:
-                review = compose_review(kind, template, label, decks, rng)
-            seen.add(combination(review))
-            splits[split].append(review)
-    return splits
+def compose_split(size, decks, seen, rng, turned):
+    """Returns `size` reviews whose combinations are not in `seen`, and adds them to it.
+
+    turned: compose each contrast of two clauses a second time with the roles turned round, so with the other label;
+        such pairs teach that the conjunction decides, and not the clauses.
+    """
+    reviews, unturned = [], {0: [], 1: []}  # by the label that the turned review will have
+    for kind, template, label in plan_reviews(size, rng):
+        turnable = turned and kind == "contrast" and len(SLOT.findall(template)) == 2
+        if turnable and unturned[label]:
+            reviews.append(compose_review(kind, template, label, unturned[label].pop(0), rng))
+            continue
+        while True:
+            uses = deal_uses(kind, template, label, decks, rng)
+            review = compose_review(kind, template, label, uses, rng)
+            if combination(review) not in seen and len(review.text.split()) <= MAX_TOKENS:
+                break
+        seen.add(combination(review))
+        reviews.append(review)
+        if turnable:
+            unturned[1 - label].append(uses)
+    return reviews
+
+
+def compose_splits(clauses, rng):
+    """Returns {split: [Review]}; the splits share clauses, and no combination of clauses."""
+    decks, seen = ClauseDecks(clauses, rng), set()
+    return {split: compose_split(size, decks, seen, rng, split == "train") for split, size in SIZES.items()}
 
 
 def check_splits(splits):
-    """Raises UserError where dev or test uses a form of a clause that train never shows, or a sentence occurs twice."""
-    known = {use for review in splits["train"] for use in review.uses}
+    """Raises UserError where dev or test uses a clause form that train never shows, or where a review occurs twice."""
+    known = {(clause.id, negated) for review in splits["train"] for clause, _, negated in review.uses}
     for split, reviews in splits.items():
-        if any(use not in known for review in reviews for use in review.uses):
-            raise UserError(f"{split}.tsv: a clause form never occurs in train; expected more training reviews or fewer clauses")
+        for clause, side, negated in itertools.chain.from_iterable(review.uses for review in reviews):
+            if (clause.id, negated) not in known:
+                form = clause.forms[side, negated]
+                raise UserError(f"{split}.tsv: train never shows '{form}'; expected more training reviews")
     texts = Counter(review.text for reviews in splits.values() for review in reviews)
-    if max(texts.values()) > 1:
-        raise UserError(f"sentence occurs twice: {texts.most_common(1)[0][0]}")
+    text, count = texts.most_common(1)[0]
+    if count > 1:
+        raise UserError(f"'{text}' occurs {count} times; expected every review once")
 
 
 def write_splits(splits, folder):
@@ -213,8 +237,8 @@ def report_splits(splits):
         print(f"{split}: {len(reviews)} reviews, {positive:.1%} positive, "
               f"{sum(lengths) / len(lengths):.1f} tokens on average, {max(lengths)} at most")
     words = {word for reviews in splits.values() for review in reviews for word in review.text.split()}
-    uses = [use for review in splits["train"] for use in review.uses]
-    print(f"{len(words)} distinct words; {sum(negated for _, negated in uses) / len(uses):.1%} of the clauses are negated")
+    negated = [negated for review in splits["train"] for _, _, negated in review.uses]
+    print(f"{len(words)} distinct words; {sum(negated) / len(negated):.1%} of train's clauses are negated")
     for name, ngrams in (("unigrams", 1), ("bigrams", 2)):
         print(f"accuracy on dev from {name} alone: {bag_of_words_score(splits['train'], splits['dev'], ngrams):.3f}")
 
@@ -222,7 +246,7 @@ def report_splits(splits):
 def build_reviews(folder, seed):
     """Composes the reviews, writes SST-2/*.tsv under `folder` and returns {split: [Review]}."""
     clauses = read_clauses(os.path.join(HERE, "clauses.tsv"))
-    splits = compose_splits(clauses, SIZES, random.Random(seed))
+    splits = compose_splits(clauses, random.Random(seed))
     check_splits(splits)
     write_splits(splits, os.path.join(folder, "SST-2"))
     report_splits(splits)

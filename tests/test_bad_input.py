@@ -1,0 +1,394 @@
+"""Bad input ends in one line that says what is wrong and where, with status 2, and leaves everything as it was."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from tiny import VOCABULARY, call_script, make_all, make_student_config, make_teacher, run_script, scripts, tree
+
+from transformer.modeling import BertConfig, TinyBertForSequenceClassification
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Good inputs for every script: stages 1 and 2 run, a fine-tuned teacher and a general student put in place."""
+    folder = make_all(tmp_path_factory.mktemp("inputs"))
+    for name in ("augment", "pregenerate"):
+        assert call_script(scripts(folder)[name][0], *scripts(folder)[name][1]).returncode == 0
+    config = BertConfig.from_pretrained(folder / "teacher")
+    fine_tuned = make_teacher(folder / "teacher" / "SST-2")
+    TinyBertForSequenceClassification(config).save_pretrained(fine_tuned)
+    student = make_teacher(folder / "3", hidden_size=12, num_hidden_layers=2, intermediate_size=20)
+    shutil.copytree(student, folder / "5")
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "all")
+
+
+def refused(folder, name, *flags):
+    """Run one script that must refuse; returns its message. Nothing but an empty folder may be new, nothing changed."""
+    script, usual = scripts(folder)[name]
+    if name == "general":
+        usual = [*usual, "--output_dir", folder / "out"]  # 3 holds a student that other tests need
+    before = tree(folder)
+    process = call_script(script, *usual, *flags)
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1, process.stderr
+    assert "Traceback" not in process.stderr + process.stdout
+    assert tree(folder) == before
+    return process.stderr
+
+
+def fresh(folder, name):
+    """Take away what stages 1 and 2 left, for the tests of these stages."""
+    gone = {"augment": folder / "glue" / "SST-2" / "train_aug", "pregenerate": folder / "2" / "epoch"}[name]
+    for path in [*gone.parent.glob(f"{gone.name}*"), *gone.parent.glob("run.json")]:
+        path.unlink()
+
+
+# --- models
+
+
+@pytest.mark.parametrize("name", ["augment", "general", "finetune", "intermediate", "prediction"])
+def test_missing_teacher_weights_are_named_with_the_command_that_fetches_them(folder, name):
+    if name == "augment":
+        fresh(folder, name)
+    teacher = folder / "teacher_model"
+    shutil.copytree(folder / "teacher", teacher)
+    shutil.rmtree(teacher / "SST-2")
+    (teacher / "pytorch_model.bin").unlink()
+    flag = "--pretrained_bert_model" if name == "augment" else "--teacher_model"
+    message = refused(folder, name, flag, teacher)
+    assert "teacher_model: no weights" in message and "python -m transformer.file_utils teacher" in message
+
+
+def test_a_missing_model_folder_is_named(folder):
+    assert "no such folder" in refused(folder, "general", "--teacher_model", folder / "absent")
+    assert "4: no such folder; run the step that writes it first" in refused(folder, "prediction")
+
+
+def test_missing_student_weights_are_named(folder):
+    (folder / "3" / "pytorch_model.bin").unlink()
+    assert "3: no weights there" in refused(folder, "intermediate")
+    assert "student: no weights there" in refused(folder, "general", "--continue_train")
+
+
+def test_damaged_weights_are_refused(folder):
+    path = folder / "teacher" / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:999])
+    assert "teacher/pytorch_model.bin" in refused(folder, "general")
+
+
+def test_weights_of_another_shape_name_both_shapes(folder):
+    config = folder / "teacher" / "config.json"
+    config.write_text(config.read_text().replace('"intermediate_size": 40', '"intermediate_size": 44'))
+    message = refused(folder, "general")
+    assert "(40, 24)" in message and "(44, 24)" in message
+
+
+def test_a_broken_config_is_named_with_its_line(folder):
+    (folder / "teacher" / "config.json").write_text('{\n"hidden_size": 24,\n"num_hidden_layers": \n}')
+    assert re.search(r"teacher/config\.json, line 4: not valid JSON", refused(folder, "general"))
+
+
+def test_a_config_value_of_the_wrong_kind_is_named(folder):
+    (folder / "student" / "config.json").write_text('{"hidden_size": "wide"}')
+    assert "student/config.json: hidden_size is 'wide'" in refused(folder, "general")
+
+
+def test_a_missing_config_is_named(folder):
+    (folder / "student" / "config.json").unlink()
+    assert "student/config.json: cannot be read" in refused(folder, "general")
+
+
+def test_a_missing_vocabulary_is_named(folder):
+    (folder / "teacher" / "vocab.txt").unlink()
+    assert "teacher/vocab.txt: cannot be read" in refused(folder, "general")
+
+
+def test_a_vocabulary_that_does_not_match_the_config_is_refused(folder):
+    with open(folder / "teacher" / "vocab.txt", "a", encoding="utf-8") as file:
+        file.write("surplus\n")
+    size = len(VOCABULARY)
+    assert f"vocab.txt has {size + 1} tokens, config.json says vocab_size {size}" in refused(folder, "general")
+
+
+def test_layers_that_do_not_divide_are_refused(folder):
+    make_student_config(folder / "student", num_hidden_layers=3)
+    message = refused(folder, "general")
+    assert "the teacher's 4 layers are not a multiple of the student's 3" in message
+
+
+def test_heads_that_differ_are_refused(folder):
+    make_student_config(folder / "student", num_attention_heads=3)
+    message = refused(folder, "general")
+    assert "the student has 3 attention heads, the teacher has 4" in message
+
+
+def test_a_student_that_does_not_fit_is_refused_in_the_intermediate_step_too(folder):
+    make_teacher(folder / "3", hidden_size=12, num_hidden_layers=3, intermediate_size=20)
+    assert "not a multiple" in refused(folder, "intermediate")
+
+
+@pytest.mark.parametrize("name, flags", [("intermediate", []), ("general", ["--continue_train"])])
+def test_different_vocabularies_of_student_and_teacher_are_refused(folder, name, flags):
+    vocabulary = (folder / "3" / "vocab.txt").read_text().splitlines()
+    vocabulary[7], vocabulary[8] = vocabulary[8], vocabulary[7]
+    (folder / "3" / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    message = refused(folder, name, "--student_model", folder / "3", *flags)
+    assert "3/vocab.txt: differs from the teacher's vocabulary" in message
+
+
+def test_augmentation_needs_a_masked_lm_head(folder):
+    fresh(folder, "augment")
+    message = refused(folder, "augment", "--pretrained_bert_model", folder / "teacher" / "SST-2")
+    assert "no masked-LM head" in message
+
+
+def test_more_tokens_than_positions_are_refused(folder):
+    assert "37 positions" in refused(folder, "general", "--max_seq_length", 38)
+    assert "37 positions" in refused(folder, "intermediate", "--max_seq_length", 38)
+
+
+def test_the_output_folder_is_never_the_student_s_or_the_teacher_s(folder):
+    flags = ["--overwrite_output", "--output_dir"]
+    assert "is the folder of --student_model" in refused(folder, "intermediate", *flags, folder / "3")
+    assert "is the folder of --teacher_model" in refused(folder, "intermediate", *flags, folder / "teacher")
+    assert "is the folder of --teacher_model" in refused(folder, "general", *flags, folder / "teacher")
+    assert "is the folder of --student_model" in refused(folder, "general", *flags, folder / "student")
+
+
+# --- task files
+
+
+TASK_SCRIPTS = ["augment", "finetune"]
+
+
+def broken_task(folder, name, lines=None):
+    """Change train.tsv (None: take it away) for a script that reads it."""
+    if name == "augment":
+        fresh(folder, name)
+    else:
+        shutil.rmtree(folder / "teacher" / "SST-2")
+    path = folder / "glue" / "SST-2" / "train.tsv"
+    path.unlink()
+    if lines is not None:
+        path.write_bytes(lines)
+    return refused(folder, name)
+
+
+@pytest.mark.parametrize("name", TASK_SCRIPTS)
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        (None, "train.tsv: no such file"),
+        (b"", "train.tsv: the file is empty"),
+        (b"sentence\tlabel\n", "train.tsv: no rows"),
+        (b"sentence\tlabel\na\t1\na film\tgood\t0\n", "train.tsv line 3: 3 columns, expected 2"),
+        (b"sentence\tlabel\na\t1\na\t2\n", "train.tsv line 3: label '2', expected one of 0, 1"),
+        (b"text\tlabel\na\t1\n", "train.tsv line 1: no column 'sentence' for SST-2; found text, label"),
+        (b"sentence\tlabel\na\t1\na\t1\na \xff b\t0\n", "train.tsv line 4: not UTF-8 text"),
+    ],
+    ids=["missing", "empty", "header only", "columns", "label", "no column", "not UTF-8"],
+)
+def test_a_train_file_that_cannot_be_used_is_named_with_its_line(folder, name, lines, told):
+    assert told in broken_task(folder, name, lines)
+
+
+def test_a_missing_dev_file_is_named_before_anything_is_trained(folder):
+    (folder / "glue" / "SST-2" / "dev.tsv").unlink()
+    assert "dev.tsv: no such file" in refused(folder, "intermediate")
+
+
+def test_the_missing_augmented_file_names_the_script_that_makes_it(folder):
+    (folder / "glue" / "SST-2" / "train_aug.tsv").unlink()
+    shutil.rmtree(folder / "teacher" / "SST-2")  # found before a teacher is fine-tuned
+    message = refused(folder, "intermediate")
+    assert "train_aug.tsv: no such file; data_augmentation.py --task_name SST-2 makes it" in message
+
+
+@pytest.mark.parametrize("name", ["augment", "intermediate"])
+def test_an_unknown_task_is_named_with_the_known_ones(folder, name):
+    message = refused(folder, name, "--task_name", "SST-3")
+    assert "SST-3: unknown, expected one of CoLA, SST-2" in message
+
+
+def test_no_finetune_refuses_a_teacher_without_a_classifier(folder):
+    shutil.rmtree(folder / "teacher" / "SST-2")
+    assert "no classifier for SST-2; --do_finetune makes one" in refused(folder, "intermediate", "--no_finetune")
+
+
+# --- word vectors, corpus, epoch files
+
+
+@pytest.mark.parametrize(
+    "lines, told",
+    [
+        (None, "glove.txt: no such file"),
+        (b"", "glove.txt: the file is empty"),
+        (b"a 1 2 3\nb 1 2\n", "glove.txt line 2: 2 numbers after the word, expected 3"),
+        (b"a 1 2 3\n\nb 1 2 3\n", "glove.txt line 2: 0 numbers after the word, expected 3"),
+        (b"a 1 2 3\nb 1 two 3\n", "glove.txt line 2: expected a word and 3 numbers"),
+        (b"a 1 2 3\n\xff 1 2 3\n", "glove.txt line 2: not UTF-8"),
+    ],
+    ids=["missing", "empty", "too short", "empty line", "no numbers", "not UTF-8"],
+)
+def test_word_vectors_that_cannot_be_used_are_named_with_their_line(folder, lines, told):
+    fresh(folder, "augment")
+    (folder / "glove.txt").unlink()
+    if lines is not None:
+        (folder / "glove.txt").write_bytes(lines)
+    assert told in refused(folder, "augment")
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        (None, "corpus.txt: no such file"),
+        (b"", "corpus.txt: no text in it"),
+        (b"\n \n\n", "corpus.txt: no text in it"),
+        (b"the film .\nthe plot .\n", "corpus.txt: one document only"),
+        (b"the film .\n\nthe \xe9 plot .\n", "corpus.txt line 3: not UTF-8"),
+    ],
+    ids=["missing", "empty", "blank", "one document", "not UTF-8"],
+)
+def test_a_corpus_that_cannot_be_used_is_named(folder, text, told):
+    fresh(folder, "pregenerate")
+    (folder / "corpus.txt").unlink()
+    if text is not None:
+        (folder / "corpus.txt").write_bytes(text)
+    assert told in refused(folder, "pregenerate")
+
+
+def test_one_document_is_enough_without_pairs(folder):
+    fresh(folder, "pregenerate")
+    (folder / "corpus.txt").write_text("the film .\nthe plot .\n")
+    script, flags = scripts(folder)["pregenerate"]
+    assert call_script(script, *flags, "--one_seq").returncode == 0
+
+
+def test_missing_epochs_name_the_script_that_makes_them(folder):
+    shutil.rmtree(folder / "2")
+    assert "no epoch_0_metrics.json; pregenerate_training_data.py makes it" in refused(folder, "general")
+
+
+def test_an_epoch_without_metrics_is_no_epoch(folder):
+    (folder / "2" / "epoch_0_metrics.json").unlink()
+    assert "no epoch_0_metrics.json" in refused(folder, "general")
+
+
+def test_an_epoch_that_lacks_its_sequences_is_named(folder):
+    (folder / "2" / "epoch_1.json").unlink()
+    assert "epoch_1.json: missing" in refused(folder, "general")
+
+
+def test_metrics_that_are_no_metrics_are_named(folder):
+    (folder / "2" / "epoch_0_metrics.json").write_text("[]")
+    assert "epoch_0_metrics.json: expected num_training_examples" in refused(folder, "general")
+
+
+def test_an_incomplete_epoch_tells_both_numbers(folder):
+    path = folder / "2" / "epoch_0.json"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[:-2]) + "\n")
+    assert f"{len(lines) - 2} lines, its metrics file tells {len(lines)}" in refused(folder, "general")
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("{broken", "epoch_0.json line 3: expected a JSON object"),
+        ('{"tokens": ["the"]}', "epoch_0.json line 3: 'segment_ids'"),
+        ('{"tokens": ["absent"], "segment_ids": [0]}', "epoch_0.json line 3: 'absent'"),
+        (json.dumps({"tokens": ["the"] * 32, "segment_ids": [0] * 32}), "line 3: 32 tokens, --max_seq_length is 31"),
+    ],
+    ids=["no JSON", "no field", "no token", "too long"],
+)
+def test_a_bad_sequence_is_named_with_its_line(folder, line, told):
+    path = folder / "2" / "epoch_0.json"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], line, *lines[3:]]) + "\n")
+    assert told in refused(folder, "general")
+
+
+# --- flags
+
+
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("augment", "--N -1"), ("augment", "--M 0"), ("augment", "--p 1.5"), ("augment", "--p -0.1"),
+        ("augment", "--limit 0"), ("pregenerate", "--max_seq_len 7"), ("pregenerate", "--num_workers 0"),
+        ("pregenerate", "--epochs_to_generate 0"), ("pregenerate", "--short_seq_prob 2"),
+        ("pregenerate", "--masked_lm_prob -0.1"), ("pregenerate", "--max_predictions_per_seq 0"),
+        ("general", "--train_batch_size 0"), ("general", "--learning_rate -1"), ("general", "--wd -1"),
+        ("general", "--num_train_epochs 0"), ("general", "--warmup_proportion 1"), ("general", "--eval_step 0"),
+        ("general", "--gradient_accumulation_steps 0"), ("general", "--max_seq_length 0"),
+        ("general", "--max_steps 0"), ("general", "--eval_batch_size 0"), ("general", "--num_train_epochs inf"),
+        ("intermediate", "--warmup_proportion -0.1"), ("intermediate", "--temperature 0"),
+        ("intermediate", "--max_seq_length 1"), ("prediction", "--temperature -1"),
+        ("finetune", "--train_batch_size -3"), ("evaluate", "--eval_batch_size 0"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_named_with_its_flag(folder, name, flags):
+    flag, value = flags.split()
+    flag = {"--wd": "--weight_decay"}.get(flag, flag)
+    message = refused(folder, name, *flags.split())
+    assert value in message and (flag in message or "maximum length" in message)
+
+
+@pytest.mark.parametrize("name", ["augment", "pregenerate", "general", "intermediate"])
+def test_a_word_for_a_number_and_an_unknown_flag_end_with_status_2(folder, name):
+    for flags in (["--seed", "many"], ["--no_such_flag"]):
+        process = call_script(scripts(folder)[name][0], *flags)
+        assert process.returncode == 2 and flags[0] in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("name", ["pregenerate", "general", "intermediate", "prediction"])
+def test_an_output_folder_that_cannot_be_made_is_named(folder, name):
+    shutil.copytree(folder / "3", folder / "4")
+    message = refused(folder, name, "--output_dir", folder / "corpus.txt" / "inside")
+    assert "corpus.txt/inside: cannot be created" in message
+
+
+def test_a_failed_run_does_not_stand_in_the_way_of_the_next(folder):
+    path = folder / "glue" / "SST-2" / "train.tsv"
+    for name in ("augment", "finetune"):
+        good = path.read_bytes()
+        broken_task(folder, name, b"sentence\tlabel\na\t7\n")
+        path.write_bytes(good)
+        process = call_script(scripts(folder)[name][0], *scripts(folder)[name][1])
+        assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize("name", ["augment", "pregenerate", "general", "finetune"])
+def test_overwriting_removes_nothing_before_the_inputs_are_known_to_be_good(folder, name):
+    if name in ("general", "finetune"):
+        out = ["--output_dir", folder / "out"] if name == "general" else []
+        process = call_script(scripts(folder)[name][0], *scripts(folder)[name][1], "--overwrite_output", *out)
+        assert process.returncode == 0
+    (folder / "corpus.txt").write_bytes(b"one document")
+    (folder / "glove.txt").write_bytes(b"")
+    (folder / "2" / "epoch_0.json").write_bytes(b"")
+    (folder / "glue" / "SST-2" / "dev.tsv").write_bytes(b"")
+    refused(folder, name, "--overwrite_output")
+
+
+def test_debug_shows_the_traceback(folder):
+    (folder / "corpus.txt").unlink()
+    fresh(folder, "pregenerate")
+    script, flags = scripts(folder)["pregenerate"]
+    process = run_script(script, *flags, "--debug", check=False)
+    assert process.returncode != 0 and "Traceback" in process.stderr and "corpus.txt: no such file" in process.stderr
+    process = run_script(script, *flags, check=False)
+    assert process.returncode == 2 and "Traceback" not in process.stderr
+
+
+def test_a_model_that_carries_code_is_refused(folder):
+    torch.save({"weights": shutil.copytree}, folder / "teacher" / "pytorch_model.bin")
+    assert "refused" in refused(folder, "general")

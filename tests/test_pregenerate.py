@@ -1,0 +1,311 @@
+"""Units of stage 2: what a training sequence consists of, masking, and an output that depends on the seed alone."""
+
+import argparse
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from tiny import call_script, make_corpus, make_tokenizer, names, run_script, tree
+
+import pregenerate_training_data
+from pregenerate_training_data import Corpus, InstanceMaker, truncate_pair
+
+TOKENIZER = make_tokenizer()
+
+
+def settings(**values):
+    defaults = {"one_seq": None, "max_seq_len": 17, "short_seq_prob": 0.2, "seed": 3, "masked_lm_prob": 0.0,
+                "max_predictions_per_seq": 20, "do_whole_word_mask": None}  # fmt: skip
+    return argparse.Namespace(**{**defaults, **values})
+
+
+def numbered_corpus(tmp_path):
+    """Documents whose words are all different, so that each token tells where it comes from: (path, sizes)."""
+    sizes = [[3, 4, 5], [7], [2, 2, 2, 2], [6, 30, 1], [1]]  # words of each sentence of each document
+    words = iter(range(1000))
+    text = "\n\n".join("\n".join(" ".join(f"w{next(words)}" for _ in range(size)) for size in doc) for doc in sizes)
+    (tmp_path / "corpus.txt").write_text(text + "\n")
+    return tmp_path / "corpus.txt", sizes
+
+
+class NumberTokenizer:
+    """Reads "w17" as id 17 + 5; ids 0..4 are the special tokens."""
+
+    pad_token_id, unk_token_id, cls_token_id, sep_token_id, mask_token_id = range(5)
+    ids_to_tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{index}" for index in range(1000))]
+    vocab = {token: index for index, token in enumerate(ids_to_tokens)}
+    encode_pair = TOKENIZER.encode_pair
+
+    def ids(self, text):
+        return [int(word[1:]) + 5 for word in text.split()]
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path, sizes = numbered_corpus(tmp_path)
+    return Corpus.read(path, NumberTokenizer()), sizes
+
+
+def instances(corpus, epochs=60, **values):
+    maker = InstanceMaker(corpus, NumberTokenizer(), settings(**values))
+    for epoch in range(epochs):
+        for index in range(len(corpus)):
+            for a, b, is_random in maker.instances(index, random.Random(f"{epoch} {index}")):
+                yield index, a, b, is_random
+
+
+def document_of(corpus, ids):
+    found = {index for index in range(len(corpus)) for sentence in corpus.document(index) if set(ids) & set(sentence)}
+    assert len(found) == 1
+    return found.pop()
+
+
+def test_an_empty_line_ends_a_document(corpus):
+    corpus, sizes = corpus
+    assert [[len(sentence) for sentence in corpus.document(index)] for index in range(len(corpus))] == sizes
+    assert (corpus.num_sentences, corpus.num_tokens) == (12, 65)
+
+
+def test_empty_lines_in_a_row_and_at_the_ends_make_no_documents(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text("\n \n\nw1 w2\n\n\t\n\nw3\nw4\n\n\n")
+    corpus = Corpus.read(path, NumberTokenizer())
+    assert [corpus.document(index) for index in range(len(corpus))] == [[[6, 7]], [[8], [9]]]
+
+
+def test_a_and_b_are_a_run_of_consecutive_words_each(corpus):
+    corpus, _ = corpus
+    for _, a, b, _ in instances(corpus):
+        assert a and b
+        assert a == list(range(a[0], a[0] + len(a))) and b == list(range(b[0], b[0] + len(b)))
+
+
+def test_b_follows_a_in_its_document_or_comes_from_another_one(corpus):
+    corpus, _ = corpus
+    seen = Counter()
+    for index, a, b, is_random in instances(corpus):
+        assert document_of(corpus, a) == index
+        assert (document_of(corpus, b) == index) is not is_random
+        if not is_random:
+            assert b[0] > a[-1]
+        seen[is_random] += 1
+    assert seen[True] > 50 and seen[False] > 50
+
+
+def test_a_pair_fits_the_maximum_length(corpus):
+    corpus, _ = corpus
+    lengths = [len(a) + len(b) for _, a, b, _ in instances(corpus)]
+    assert max(lengths) == 14 and min(lengths) >= 2
+
+
+def test_half_of_the_pairs_that_could_continue_do(corpus):
+    corpus, _ = corpus
+    # Documents of several sentences only: a single sentence has nothing that follows.
+    flags = [is_random for index, _, _, is_random in instances(corpus, 400, short_seq_prob=0) if index == 2]
+    assert 0.4 < sum(flags) / len(flags) < 0.65
+
+
+def test_every_sentence_of_a_document_is_used_in_each_epoch(tmp_path):
+    path, _ = numbered_corpus(tmp_path)
+    corpus = Corpus.read(path, NumberTokenizer())
+    maker = InstanceMaker(corpus, NumberTokenizer(), settings(max_seq_len=99))
+    for epoch in range(20):
+        for index in range(len(corpus)):
+            used = set()
+            for a, b, is_random in maker.instances(index, random.Random(f"{epoch} {index}")):
+                used |= set(a) | (set() if is_random else set(b))
+            assert used == {token for sentence in corpus.document(index) for token in sentence}
+
+
+def test_random_documents_are_drawn_in_proportion_to_their_sentences(corpus):
+    corpus, sizes = corpus
+    rng = random.Random(1)
+    drawn = Counter(corpus.other_document(0, rng) for _ in range(9000))
+    assert drawn[0] == 0
+    for index in range(1, 5):
+        assert drawn[index] / 9000 == pytest.approx(len(sizes[index]) / 9, abs=0.03)
+
+
+def test_another_document_is_never_the_document_itself(corpus):
+    corpus, _ = corpus
+    rng = random.Random(2)
+    for index in range(len(corpus)):
+        drawn = {corpus.other_document(index, rng) for _ in range(300)}
+        assert drawn == set(range(5)) - {index}
+
+
+def test_one_seq_gives_one_run_of_a_document_and_no_pair(corpus):
+    corpus, _ = corpus
+    for index, a, b, is_random in instances(corpus, one_seq=True):
+        assert b is None and is_random is False
+        assert document_of(corpus, a) == index and 1 <= len(a) <= 15
+        assert a == list(range(a[0], a[0] + len(a)))
+
+
+def test_truncation_cuts_the_longer_segment_at_either_end():
+    rng = random.Random(1)
+    starts = set()
+    for _ in range(50):
+        a, b = truncate_pair(list(range(20)), list(range(100, 104)), 10, rng)
+        assert len(a) + len(b) == 10 and len(b) == 4
+        assert a == list(range(a[0], a[0] + 6)) and b == [100, 101, 102, 103]
+        starts.add(a[0])
+    assert len(starts) > 5
+
+
+def test_truncation_leaves_a_pair_that_fits():
+    assert truncate_pair([1, 2], [3], 3, random.Random(1)) == ([1, 2], [3])
+
+
+def line_of(maker, a, b, seed=0):
+    return json.loads(maker.json_line(a, b, True, random.Random(seed)))
+
+
+def tiny_maker(**values):
+    return InstanceMaker([], TOKENIZER, settings(**values))
+
+
+def test_a_sequence_has_its_special_tokens_and_segments():
+    a, b = TOKENIZER.ids("the film is good"), TOKENIZER.ids('a dull "')
+    assert line_of(tiny_maker(), a, b) == {
+        "tokens": ["[CLS]", "the", "film", "is", "good", "[SEP]", "a", "dull", '"', "[SEP]"],
+        "segment_ids": [0, 0, 0, 0, 0, 0, 1, 1, 1, 1],
+        "is_random_next": True,
+        "masked_lm_positions": [],
+        "masked_lm_labels": [],
+    }
+
+
+@pytest.mark.parametrize("whole_words", [None, True])
+def test_masked_labels_restore_the_text(whole_words):
+    maker = tiny_maker(masked_lm_prob=0.4, do_whole_word_mask=whole_words)
+    a, b = TOKENIZER.ids("the films is unfortunate"), TOKENIZER.ids("a dull warmly plots")
+    plain = line_of(tiny_maker(), a, b)["tokens"]
+    for seed in range(50):
+        line = line_of(maker, a, b, seed)
+        positions = line["masked_lm_positions"]
+        assert positions == sorted(set(positions)) and positions
+        assert len(positions) <= round(0.4 * len(plain))
+        restored = list(line["tokens"])
+        for position, label in zip(positions, line["masked_lm_labels"], strict=True):
+            restored[position] = label
+        assert restored == plain
+        assert all(plain[position] not in ("[CLS]", "[SEP]") for position in positions)
+
+
+def test_whole_words_are_masked_together():
+    maker = tiny_maker(masked_lm_prob=0.5, do_whole_word_mask=True)
+    ids = TOKENIZER.ids("the films unfortunate plots warmly")
+    pieces = ["[CLS]", *TOKENIZER.convert_ids_to_tokens(ids)]
+    words = {0: [0]}
+    for position, piece in enumerate(pieces):
+        words[position] = words[position - 1] if piece.startswith("##") else []
+        words[position].append(position)
+    split = 0
+    for seed in range(60):
+        positions = set(line_of(maker, ids, None, seed)["masked_lm_positions"])
+        for position in positions:
+            assert set(words[position]) <= positions
+        split += any(len(words[position]) > 1 for position in positions)
+    assert split > 20
+
+
+def test_without_whole_words_pieces_are_masked_alone():
+    maker = tiny_maker(masked_lm_prob=0.1)
+    ids = TOKENIZER.ids("unfortunate unfortunate")
+    alone = {tuple(line_of(maker, ids, None, seed)["masked_lm_positions"]) for seed in range(40)}
+    assert {(1,), (2,), (3,)} <= alone
+
+
+def test_no_more_than_the_maximum_is_masked():
+    maker = tiny_maker(masked_lm_prob=0.9, max_predictions_per_seq=3)
+    ids = TOKENIZER.ids("the film is good and the plot is dull")
+    assert {len(line_of(maker, ids, None, seed)["masked_lm_positions"]) for seed in range(20)} == {3}
+
+
+def test_masks_are_eight_in_ten_and_random_words_one_in_ten():
+    maker = tiny_maker(masked_lm_prob=1.0, max_predictions_per_seq=99)
+    ids, counts = [7] * 50, Counter()
+    for seed in range(100):
+        counts.update(line_of(maker, ids, None, seed)["tokens"][1:-1])
+    word = TOKENIZER.ids_to_tokens[7]
+    assert counts["[MASK]"] / 5000 == pytest.approx(0.8, abs=0.03)
+    assert counts[word] / 5000 == pytest.approx(0.1, abs=0.02)
+    assert not {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} & set(counts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pregenerate")
+    make_tokenizer().save_pretrained(folder / "model")
+    make_corpus(folder / "corpus.txt", documents=23)
+    return folder
+
+
+def run(folder, output, *flags):
+    process = call_script("pregenerate_training_data.py", "--train_corpus", folder / "corpus.txt", "--bert_model",
+                          folder / "model", "--output_dir", output, "--max_seq_len", 19, "--epochs_to_generate", 2,
+                          "--masked_lm_prob", 0.2, *flags)  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return {name: data for name, data in tree(output).items() if name != "run.json"}
+
+
+@pytest.fixture(scope="module")
+def expected(folder, tmp_path_factory):
+    return run(folder, tmp_path_factory.mktemp("expected"))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_output_does_not_depend_on_the_number_of_workers(folder, expected, tmp_path, monkeypatch, workers):
+    monkeypatch.setattr(pregenerate_training_data, "CHUNK_DOCUMENTS", 5)
+    assert run(folder, tmp_path, "--num_workers", workers) == expected
+
+
+def test_workers_end_without_a_word(folder, tmp_path):
+    process = run_script("pregenerate_training_data.py", "--train_corpus", folder / "corpus.txt", "--bert_model",
+                         folder / "model", "--output_dir", tmp_path, "--num_workers", 3)  # fmt: skip
+    assert process.stderr == ""
+
+
+def test_reduce_memory_gives_the_same_bytes_and_leaves_no_file(folder, expected, tmp_path):
+    assert run(folder, tmp_path, "--reduce_memory") == expected
+    assert names(tmp_path) == {*expected, "run.json"}
+
+
+def test_the_epochs_differ_and_the_seed_changes_them(folder, expected, tmp_path):
+    assert expected["epoch_0.json"] != expected["epoch_1.json"]
+    assert run(folder, tmp_path, "--seed", 5)["epoch_0.json"] != expected["epoch_0.json"]
+
+
+def test_the_metrics_tell_how_many_lines_an_epoch_has(expected):
+    for epoch in range(2):
+        metrics = json.loads(expected[f"epoch_{epoch}_metrics.json"])
+        lines = expected[f"epoch_{epoch}.json"].decode().splitlines()
+        assert metrics == {"num_training_examples": len(lines), "max_seq_len": 19}
+        lengths = [len(json.loads(line)["tokens"]) for line in lines]
+        assert max(lengths) <= 19 and all(len(json.loads(line)["segment_ids"]) <= 19 for line in lines)
+
+
+def test_one_seq_writes_one_segment(folder, tmp_path):
+    lines = run(folder, tmp_path, "--one_seq")["epoch_0.json"].decode().splitlines()
+    for instance in map(json.loads, lines):
+        assert set(instance["segment_ids"]) == {0} and instance["tokens"].count("[SEP]") == 1
+        assert not instance["is_random_next"]
+
+
+def test_a_limit_reads_the_first_documents_only(folder, tmp_path):
+    run(folder, tmp_path, "--limit", 3, "--short_seq_prob", 0, "--max_seq_len", 8)
+    corpus = Corpus.read(folder / "corpus.txt", TOKENIZER, limit=3)
+    whole = Corpus.read(folder / "corpus.txt", TOKENIZER)
+    assert len(corpus) == 3 and [corpus.document(i) for i in range(3)] == [whole.document(i) for i in range(3)]
+
+
+def test_a_sentence_longer_than_the_maximum_is_cut(tmp_path):
+    path = tmp_path / "corpus.txt"
+    path.write_text(" ".join(f"w{index}" for index in range(90)) + "\n\nw900 w901\n")
+    corpus = Corpus.read(path, NumberTokenizer())
+    for _, a, b, _ in instances(corpus, 20):
+        assert len(a) + len(b) <= 14
+    assert isinstance(corpus.ids, np.ndarray)

@@ -1,0 +1,512 @@
+"""The training loop: what is trained on when, gradients in parts and over processes, stopping and going on."""
+
+import argparse
+import json
+import logging
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import ROOT, STUDENT, TEACHER, VOCABULARY, make_student_config, make_teacher, run_script
+
+from transformer.data import SequencesBuilder
+from transformer.distillation import TransformerLearner
+from transformer.file_utils import UserError
+from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTraining
+from transformer.optimization import BertAdam, decay_groups
+from transformer.training import (
+    STATE_NAME,
+    Launch,
+    Meter,
+    Plan,
+    TrainingRun,
+    choose_precision,
+    format_results,
+    format_seconds,
+    launch,
+    mean_losses,
+    step_seed,
+)
+
+CPU = torch.device("cpu")
+
+
+def make_sequences(count=29, seed=1):
+    rng = np.random.default_rng(seed)
+    builder = SequencesBuilder(len(VOCABULARY))
+    for _ in range(count):
+        length = int(rng.integers(3, 12))
+        builder.add(rng.integers(1, len(VOCABULARY), length).tolist(), length // 2 + 1)
+    return builder.build()
+
+
+def make_learner(dropout=0.0):
+    torch.manual_seed(2)
+    sizes = {"vocab_size": len(VOCABULARY), "initializer_range": 0.2}
+    teacher = TinyBertForPreTraining(BertConfig(**{**sizes, **TEACHER}))
+    student = BertConfig(**{**sizes, **STUDENT, "fit_size": TEACHER["hidden_size"], "hidden_dropout_prob": dropout,
+                            "attention_probs_dropout_prob": dropout})  # fmt: skip
+    return TransformerLearner(TinyBertForPreTraining(student), teacher)
+
+
+def make_plan(batch_size=13, epochs=3, max_steps=None, sequences=None):
+    sequences = sequences or make_sequences()
+    return Plan(lambda epoch: sequences, [len(sequences)], batch_size, epochs, 3, max_steps)
+
+
+def make_run(folder, learner=None, plan=None, place=None, **options):
+    """A run of nine steps on 29 sequences."""
+    learner, plan = learner or make_learner(), plan or make_plan()
+    folder.mkdir(exist_ok=True)
+    optimizer = BertAdam(decay_groups(learner.student, 0.01), 1e-2, 0.1, plan.total_steps)
+    place = place or Launch(CPU, 0, 1, torch.float32)
+    return TrainingRun(folder, learner, optimizer, plan, place, **{"eval_step": 4, **options})
+
+
+def weights_of(folder, name=WEIGHTS_NAME):
+    return torch.load(folder / name, weights_only=True)
+
+
+def assert_same_weights(state, other, tolerance):
+    assert state.keys() == other.keys()
+    for key, value in state.items():
+        torch.testing.assert_close(value, other[key], rtol=tolerance, atol=tolerance)
+
+
+# --- the plan
+
+
+def steps_of(plan, start=0):
+    """Each step's (examples of its epoch, indices)."""
+    return [(len(sequences), indices.tolist()) for sequences, indices in plan.steps(start)]
+
+
+class Epochs:
+    """Data sets of several sizes; notes which of them were loaded."""
+
+    def __init__(self, *sizes):
+        self.sizes, self.data, self.loaded = sizes, [make_sequences(size, size) for size in sizes], []
+
+    def __call__(self, epoch):
+        self.loaded.append(epoch)
+        return self.data[epoch % len(self.data)]
+
+
+@pytest.mark.parametrize(
+    "epochs, expected", [(1, 3), (2.0, 6), (0.7, 2), (1.34, 4), (2.9, 9), (3, 9)]
+)
+def test_a_fraction_of_an_epoch_is_a_fraction_of_its_steps(epochs, expected):
+    plan = make_plan(epochs=epochs)
+    assert plan.total_steps == expected == len(steps_of(plan))
+
+
+def test_each_whole_epoch_trains_on_every_example_once():
+    steps = steps_of(make_plan(epochs=2))
+    for epoch in (steps[:3], steps[3:]):
+        assert sorted(index for _, indices in epoch for index in indices) == list(range(29))
+    assert steps[:3] != steps[3:]
+
+
+def test_epochs_of_several_sizes_take_turns():
+    epochs = Epochs(29, 14, 5)
+    plan = Plan(epochs, epochs.sizes, 13, 4.5, 3)
+    assert plan.total_steps == 3 + 2 + 1 + 3 + 1
+    assert [size for size, _ in steps_of(plan)] == [29, 29, 29, 14, 14, 5, 29, 29, 29, 14]
+    assert epochs.loaded == [0, 1, 2, 3, 4]
+
+
+def test_a_later_start_takes_up_the_same_steps_and_loads_only_what_it_needs():
+    epochs = Epochs(29, 14)
+    plan = Plan(epochs, epochs.sizes, 13, 3, 3)
+    everything = steps_of(plan)
+    for start in range(len(everything) + 1):
+        assert steps_of(plan, start) == everything[start:]
+    epochs.loaded.clear()
+    steps_of(plan, 5)
+    assert epochs.loaded == [2]
+
+
+@pytest.mark.parametrize("max_steps", range(1, 9))
+def test_max_steps_gives_the_first_steps_and_no_more(max_steps):
+    epochs = Epochs(29, 14)
+    everything = steps_of(Plan(epochs, epochs.sizes, 13, 3, 3))
+    epochs.loaded.clear()
+    plan = Plan(epochs, epochs.sizes, 13, 3, 3, max_steps)
+    assert plan.total_steps == max_steps
+    assert steps_of(plan) == everything[:max_steps]
+    assert epochs.loaded == [0, 1, 2][: 1 + (max_steps > 3) + (max_steps > 5)]
+    for start in range(max_steps):
+        assert steps_of(plan, start) == everything[start:max_steps]
+
+
+def test_max_steps_beyond_the_end_change_nothing():
+    assert steps_of(make_plan(max_steps=99)) == steps_of(make_plan())
+
+
+def test_an_epoch_without_examples_is_passed_over():
+    epochs = Epochs(29, 0, 14)
+    assert [size for size, _ in steps_of(Plan(epochs, epochs.sizes, 13, 3, 3))] == [29, 29, 29, 14, 14]
+
+
+@pytest.mark.parametrize("count, epochs", [(29, 0.1), (0, 3)])
+def test_nothing_to_train_on_is_told(count, epochs):
+    with pytest.raises(UserError, match="num_train_epochs"):
+        Plan(lambda epoch: make_sequences(count), [count], 13, epochs, 3)
+
+
+# --- one batch in parts and over processes
+
+
+def gradients_and_losses(accumulation=1, rank=0, world_size=1, count=13):
+    learner = make_learner()
+    run = TrainingRun("", learner, BertAdam(learner.student.parameters(), 1e-2), make_plan(),
+                      Launch(CPU, rank, world_size, torch.float32), eval_step=1, accumulation=accumulation)  # fmt: skip
+    losses = run._forward_backward(learner, make_sequences(), np.arange(count))
+    gradients = {name: parameter.grad for name, parameter in learner.student.named_parameters()
+                 if parameter.grad is not None}  # fmt: skip
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    assert largest > 0.1 if rank < count else largest == 0  # a process without examples adds nothing
+    return gradients, {name: value.item() for name, value in losses.items()}
+
+
+@pytest.mark.parametrize("accumulation", [2, 5, 13, 20])
+def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(accumulation):
+    gradients, losses = gradients_and_losses()
+    parts_gradients, parts_losses = gradients_and_losses(accumulation)
+    assert_same_weights(parts_gradients, gradients, 1e-6)
+    assert parts_losses == pytest.approx(losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("world_size, count", [(2, 13), (3, 13), (3, 2)])
+def test_the_mean_over_processes_is_the_gradient_of_the_whole_batch(world_size, count):
+    gradients, losses = gradients_and_losses(count=count)
+    of_ranks = [gradients_and_losses(1, rank, world_size, count) for rank in range(world_size)]
+    mean = {name: sum(other[name] for other, _ in of_ranks) / world_size for name in gradients}
+    assert_same_weights(mean, gradients, 1e-6)
+    assert {name: sum(other[name] for _, other in of_ranks) for name in losses} == pytest.approx(losses, rel=1e-5)
+
+
+def test_training_in_parts_ends_in_the_weights_of_training_at_once(tmp_path):
+    make_run(tmp_path / "one").train()
+    make_run(tmp_path / "parts", accumulation=3).train()
+    initial = make_learner().student.state_dict()
+    assert (weights_of(tmp_path / "one")["fit_dense.weight"] - initial["fit_dense.weight"]).abs().max() > 1e-2
+    assert_same_weights(weights_of(tmp_path / "parts"), weights_of(tmp_path / "one"), 1e-5)
+
+
+def write_epochs(folder, count):
+    """One pregenerated epoch of `count` sequences of random words."""
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    with open(folder / "epoch_0.json", "w", encoding="utf-8") as file:
+        for _ in range(count):
+            words = [VOCABULARY[index] for index in rng.integers(5, len(VOCABULARY), rng.integers(2, 20))]
+            tokens = ["[CLS]", *words, "[SEP]"]
+            file.write(json.dumps({"tokens": tokens, "segment_ids": [0] * len(tokens)}) + "\n")
+    metrics = {"num_training_examples": count, "max_seq_len": 31}
+    (folder / "epoch_0_metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def logged_losses(folder):
+    """{name: value} of the last log line with losses."""
+    line = [line for line in (folder / "log.txt").read_text(encoding="utf-8").splitlines() if "att_loss" in line][-1]
+    return {name: float(value) for name, value in re.findall(r"(\w+_loss) ([\d.]+)", line)}
+
+
+def test_two_processes_train_to_the_weights_of_one(tmp_path):
+    make_teacher(tmp_path / "teacher")
+    make_student_config(tmp_path / "student", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    write_epochs(tmp_path / "epochs", 27)  # batches of 13, 13 and 1: the second process has none of the last
+    flags = ["--pregenerated_data", tmp_path / "epochs", "--teacher_model", tmp_path / "teacher", "--student_model",
+             tmp_path / "student", "--max_seq_length", 31, "--train_batch_size", 13, "--num_train_epochs", 2,
+             "--eval_step", 4, "--learning_rate", "1e-2", "--no_cuda"]  # fmt: skip
+    run_script("general_distill.py", *flags, "--output_dir", tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               str(ROOT / "general_distill.py"), *map(str, flags), "--output_dir", str(tmp_path / "two"),
+               "--gradient_accumulation_steps", "2"]  # fmt: skip
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+    for name in ("step_4_pytorch_model.bin", "step_6_pytorch_model.bin", WEIGHTS_NAME):
+        assert_same_weights(weights_of(tmp_path / "two", name), weights_of(tmp_path / "one", name), 1e-5)
+    losses = logged_losses(tmp_path / "one")
+    assert len(losses) == 2 and logged_losses(tmp_path / "two") == pytest.approx(losses, abs=2e-4)
+
+
+# --- what is kept
+
+
+def test_without_a_score_the_latest_weights_are_kept(tmp_path):
+    run = make_run(tmp_path, step_files=True)
+    results = run.train()
+    assert results == {"global_step": 9}
+    names = {"step_4_pytorch_model.bin", "step_8_pytorch_model.bin", "step_9_pytorch_model.bin", WEIGHTS_NAME}
+    assert {path.name for path in tmp_path.iterdir()} == {*names, STATE_NAME}
+    assert_same_weights(weights_of(tmp_path), run.learner.student.state_dict(), 0)
+    assert_same_weights(weights_of(tmp_path, "step_9_pytorch_model.bin"), weights_of(tmp_path), 0)
+    run.finish()
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_with_a_score_the_weights_of_the_best_one_are_kept(tmp_path):
+    scores, seen = iter([0.5, 0.7, 0.7, 0.6, 0.3]), []
+
+    def evaluate():
+        assert not run.learner.training  # no dropout in an evaluation
+        seen.append({key: value.clone() for key, value in run.learner.student.state_dict().items()})
+        score = next(scores)
+        return score, {"acc": score}
+
+    run = make_run(tmp_path, make_learner(dropout=0.1), eval_step=2, evaluate=evaluate)
+    assert run.train() == {"global_step": 4, "acc": 0.7}
+    assert run.learner.training and len(seen) == 5
+    assert_same_weights(weights_of(tmp_path), seen[1], 0)
+
+
+def test_an_evaluation_does_not_change_what_follows(tmp_path):
+    def evaluate():
+        torch.rand(7)
+        return None, {}
+
+    for name, eval_step in (("often", 1), ("once", 100)):
+        make_run(tmp_path / name, make_learner(dropout=0.1), eval_step=eval_step, evaluate=evaluate).train()
+    assert (tmp_path / "often" / WEIGHTS_NAME).read_bytes() == (tmp_path / "once" / WEIGHTS_NAME).read_bytes()
+
+
+# --- stopping and going on
+
+
+class Interrupting(TransformerLearner):
+    """A learner that has something happen in the middle of one step."""
+
+    def __init__(self, learner, step, action):
+        torch.nn.Module.__init__(self)
+        self.__dict__.update({key: value for key, value in vars(learner).items() if not key.startswith("_")})
+        self.student, self.calls, self.step, self.action = learner.student, 0, step, action
+
+    def forward(self, batch):
+        self.calls += 1
+        if self.calls == self.step:
+            self.action()
+        return super().forward(batch)
+
+
+def fail():
+    raise RuntimeError("pulled the plug")
+
+
+def assert_same_states(folder, other):
+    """The saved states are equal to the bit; their bytes may differ, as pickle writes equal strings in two ways."""
+    states = [torch.load(place / STATE_NAME, weights_only=True) for place in (folder, other)]
+    tensors = [state.pop("model") for state in states]
+    moments = [state["optimizer"].pop("state") for state in states]
+    assert_same_weights(*tensors, 0)
+    for one, same in zip(moments[0].values(), moments[1].values(), strict=True):
+        assert_same_weights(one, same, 0)
+    assert states[0] == states[1] and len(moments[0]) > 20
+
+
+def test_a_run_ended_by_a_signal_goes_on_to_the_same_bytes(tmp_path):
+    make_run(tmp_path / "straight", make_learner(dropout=0.2), step_files=True).train()
+    handler = signal.getsignal(signal.SIGTERM)
+    stopped = tmp_path / "stopped"
+    learner = Interrupting(make_learner(dropout=0.2), 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as caught:
+        make_run(stopped, learner, step_files=True).train()
+    assert caught.value.code == 143 and learner.calls == 6
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert {path.name for path in stopped.iterdir()} == {"step_4_pytorch_model.bin", WEIGHTS_NAME, STATE_NAME}
+    learner = Interrupting(make_learner(dropout=0.2), 99, fail)
+    assert make_run(stopped, learner, step_files=True).train() == {"global_step": 9}
+    assert learner.calls == 3  # steps 7, 8 and 9
+    for path in (tmp_path / "straight").glob(f"*{WEIGHTS_NAME}"):
+        assert (stopped / path.name).read_bytes() == path.read_bytes(), path.name
+    assert_same_states(stopped, tmp_path / "straight")
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_evaluation_to_the_same_bytes(tmp_path):
+    def evaluate():
+        return 0.5, {"acc": 0.5}
+
+    make_run(tmp_path / "straight", make_learner(0.2), evaluate=evaluate).train()
+    killed, learner = tmp_path / "killed", Interrupting(make_learner(0.2), 7, fail)
+    with pytest.raises(RuntimeError, match="plug"):
+        make_run(killed, learner, evaluate=evaluate).train()
+    learner = Interrupting(make_learner(0.2), 99, fail)
+    results = make_run(killed, learner, evaluate=evaluate).train()
+    assert results == {"global_step": 4, "acc": 0.5}  # the best score was remembered: no later one beat it
+    assert learner.calls == 5
+    assert (killed / WEIGHTS_NAME).read_bytes() == (tmp_path / "straight" / WEIGHTS_NAME).read_bytes()
+    assert_same_states(killed, tmp_path / "straight")
+
+
+def test_a_signal_during_the_last_step_leaves_a_finished_run(tmp_path):
+    learner = Interrupting(make_learner(), 9, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert make_run(tmp_path, learner).train() == {"global_step": 9}
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path):
+    def twice():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_run(tmp_path, Interrupting(make_learner(), 2, twice)).train()
+
+
+def test_a_complete_state_trains_no_further(tmp_path):
+    results = make_run(tmp_path).train()
+    before = (tmp_path / WEIGHTS_NAME).read_bytes()
+    assert make_run(tmp_path, Interrupting(make_learner(), 1, fail)).train() == results
+    assert (tmp_path / WEIGHTS_NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_damaged_state_is_told(tmp_path, share):
+    run = make_run(tmp_path)
+    run.save_state()
+    path = tmp_path / STATE_NAME
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(UserError, match="training_state.bin: damaged .*--overwrite_output"):
+        make_run(tmp_path).train()
+
+
+# --- arithmetic
+
+
+def test_mixed_precision_trains_on_the_cpu_and_keeps_float32_weights(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        make_run(tmp_path / "fp32").train()
+        exact = caplog.text
+        caplog.clear()
+        run = make_run(tmp_path / "bf16", place=Launch(CPU, 0, 1, torch.bfloat16))
+        run.train()
+    assert {parameter.dtype for parameter in run.learner.student.parameters()} == {torch.float32}
+    assert {value.dtype for value in weights_of(tmp_path / "bf16").values()} == {torch.float32}
+    losses = [re.search(r"att_loss ([\d.]+) rep_loss ([\d.]+)", text).groups() for text in (exact, caplog.text)]
+    exact, rounded = (list(map(float, values)) for values in losses)
+    assert rounded == pytest.approx(exact, rel=0.05) and rounded != exact
+
+
+def test_float16_gradients_are_scaled_for_the_backward_pass_only(tmp_path):
+    run = make_run(tmp_path, place=Launch(CPU, 0, 1, torch.float16))
+    run._forward_backward(run.learner, make_sequences(), np.arange(13))
+    exact, _ = gradients_and_losses()
+    gradient = run.learner.student.fit_dense.weight.grad
+    torch.testing.assert_close(gradient, exact["fit_dense.weight"], rtol=0.05, atol=0.01)
+    assert not torch.equal(gradient, exact["fit_dense.weight"])
+
+
+def test_the_loss_scale_of_float16_survives_a_stop(tmp_path):
+    place = Launch(CPU, 0, 1, torch.float16)
+    learner = Interrupting(make_learner(), 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run = make_run(tmp_path, learner, place=place)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=128.0, growth_interval=3)
+    with pytest.raises(SystemExit):
+        run.train()
+    again = make_run(tmp_path, place=place)
+    assert again.load_state() and again.scaler.get_scale() == 256.0 and again.step == 4
+
+
+def test_the_forward_pass_runs_in_the_chosen_precision(tmp_path):
+    for dtype in (torch.float32, torch.bfloat16):
+        run = make_run(tmp_path, place=Launch(CPU, 0, 1, dtype))
+        seen = []
+        query = run.learner.student.bert.encoder.layer[0].attention.self.query
+        query.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.dtype))
+        run._forward_backward(run.learner, make_sequences(), np.arange(5))
+        assert seen == [dtype]
+
+
+def test_precision_is_float32_on_a_cpu_unless_asked_for():
+    assert choose_precision("auto", CPU) == torch.float32
+    assert choose_precision("bf16", CPU) == torch.bfloat16
+    assert choose_precision("fp16", CPU) == torch.float16
+
+
+def test_a_launch_without_torchrun_is_one_seeded_process_on_the_cpu(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    args = argparse.Namespace(no_cuda=True, seed=5, precision="auto", local_rank=-1)
+    draws = []
+    for _ in range(2):
+        place = launch(args)
+        draws.append((torch.rand(3).tolist(), np.random.random()))
+    assert (place.device, place.rank, place.world_size, place.dtype) == (CPU, 0, 1, torch.float32)
+    assert place.first and str(place) == "cpu (float32)" and draws[0] == draws[1]
+    assert str(Launch(CPU, 1, 2, torch.bfloat16)) == "cpu (bfloat16, 2 processes)"
+    assert not Launch(CPU, 1, 2, torch.bfloat16).first
+
+
+def test_every_step_of_every_process_has_its_own_seed():
+    seeds = {step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(4)}
+    assert len(seeds) == 3 * 50 * 4
+    assert step_seed(42, 7, 1) == step_seed(42, 7, 1)
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+    torch.manual_seed(max(seeds))
+
+
+# --- measuring
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 29, 64])
+@pytest.mark.parametrize("pad_to", [None, 17])
+def test_losses_over_a_data_set_are_means_over_its_examples(batch_size, pad_to):
+    learner, sequences, place = make_learner().eval(), make_sequences(), Launch(CPU, 0, 1, torch.float32)
+    losses = mean_losses(learner, sequences, batch_size, place, 0, pad_to)
+    with torch.no_grad():
+        alone = [learner(sequences.batch(np.array([row]))) for row in range(29)]
+    expected = {name: sum(losses[name].item() for losses in alone) / 29 for name in alone[0]}
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_log_line_tells_the_mean_loss_since_the_last_one(caplog):
+    meter = Meter(40, 10, Launch(CPU, 0, 1, torch.float32))
+    with caplog.at_level(logging.INFO):
+        for value in (1.0, 2.0, 4.5):
+            meter.add({"att_loss": torch.tensor(value)}, 13, 100)
+        meter.log(13, 1.5e-3)
+        meter.add({"att_loss": torch.tensor(8.0)}, 13, 100)
+        meter.log(14, 1e-3)
+    first, second = caplog.messages
+    assert first.startswith("step 13/40 | att_loss 2.5000 | lr 1.50e-03 |") and "examples/s" in first
+    assert second.startswith("step 14/40 | att_loss 8.0000 | lr 1.00e-03 |")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_ends_the_run(value):
+    meter = Meter(40, 0, Launch(CPU, 0, 1, torch.float32))
+    meter.add({"att_loss": torch.tensor(1.0), "rep_loss": torch.tensor(value)}, 13, 100)
+    meter.add({"att_loss": torch.tensor(1.0), "rep_loss": torch.tensor(1.0)}, 13, 100)
+    with pytest.raises(UserError, match="step 7: the loss is .*--learning_rate"):
+        meter.log(7, 1e-3)
+
+
+@pytest.mark.parametrize("eval_step, told_at", [(2, 4), (100, 9)])
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, eval_step, told_at):
+    def spoil():
+        with torch.no_grad():
+            learner.student.fit_dense.bias[0] = math.nan
+
+    learner = Interrupting(make_learner(), 3, spoil)
+    with pytest.raises(UserError, match=f"step {told_at}: the loss is"):
+        make_run(tmp_path, learner, eval_step=eval_step).train()
+    state = torch.load(tmp_path / STATE_NAME, weights_only=True)
+    assert state["step"] == (2 if eval_step == 2 else 0)
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert (tmp_path / WEIGHTS_NAME).exists() == (eval_step == 2)
+
+
+@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
+def test_times_are_written_as_on_a_clock(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_results_are_written_with_four_decimals():
+    assert format_results({"global_step": 7, "acc": 0.91237}) == "global_step 7 acc 0.9124"
