@@ -165,12 +165,14 @@ def augment_rows(rows, first_number, train_file, proposer, args):
     candidates = proposer.candidates({text for row in rows for text in row.texts})
     lines = []
     for number, row in enumerate(rows, first_number):
-        # Each row draws from its own generator, so the output depends on the seed only, not on what came before.
+        # Each row draws from its own generator, so the output depends on the seed only, not on what came before. The
+        # reference draws from generators that nobody seeds.
         rng = np.random.default_rng([args.seed, number])
         lines.append("\t".join(row.columns))
         for text, index in zip(row.texts, train_file.text_indices, strict=True):
             for variant in make_variants(text, *candidates[text], args.N, args.p, rng):
-                columns = list(row.columns)  # the row's other sentence stays the original one
+                # The row's other sentence stays the original one; in the reference it keeps its last variant.
+                columns = list(row.columns)
                 columns[index] = variant
                 lines.append("\t".join(columns))
     return lines
@@ -209,7 +211,8 @@ class CandidateProposer:
             requests += self._requests(text, words_and_ids, result[text][1])
         for text, index, proposed in self._run_masked_lm(requests):
             word = result[text][0][index]
-            # Neither [UNK] and its kin, nor half words, nor the word itself are substitutes.
+            # Neither [UNK] and its kin, nor half words, nor the word itself are substitutes; the reference drops the
+            # half words only.
             kept = [
                 token for token in proposed if token != word and not token.startswith("##") and not is_special(token)
             ]
@@ -235,6 +238,7 @@ class CandidateProposer:
 
     def _masked_pair(self, pieces, position):
         """[CLS] sentence with the mask [SEP] sentence as it was [SEP], a window around the mask if it is too long."""
+        # The reference cuts the sequence at its end, and with it the masks of a long sentence's last words.
         room = (self.max_length - 3) // 2
         start = min(max(position - room // 2, 0), max(len(pieces) - room, 0))
         window = pieces[start : start + room]

@@ -36,6 +36,7 @@ from transformer.tokenization import BertTokenizer
 HEADER = {}
 
 CHUNK_DOCUMENTS = 64  # documents a worker takes at a time
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def parse_args(argv=None):
@@ -146,18 +147,23 @@ class worker_map:
     def __enter__(self):
         if self.num_workers == 1:
             return lambda chunks: map(worker_map.run, chunks)
-        # Workers inherit these: Ctrl-C is the main process's to answer, and one that is told to end must do so at once.
-        # With the handlers of the main process, a worker told so while it starts would live on, and be waited for.
-        for_workers = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_DFL}
-        before = {signum: signal.signal(signum, handler) for signum, handler in for_workers.items()}
-        self.pool = multiprocessing.get_context("fork").Pool(self.num_workers)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        # Signals wait until each worker answers them in its own way: with the main process's handlers, a worker told to
+        # end while it starts would live on, and be waited for.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        self.pool = multiprocessing.get_context("fork").Pool(self.num_workers, worker_map.answer_signals)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return lambda chunks: self.pool.imap(worker_map.run, chunks)
 
     def __exit__(self, *_):
         if self.num_workers > 1:
             self.pool.terminate()
+
+    @staticmethod
+    def answer_signals():
+        """In a worker: Ctrl-C is the main process's to answer, SIGTERM ends at once."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     @staticmethod
     def run(chunk):

@@ -117,6 +117,7 @@ def fill_in(args, step):
     """Settle every flag that was not given, for one of the four steps; args.origins tells where values came from."""
     task = find_task(args.task_name or HEADER.get("task_name") or stages.TASK["task_name"])
     sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or HEADER.get("sample") else {}
+    # The reference keeps such a table too, but assigns it to names that nothing reads.
     by_task = {"max_seq_length": task.max_seq_length, "data_dir": task.name}
     if step == "intermediate":
         by_task["num_train_epochs"] = float(
@@ -434,6 +435,7 @@ def run_model(model, sequences, rows, tokenizer, args, place):
 
 def score(task, model, sets, tokenizer, args, place):
     """Every metric on the task's dev sets; MNLI's second set, mismatched, reports under mm_..."""
+    # By name, so that the matched set goes on selecting the weights: in the reference the second set takes its place.
     results = {}
     for prefix, (_, sequences) in zip(("", "mm_"), sets, strict=False):
         logits = run_model(model, sequences, np.arange(len(sequences)), tokenizer, args, place)

@@ -136,7 +136,8 @@ def epoch_batches(lengths, batch_size, seed, epoch, bucketed=True):
 
     Examples are shuffled, sorted by length inside windows of BUCKET_BATCHES batches, cut, and the batches shuffled:
     short sequences share batches and little is padding, while each epoch differs. The result depends on the arguments
-    alone, never on the number of processes, so that a run can go on anywhere. Only the last batch cut is short.
+    alone, never on the number of processes, so that a run can go on anywhere. Only the last batch cut is short; it is
+    trained on, where the reference skips it.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))

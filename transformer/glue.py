@@ -3,7 +3,7 @@
 A task is a row of TASKS: which columns hold the text and the label, the labels in the order of the logits, the metrics
 (the first selects the best model), and the reference's epochs of the intermediate step and sequence length.
 Files are the official archives'. TSV is read and written without quoting: a quote is a character like any other, so
-text with quotes comes back as it went out.
+text with quotes comes back as it went out. The reference quotes when it writes and not when it reads.
 """
 
 from dataclasses import dataclass
@@ -81,8 +81,8 @@ def label_order(task, names):
     """The task's labels in the order of a model's logits.
 
     Args: names: the model's class names by index (`modeling.label_names`), or None. Models trained elsewhere order
-    MNLI's classes in other ways; where the names tell, they decide. Names that are not this task's leave the table's
-    order.
+    MNLI's classes in other ways; where the names tell, they decide (the reference never asks them). Names that are
+    not this task's leave the table's order.
     """
     if task.regression or not names or len(names) != task.num_labels:
         return task.labels

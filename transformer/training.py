@@ -300,6 +300,8 @@ class TrainingRun:
                 self.optimizer.zero_grad(set_to_none=True)
                 self.step += 1
                 last = self.step == self.plan.total_steps
+                # Once in so many optimizer steps and always at the end; the reference asks at each part of a batch, and
+                # keeps nothing of what comes after the last multiple.
                 evaluating = last or self.step % self.eval_step == 0
                 if evaluating or self.step % LOG_STEPS == 0:
                     meter.log(self.step, rate)  # before saving: weights that are no numbers must not replace good ones

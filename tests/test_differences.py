@@ -1,0 +1,336 @@
+"""The fourteen places where this suite deliberately differs from the reference implementation, a test for each."""
+
+import argparse
+import math
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny import (
+    BAD,
+    GOOD,
+    ROOT,
+    VOCABULARY,
+    call_script,
+    make_corpus,
+    make_glove,
+    make_sst2,
+    make_teacher,
+    make_tokenizer,
+    scripts,
+    tree,
+)
+from torch import nn
+
+import data_augmentation
+import pregenerate_training_data
+import task_distill
+from data_augmentation import CandidateProposer, WordVectors, augment_rows
+from transformer.data import Sequences, encode_task_file
+from transformer.distillation import PredictionLearner, TransformerLearner
+from transformer.glue import TASKS, TaskFile, find_task, label_order
+from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification, label_names
+from transformer.training import Launch, Plan, TrainingRun
+
+CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
+TOKENIZER = make_tokenizer()
+DROPOUT = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+SMALL = {"vocab_size": len(VOCABULARY), "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "intermediate_size": 20, "max_position_embeddings": 37}  # fmt: skip
+
+
+def random_sequences(count=29, labels=None):
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(4, 13, count)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return Sequences(rng.integers(5, len(VOCABULARY), offsets[-1]), offsets, lengths, labels)
+
+
+def evaluation_settings(**values):
+    return argparse.Namespace(**{"max_seq_length": 31, "eval_batch_size": 5, "pad_to_max_length": None,
+                                 "do_lower_case": None, "limit": None, **values})  # fmt: skip
+
+
+class Words:
+    """Stands in for the models that propose substitutes: any word may become "new" or "other"."""
+
+    def candidates(self, texts):
+        return {text: (text.split(), {index: ["new", "other"] for index in range(len(text.split()))}) for text in texts}
+
+
+def test_01_the_teacher_is_frozen_and_in_eval_mode():
+    student = TinyBertForPreTraining(BertConfig(**SMALL, fit_size=12))
+    teacher = TinyBertForPreTraining(BertConfig(**SMALL, **DROPOUT)).train()
+    learner = TransformerLearner(student, teacher)
+    learner.train()
+    assert student.training and not any(module.training for module in teacher.modules())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not set(map(id, teacher.parameters())) & set(map(id, learner.parameters()))
+    student.eval()  # the student's dropout aside, two passes are equal only if the teacher has none
+    batch = random_sequences().batch(np.arange(5))
+    first, second = ({name: loss.item() for name, loss in learner(batch).items()} for _ in range(2))
+    assert first == second
+    seen = []
+    teacher.bert.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    sum(learner(batch).values()).backward()
+    assert seen == [False] and all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_01_the_teacher_s_logits_of_the_prediction_step_have_no_dropout():
+    teacher = TinyBertForSequenceClassification(BertConfig(**SMALL, **DROPOUT)).train()
+    rows, args = np.arange(29), evaluation_settings()
+    first, second = (
+        task_distill.run_model(teacher, random_sequences(), rows, TOKENIZER, args, CPU) for _ in range(2)
+    )
+    assert torch.equal(first, second) and not first.requires_grad
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=list(TASKS))
+def test_02_each_task_s_epochs_and_length_are_applied(task, tmp_path):
+    published = {"CoLA": (50, 64), "SST-2": (10, 64), "MRPC": (20, 128), "STS-B": (20, 128), "QQP": (5, 128),
+                 "MNLI": (5, 128), "QNLI": (10, 128), "RTE": (20, 128), "WNLI": (20, 128)}  # fmt: skip
+    args = task_distill.parse_args(["--task_name", task.name.upper()])
+    assert (args.num_train_epochs, args.max_seq_length) == published[task.name]
+    assert task_distill.parse_args(["--task_name", task.name, "--pred_distill"]).max_seq_length == args.max_seq_length
+    explicit = task_distill.parse_args(["--task_name", task.name, "--num_train_epochs", "2", "--max_seq_length", "31"])
+    assert (explicit.num_train_epochs, explicit.max_seq_length) == (2, 31)
+
+
+def test_02_the_run_itself_takes_the_task_s_epochs_and_length(tmp_path):
+    for name in ("train", "dev"):
+        rows = [f"{'film ' * 90}\t1", *["a film\t0"] * 40]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    args = task_distill.parse_args(["--task_name", "sst-2", "--data_dir", str(tmp_path)])
+    data = task_distill.read_data(find_task("SST-2"), "train.tsv", TOKENIZER, ("0", "1"), args)
+    assert data.plan.total_steps == 10 * math.ceil(41 / 32)
+    assert data.train.lengths.max() == 64
+
+
+def test_03_the_other_sentence_of_a_pair_stays_the_original_one(tmp_path):
+    (tmp_path / "train.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta b c\td e f\t1\n")
+    task_file = TaskFile(tmp_path / "train.tsv", find_task("WNLI"))
+    lines = augment_rows(list(task_file), 0, task_file, Words(), argparse.Namespace(seed=1, N=20, p=0.6))
+    pairs = [tuple(line.split("\t")[1:3]) for line in lines]
+    assert pairs[0] == ("a b c", "d e f")
+    assert all((first == "a b c") != (second == "d e f") for first, second in pairs[1:])
+    assert {first == "a b c" for first, _ in pairs[1:]} == {True, False}  # each of the two is varied
+
+
+def test_04_a_masking_probability_of_0_masks_nothing():
+    args = argparse.Namespace(one_seq=None, max_seq_len=17, masked_lm_prob=0.0, max_predictions_per_seq=20,
+                              do_whole_word_mask=True, seed=1)  # fmt: skip
+    maker = pregenerate_training_data.InstanceMaker([], TOKENIZER, args)
+    ids = list(range(5, 19))
+    for seed in range(20):
+        copied = list(ids)
+        assert maker.mask(copied, random.Random(seed)) == ([], []) and copied == ids
+    args.masked_lm_prob = 0.001  # any other probability masks at least one token
+    assert len(maker.mask(list(ids), random.Random(1))[0]) == 1
+
+
+def test_05_mnli_reports_both_dev_sets_and_selects_on_the_matched_one():
+    task = find_task("MNLI")
+    torch.manual_seed(1)
+    model = TinyBertForSequenceClassification(BertConfig(**SMALL, num_labels=3, initializer_range=1.0)).eval()
+    logits = task_distill.run_model(
+        model, random_sequences(), np.arange(29), TOKENIZER, evaluation_settings(), CPU
+    )
+    predicted = logits.argmax(dim=1).numpy()
+    labels = np.where(np.arange(29) < 7, (predicted + 1) % 3, predicted)
+    sets = [("matched", random_sequences(labels=labels)), ("mismatched", random_sequences(labels=predicted))]
+    results = task_distill.score(task, model, sets, TOKENIZER, evaluation_settings(), CPU)
+    assert results == {"acc": pytest.approx(22 / 29), "mm_acc": 1.0}
+    data = task_distill.Data(None, sets, None)
+    selecting, _ = task_distill.dev_score(task, model, data, TOKENIZER, evaluation_settings(), CPU)()
+    assert selecting == pytest.approx(22 / 29)
+
+
+def test_06_regression_distils_from_the_teacher_s_score_not_the_gold_one():
+    student = TinyBertForSequenceClassification(BertConfig(**SMALL, num_labels=1)).eval()
+    sequences = random_sequences(labels=np.linspace(0, 5, 29).astype(np.float32))
+    scores = task_distill.run_model(student, sequences, np.arange(29), TOKENIZER, evaluation_settings(), CPU)
+    batch = sequences.batch(np.arange(7, 20))
+    assert PredictionLearner(student, scores, 1.0)(batch)["cls_loss"].item() == pytest.approx(0, abs=1e-9)
+    loss = PredictionLearner(student, scores + 2, 1.0)(batch)["cls_loss"].item()
+    assert loss == pytest.approx(4, rel=1e-4)  # whatever the labels say
+
+
+class Line(nn.Module):
+    """A learner with one weight; notes the rows that it was trained on."""
+
+    def __init__(self):
+        super().__init__()
+        self.student, self.rows = nn.Linear(1, 1), []
+
+    def forward(self, batch):
+        self.rows += batch["rows"].tolist()
+        return {"loss": self.student(torch.ones(len(batch["rows"]), 1)).mean()}
+
+
+def train_line(folder, epochs=1.0, eval_step=3, accumulation=1):
+    """29 examples in batches of 13; returns the learner and the steps at which it was evaluated."""
+    learner, steps = Line(), []
+    plan = Plan(lambda epoch: random_sequences(), [29], 13, epochs, seed=1)
+
+    class Descent(torch.optim.SGD):
+        def get_lr(self):
+            return 0.1
+
+    run = TrainingRun(folder, learner, Descent(learner.student.parameters(), lr=0.1), plan, CPU, eval_step=eval_step,
+                      accumulation=accumulation, evaluate=lambda: steps.append(run.step) or (None, {}))  # fmt: skip
+    run.train()
+    return learner, steps
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_07_evaluation_comes_once_every_eval_step_and_at_the_end(tmp_path, accumulation):
+    learner, steps = train_line(tmp_path, epochs=2 + 2 / 3, accumulation=accumulation)
+    assert steps == [3, 6, 8]
+    saved = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert torch.equal(saved["weight"], learner.student.weight)  # the last step's
+
+
+def test_07_a_run_shorter_than_eval_step_is_saved_too(tmp_path):
+    learner, steps = train_line(tmp_path, eval_step=1000)
+    assert steps == [3]
+    assert torch.equal(torch.load(tmp_path / "pytorch_model.bin", weights_only=True)["bias"], learner.student.bias)
+
+
+def test_08_the_last_short_batch_is_trained_on(tmp_path):
+    learner, _ = train_line(tmp_path)
+    assert sorted(learner.rows) == list(range(29))
+
+
+def test_09_text_with_quotes_comes_back_as_it_went_out(tmp_path):
+    teacher, glue = make_teacher(tmp_path / "teacher"), make_sst2(tmp_path / "SST-2")
+    texts = ['"', '" the film', 'a "good" film', 'say ""good"" now', "it 's 'fine", 'ends with "']
+    lines = ["sentence\tlabel", *(f"{text}\t1" for text in texts)]
+    (glue / "train.tsv").write_text("\n".join(lines) + "\n")
+    process = call_script("data_augmentation.py", "--pretrained_bert_model", teacher, "--glove_embs",
+                          make_glove(tmp_path / "glove.txt"), "--glue_dir", tmp_path, "--N", 3)  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    task = find_task("SST-2")
+    rows = [row.texts[0] for row in TaskFile(glue / "train_aug.tsv", task)]
+    assert [text for text in rows if text in texts] == texts
+    assert [row.texts[0] for row in TaskFile(glue / "train.tsv", task)] == texts
+    assert set(lines) <= set((glue / "train_aug.tsv").read_text().splitlines())
+
+
+def test_10_special_tokens_and_the_word_itself_are_never_candidates(tmp_path):
+    liked = ["[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]", "good", "##s", "great"]
+
+    class Model:
+        config = BertConfig(**SMALL)
+
+        def __call__(self, input_ids, *_):
+            scores = torch.zeros(len(input_ids), len(VOCABULARY))
+            scores[:, [VOCABULARY.index(token) for token in liked]] = torch.arange(8.0, 0.0, -1.0)
+            return scores
+
+    vectors = WordVectors(make_glove(tmp_path / "glove.txt"))
+    proposer = CandidateProposer(Model(), TOKENIZER, vectors, len(liked), CPU)
+    found = proposer.candidates({"a good film", "fine films"})
+    assert found["a good film"][1] == {1: ["great"], 2: ["good", "great"]}
+    assert "films" not in found["fine films"][1][1]  # nor among the neighbours of a word of several pieces
+
+
+def seeded_run(folder, output, hash_seed):
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
+    command = [ROOT / "pregenerate_training_data.py", "--train_corpus", folder / "corpus.txt", "--bert_model", folder,
+               "--output_dir", output, "--short_seq_prob", 0.5, "--epochs_to_generate", 1]  # fmt: skip
+    subprocess.run([sys.executable, *map(str, command)], env=environment, check=True, capture_output=True)
+    return tree(output)
+
+
+def test_11_the_data_scripts_depend_on_their_seed_alone(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path)
+    make_corpus(tmp_path / "corpus.txt")
+    assert seeded_run(tmp_path, tmp_path / "first", 1) == seeded_run(tmp_path, tmp_path / "second", 2)
+
+
+@pytest.mark.parametrize("module, name", [(data_augmentation, "augment"), (pregenerate_training_data, "pregenerate")])
+def test_11_neither_reads_nor_moves_the_global_generators(tmp_path, monkeypatch, module, name):
+    make_teacher(tmp_path / "teacher")
+    make_sst2(tmp_path / "glue" / "SST-2")
+    make_corpus(tmp_path / "corpus.txt")
+    make_glove(tmp_path / "glove.txt")
+    script, flags = scripts(tmp_path)[name]
+    monkeypatch.setattr("transformer.training.set_seed", lambda seed: None)
+    outputs = []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        assert call_script(script, *flags, "--overwrite_output").returncode == 0
+        assert before == (random.getstate(), np.random.get_state()[1].tolist())
+        outputs.append(tree(tmp_path))
+    assert outputs[0] == outputs[1]
+
+
+def test_11_training_with_the_same_seed_gives_the_same_weights(tmp_path):
+    results = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        torch.manual_seed(7)
+        results.append(train_line(tmp_path / name)[0])
+        torch.rand(5)
+    assert results[0].rows == results[1].rows
+    assert torch.equal(results[0].student.weight, results[1].student.weight)
+
+
+def test_12_a_teacher_without_a_classifier_is_fine_tuned_first(tmp_path, monkeypatch):
+    base = make_teacher(tmp_path / "teacher")
+    tuned = []
+    monkeypatch.setattr(task_distill, "finetune_teacher", lambda *given: tuned.append(given) or given[1] / "SST-2")
+    args = task_distill.parse_args(["--teacher_model", str(base), "--learning_rate", "0.1", "--seed", "5"])
+    task = find_task("SST-2")
+    assert task_distill.ready_teacher(task, base, args, CPU) == base / "SST-2"
+    [(_, folder, tuning, _)] = tuned
+    assert folder == base and tuning.output_dir == str(base / "SST-2")
+    assert (tuning.step, tuning.learning_rate, tuning.seed) == ("finetune", 3e-5, 5)
+
+    tuned.clear()  # a classifier for the task, in the folder itself or under the task's name, is taken as it is
+    fine_tuned = make_teacher(base / "SST-2")
+    assert task_distill.ready_teacher(task, base, args, CPU) == fine_tuned
+    classifier = make_teacher(tmp_path / "classifier")
+    TinyBertForSequenceClassification(BertConfig(**SMALL, num_labels=2)).save_pretrained(classifier)
+    assert task_distill.ready_teacher(task, classifier, args, CPU) == classifier
+    assert not tuned
+    task_distill.ready_teacher(find_task("MNLI"), classifier, args, CPU)  # two classes are not three
+    assert len(tuned) == 1
+
+
+def test_13_the_labels_follow_the_order_of_the_teacher_s_names(tmp_path):
+    task = find_task("MNLI")
+    columns = [*"abcdefgh", "sentence1", "sentence2", "label1", "gold_label"]
+    rows = ["\t".join([*["x"] * 8, "a film", "a song", label, label]) for label in task.labels]
+    (tmp_path / "train.tsv").write_text("\n".join(["\t".join(columns), *rows]) + "\n")
+    names = {"0": "ENTAILMENT", "1": "NEUTRAL", "2": "CONTRADICTION"}
+    order = label_order(task, label_names(BertConfig(**SMALL, id2label=names)))
+    sequences = encode_task_file(TaskFile(tmp_path / "train.tsv", task), TOKENIZER, 31, order)
+    assert sequences.labels.tolist() == [2, 0, 1]  # contradiction, entailment, neutral
+    assert task_distill.class_names(task, order) == {0: "entailment", 1: "neutral", 2: "contradiction"}
+
+
+def test_14_a_long_sentence_is_windowed_around_the_masked_word(tmp_path):
+    seen = []
+
+    class Model:
+        config = BertConfig(**SMALL)
+
+        def __call__(self, input_ids, token_type_ids, attention_mask, positions):
+            seen.extend(zip(input_ids.tolist(), positions.tolist(), strict=True))
+            scores = torch.zeros(len(input_ids), len(VOCABULARY))
+            scores[:, VOCABULARY.index("great")] = 1
+            return scores
+
+    proposer = CandidateProposer(Model(), TOKENIZER, WordVectors(make_glove(tmp_path / "glove.txt")), 1, CPU)
+    words = [random.Random(1).choice([*GOOD[2:], *BAD]) for _ in range(90)]
+    found = proposer.candidates({" ".join(words)})[" ".join(words)][1]
+    assert found == {index: ["great"] for index in range(90)}  # the last words as well as the first
+    assert len(seen) == 90 and max(len(ids) for ids, _ in seen) <= 37
+    assert all(ids[position] == TOKENIZER.mask_token_id for ids, position in seen)
