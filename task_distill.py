@@ -120,9 +120,7 @@ def fill_in(args, step):
     # The reference keeps such a table too, but assigns it to names that nothing reads.
     by_task = {"max_seq_length": task.max_seq_length, "data_dir": task.name}
     if step == "intermediate":
-        by_task["num_train_epochs"] = float(
-            task.epochs
-        )  # the reference's table; the prediction step takes 3 everywhere
+        by_task["num_train_epochs"] = float(task.epochs)  # the prediction step takes 3 for every task
     args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), (task.name, by_task),
                                  ("default", stages.TASK_STEPS[step]))  # fmt: skip
     args.task_name, args.step = task.name, step

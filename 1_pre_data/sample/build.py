@@ -2,8 +2,10 @@
 
 由本目录的手写子句生成示例数据。
 
-Reads:  clauses.tsv (hand-written clauses of film reviews, each with its negated form)
+Reads:  clauses.tsv (hand-written clauses of film reviews, each with its negated form) and ../documents.txt
 Writes: SST-2/{train,dev,test}.tsv, a small task in SST-2's format: does the review end up for or against the film?
+        teacher/ (vocabulary, configuration, weights of a small masked LM), student/config.json, vectors.txt (words
+        as GloVe's); about ten minutes on two cores
 
     python 1_pre_data/sample/build.py
 
@@ -22,16 +24,36 @@ from collections import Counter, namedtuple
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 
-from transformer.file_utils import UserError, atomic_write  # noqa: E402  (the path above comes first)
+import numpy as np  # noqa: E402  (the path above comes first)
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 
+from transformer.data import SequencesBuilder, epoch_batches  # noqa: E402
+from transformer.file_utils import UserError, atomic_write  # noqa: E402
+from transformer.modeling import WEIGHTS_NAME, BertConfig, BertForMaskedLM, save_weights  # noqa: E402
+from transformer.optimization import BertAdam, decay_groups  # noqa: E402
+from transformer.tokenization import BasicTokenizer, BertTokenizer  # noqa: E402
+from transformer.training import keep_freed_memory  # noqa: E402
+
+CORPUS = os.path.join(os.path.dirname(HERE), "documents.txt")
 SEED = 42
-SIZES = {"train": 3000, "dev": 400, "test": 200}
+# The unlabelled reviews are not written: they are what the teacher is pre-trained on, beside train and the corpus.
+SIZES = {"train": 3000, "dev": 400, "test": 200, "unlabelled": 15000}
 MAX_TOKENS = 45
 
 # Share of reviews of each kind. Contrast and denial need word order; the other two teach what the clauses mean.
 KIND_SHARES = {"single": 0.16, "denial": 0.08, "agreement": 0.34, "contrast": 0.42}
 NEGATED_SHARE = 0.25
 OPENER_SHARE = 0.2
+
+# The teacher: the heads must be those of BERT-base, the rest is as small as the task allows.
+TEACHER = {"hidden_size": 144, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 576,
+           "max_position_embeddings": 128, "initializer_range": 0.05}  # fmt: skip
+STUDENT = {**TEACHER, "hidden_size": 72, "num_hidden_layers": 3, "intermediate_size": 288}
+VOCABULARY_SIZE = 3200
+MIN_WORD_COUNT = 2  # rarer words are left to pieces
+BATCH_SIZE, MASK_RATE, CLAUSE_EPOCHS, SENTENCE_EPOCHS = 64, 0.3, 90, 10
+VECTOR_SIZE, WINDOW = 50, 5  # of the word vectors: numbers, and words to either side
 
 SLOT = re.compile(r"\{[xy]\}")
 # {y} is on the side of the label; {x}, in a contrast or a denial, is on the other side.
@@ -243,26 +265,172 @@ def report_splits(splits):
         print(f"accuracy on dev from {name} alone: {bag_of_words_score(splits['train'], splits['dev'], ngrams):.3f}")
 
 
-def build_reviews(folder, seed):
+def build_reviews(clauses, folder, seed):
     """Composes the reviews, writes SST-2/*.tsv under `folder` and returns {split: [Review]}."""
-    clauses = read_clauses(os.path.join(HERE, "clauses.tsv"))
     splits = compose_splits(clauses, random.Random(seed))
     check_splits(splits)
+    unlabelled = splits.pop("unlabelled")
     write_splits(splits, os.path.join(folder, "SST-2"))
     report_splits(splits)
-    return splits
+    return {**splits, "unlabelled": unlabelled}
+
+
+# Vocabulary
+
+
+def make_vocabulary(words, size):
+    """BERT's special tokens, every character, the most frequent words, and the pieces that most of the other words
+    need.
+
+    Args: words: Counter. The rarer words are left to pieces on purpose, so that augmentation has words for its vectors.
+    """
+    characters = sorted({character for word in words for character in word})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{letter}" for letter in characters)]
+    by_frequency = sorted(words, key=lambda word: (-words[word], word))
+    whole = [word for word in by_frequency if len(word) > 1 and words[word] >= MIN_WORD_COUNT]
+    pieces = Counter()
+    for word in set(words) - set(whole):
+        for cut in range(2, len(word) - 1):
+            pieces[word[:cut]] += cut
+            pieces[f"##{word[cut:]}"] += len(word) - cut
+    common = sorted(pieces, key=lambda piece: (-pieces[piece], piece))
+    for token in [*whole, *common]:
+        if len(vocabulary) == size:
+            break
+        if token not in vocabulary:
+            vocabulary.append(token)
+    return vocabulary
+
+
+# Teacher
+
+
+def mask_tokens(input_ids, tokenizer, generator):
+    """Mask tokens as BERT does; returns (masked ids, labels with -100 where nothing is asked)."""
+    draw = torch.rand(input_ids.shape, generator=generator)
+    ordinary = input_ids > tokenizer.mask_token_id  # the special tokens come first in the vocabulary
+    chosen = (draw < MASK_RATE) & ordinary
+    labels = torch.where(chosen, input_ids, -100)
+    masked = torch.where(chosen & (draw < MASK_RATE * 0.8), tokenizer.mask_token_id, input_ids)
+    random_ids = torch.randint(tokenizer.mask_token_id + 1, len(tokenizer.vocab), input_ids.shape, generator=generator)
+    return torch.where(chosen & (draw >= MASK_RATE * 0.8) & (draw < MASK_RATE * 0.9), random_ids, masked), labels
+
+
+def make_sequences(sentences, tokenizer, paired, rng):
+    """Every sentence once, in random order: alone, or with `paired` alone and in pairs by turns, as Sequences."""
+    builder = SequencesBuilder(len(tokenizer.vocab))
+    queue = [tokenizer.ids(sentence) for sentence in rng.sample(sentences, len(sentences))]
+    while queue:
+        first = queue.pop()
+        second = queue.pop() if paired and queue and rng.random() < 0.5 else None
+        input_ids, token_types = tokenizer.encode_pair(first, second, TEACHER["max_position_embeddings"])
+        builder.add(input_ids, len(input_ids) - sum(token_types))
+    return builder.build()
+
+
+def pretrain_teacher(clauses, sentences, tokenizer, folder, seed):
+    """Train a small BERT as a masked LM and write its folder, weights as float16.
+
+    The clauses come first, alone: on whole reviews from the start the model stays at the words' frequencies for long.
+    """
+    torch.manual_seed(seed)
+    keep_freed_memory()
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer.vocab), **TEACHER))
+    epochs = [make_sequences(clauses, tokenizer, False, rng) for _ in range(CLAUSE_EPOCHS)]
+    epochs += [make_sequences(sentences, tokenizer, True, rng) for _ in range(SENTENCE_EPOCHS)]
+    batches = [epoch_batches(epoch.lengths, BATCH_SIZE, seed, number) for number, epoch in enumerate(epochs)]
+    # BertAdam corrects no bias, so its first steps are several times the rate: 1e-3 ruins this model for good.
+    optimizer = BertAdam(decay_groups(model, 0.01), 3e-4, 0.05, sum(map(len, batches)), "warmup_linear")
+    for number, epoch in enumerate(epochs):
+        loss_sum = 0.0
+        for indices in batches[number]:
+            loss = masked_lm_loss(model, epoch.batch(indices, tokenizer.pad_token_id), tokenizer, generator)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.item()
+        if number >= CLAUSE_EPOCHS or number % 10 == 9:
+            mean_loss = loss_sum / len(batches[number])
+            print(f"masked LM, epoch {number + 1} of {len(epochs)}: loss {mean_loss:.3f}", flush=True)
+    model.config.save_pretrained(folder, model.architecture)
+    tokenizer.save_pretrained(folder)
+    # Half precision halves the file; what it loses is far below what the model knows.
+    weights = {key: value.half() for key, value in model.state_dict().items() if not key.endswith("decoder.weight")}
+    save_weights(weights, os.path.join(folder, WEIGHTS_NAME))
+
+
+def masked_lm_loss(model, batch, tokenizer, generator):
+    input_ids, labels = mask_tokens(batch["input_ids"], tokenizer, generator)
+    output = model.bert(input_ids, batch["token_type_ids"], batch["attention_mask"], score_layers=())
+    asked = labels != -100
+    return F.cross_entropy(model.cls.predictions(output.hidden_states[-1][asked]), labels[asked])
+
+
+# Word vectors
+
+
+def write_vectors(sentences, words, path):
+    """Word vectors in GloVe's text format: positive pointwise mutual information of neighbours, factored by SVD."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.linalg import svds
+
+    names = [word for word in words if words[word] > 1 and word.isalpha()]
+    names.sort(key=lambda word: (-words[word], word))
+    index = {word: row for row, word in enumerate(names)}
+    counts = Counter()
+    for sentence in sentences:
+        rows = [index[word] for word in sentence if word in index]
+        for position, row in enumerate(rows):
+            for distance, other in enumerate(rows[position + 1 : position + 1 + WINDOW], 1):
+                counts[row, other] += 1 / distance
+                counts[other, row] += 1 / distance
+    (rows, columns), values = np.array(list(counts)).T, np.array(list(counts.values()))
+    matrix = coo_matrix((values, (rows, columns)), shape=(len(names), len(names))).tocsr()
+    sums = np.asarray(matrix.sum(axis=1)).ravel()
+    matrix = matrix.tocoo()
+    gain = np.maximum(np.log(matrix.data * sums.sum() / (sums[matrix.row] * sums[matrix.col])), 0)
+    matrix = coo_matrix((gain, (matrix.row, matrix.col)), shape=matrix.shape).tocsr()
+    left, strength, _ = svds(matrix, k=VECTOR_SIZE, v0=np.ones(len(names)))
+    vectors = left * np.sqrt(strength)
+    with atomic_write(path) as file:
+        for word, vector in zip(names, vectors, strict=True):
+            file.write(f"{word} {' '.join(f'{value:.4f}' for value in vector)}\n")
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default=HERE, help="folder that the sample is written to")
+    parser.add_argument("--reviews_only", action="store_true", help="leave teacher, student and vectors as they are")
     parser.add_argument("--seed", type=int, default=SEED, help="the same seed gives the same bytes")
     return parser.parse_args()
 
 
+def build_models(clauses, splits, folder, seed):
+    """The vocabulary and the pre-trained teacher, the student's configuration, and the word vectors."""
+    reviews = [review.text for split in ("train", "unlabelled") for review in splits[split]]
+    with open(CORPUS, encoding="utf-8") as lines:
+        documents = [line.strip() for line in lines if line.strip()]
+    basic = BasicTokenizer(do_lower_case=True)
+    words = Counter(word for text in reviews[: SIZES["train"]] + documents for word in basic.tokenize(text))
+    vocabulary = make_vocabulary(words, VOCABULARY_SIZE)
+    tokenizer = BertTokenizer({token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
+    print(f"vocabulary of {len(vocabulary)} pieces for {len(words)} words")
+    write_vectors([basic.tokenize(text) for text in reviews + documents], words, os.path.join(folder, "vectors.txt"))
+    for name in ("teacher", "student"):
+        os.makedirs(os.path.join(folder, name), exist_ok=True)
+    student = BertConfig(vocab_size=len(vocabulary), **STUDENT)
+    student.save_pretrained(os.path.join(folder, "student"), "BertForPreTraining")
+    forms = [form for clause in clauses for form in clause.forms.values()]
+    pretrain_teacher(forms, reviews + documents * 3, tokenizer, os.path.join(folder, "teacher"), seed)
+
+
 def main():
     args = parse_args()
-    build_reviews(args.output_dir, args.seed)
+    clauses = read_clauses(os.path.join(HERE, "clauses.tsv"))
+    splits = build_reviews(clauses, args.output_dir, args.seed)
+    if not args.reviews_only:
+        build_models(clauses, splits, args.output_dir, args.seed)
 
 
 if __name__ == "__main__":
