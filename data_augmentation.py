@@ -99,8 +99,7 @@ def main():
         record.finish()
     upload([output], args.data_url)
     logging.info("%s: %s", "written" if status != "finished" else "finished before", output)
-    sample = " --sample" if args.sample else ""
-    stages.hint_next(f"python pregenerate_training_data.py{sample}")
+    stages.hint_next("pregenerate_training_data.py", args)
 
 
 def load_masked_lm(folder, place):
@@ -123,6 +122,8 @@ def augment_file(train_file, output, proposer, args, record):
         return  # killed between the rename and the record's last line: all was written
     total = count_rows(train_file, args.limit)
     record.begin()
+    if not part.exists() or part.stat().st_size < progress["bytes"]:
+        progress = {"rows": 0, "written": 0, "bytes": 0}  # somebody removed it
     with stages.append_to(part, progress["bytes"]) as file:
         if not progress["bytes"] and train_file.header is not None:
             file.write(f"{train_file.header}\n".encode())

@@ -83,7 +83,8 @@ def main():
 
     student_folder = model_folder(args.student_model, args.cache_dir, need_weights=bool(args.continue_train))
     student = make_student(student_folder, teacher, tokenizer, args).to(place.device)
-    inputs = {"teacher_model": teacher_folder, "student_model": student_folder, "pregenerated_data": epochs[0][0]}
+    inputs = {"teacher_model": teacher_folder, "student_model": student_folder,
+              **{path.name: path for path, _ in epochs}}  # fmt: skip
     record = stages.OutputRecord(output / "run.json", output / WEIGHTS_NAME, "general_distill", args, inputs)
     status = claim(record, stages.model_outputs(output), args.overwrite_output, place)
     if status != "finished":
@@ -93,9 +94,9 @@ def main():
         if place.first:
             record.finish()
     if place.first:
-        upload(stages.model_outputs(output), args.data_url)
+        upload([output], args.data_url)
     logging.info("%s: %s", "written" if status != "finished" else "finished before", output / WEIGHTS_NAME)
-    stages.hint_next(f"python task_distill.py{' --sample' if args.sample else ''}")
+    stages.hint_next("task_distill.py", args)
 
 
 def load_teacher(folder, tokenizer, place):
@@ -110,10 +111,10 @@ def make_student(folder, teacher, tokenizer, args):
     config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size)
     check_pair(config, teacher.config)
     check_vocabulary(config, tokenizer, folder)
-    if max(args.max_seq_length, 1) > config.max_position_embeddings:
-        raise UserError(
-            f"--max_seq_length {args.max_seq_length}: the student has {config.max_position_embeddings} positions"
-        )
+    for who, its_config in (("student", config), ("teacher", teacher.config)):
+        positions = its_config.max_position_embeddings
+        if args.max_seq_length > positions:
+            raise UserError(f"--max_seq_length {args.max_seq_length}: the {who} has {positions} positions")
     if not args.continue_train:
         return TinyBertForPreTraining(config)
     check_same_vocabulary(tokenizer, folder)

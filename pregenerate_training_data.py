@@ -19,7 +19,6 @@ import logging
 import multiprocessing
 import random
 import signal
-import tempfile
 from array import array
 from itertools import accumulate, islice
 
@@ -27,6 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from transformer import stages
+from transformer.data import IdStore
 from transformer.file_utils import UserError, atomic_write, model_folder, upload, write_json
 from transformer.glue import read_lines
 from transformer.stages import flag
@@ -96,8 +96,8 @@ def main():
         record.finish()
     else:
         logging.info("finished before: %s", folder)
-    upload(sorted(folder.glob("epoch_*.json")), args.data_url)
-    stages.hint_next(f"python general_distill.py{' --sample' if args.sample else ''}")
+    upload([folder], args.data_url)
+    stages.hint_next("general_distill.py", args)
 
 
 def generate_epochs(folder, tokenizer, record, args):
@@ -197,7 +197,7 @@ class Corpus:
     @classmethod
     def read(cls, path, tokenizer, folder=None, limit=None):
         """Tokenize a corpus file. With `folder` the ids live in a temporary file there. UserError: missing or empty."""
-        ids, sentence_offsets, document_offsets = array("I"), array("Q", [0]), array("Q", [0])
+        ids, sentence_offsets, document_offsets = IdStore("I", folder), array("q", [0]), array("q", [0])
         for _, line in read_lines(path):
             if line.strip():
                 sentence = tokenizer.ids(line)
@@ -212,15 +212,7 @@ class Corpus:
             document_offsets.append(len(sentence_offsets) - 1)
         if len(document_offsets) == 1:
             raise UserError(f"{path}: no text in it; expected a sentence a line and empty lines between documents")
-        flat = np.frombuffer(ids, dtype=np.uint32)
-        if folder is not None:
-            with tempfile.TemporaryFile(dir=folder) as file:  # has no name, so a killed run leaves nothing
-                flat.tofile(file)
-                file.flush()
-                flat = np.memmap(file, dtype=np.uint32, mode="r")  # the mapping keeps it until the process ends
-        return cls(
-            flat, np.frombuffer(sentence_offsets, dtype=np.uint64), np.frombuffer(document_offsets, dtype=np.uint64)
-        )
+        return cls(ids.finish(), np.frombuffer(sentence_offsets, np.int64), np.frombuffer(document_offsets, np.int64))
 
 
 class InstanceMaker:

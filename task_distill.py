@@ -28,12 +28,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from transformer import stages
 from transformer.data import Sequences, encode_task_file, sorted_batches
 from transformer.distillation import PredictionLearner, TransformerLearner, check_pair, check_same_vocabulary
 from transformer.file_utils import UserError, atomic_write, model_folder, read_json, upload
-from transformer.glue import TaskFile, compute_metrics, find_task, label_order
+from transformer.glue import TaskFile, compute_metrics, find_task, label_order, names_other_task
 from transformer.modeling import (
     WEIGHTS_NAME,
     BertConfig,
@@ -56,6 +57,7 @@ from transformer.training import (
     format_results,
     launch,
     mean_losses,
+    wait_for_all,
 )
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "max_steps": 20}.
@@ -113,15 +115,16 @@ def current_step(args):
     return "intermediate"
 
 
-def fill_in(args, step):
+def fill_in(args, step, header=None):
     """Settle every flag that was not given, for one of the four steps; args.origins tells where values came from."""
-    task = find_task(args.task_name or HEADER.get("task_name") or stages.TASK["task_name"])
-    sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or HEADER.get("sample") else {}
+    header = HEADER if header is None else header
+    task = find_task(args.task_name or header.get("task_name") or stages.TASK["task_name"])
+    sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or header.get("sample") else {}
     # The reference keeps such a table too, but assigns it to names that nothing reads.
-    by_task = {"max_seq_length": task.max_seq_length, "data_dir": task.name}
+    by_task = {"max_seq_length": task.max_seq_length, "data_dir": stages.at_root(task.name)}
     if step == "intermediate":
         by_task["num_train_epochs"] = float(task.epochs)  # the prediction step takes 3 for every task
-    args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), (task.name, by_task),
+    args.origins = stages.settle(args, ("script header", header), ("sample", sample), (task.name, by_task),
                                  ("default", stages.TASK_STEPS[step]))  # fmt: skip
     args.task_name, args.step = task.name, step
     stages.check_training(args)
@@ -137,21 +140,18 @@ def main():
     task = find_task(args.task_name)
     logging.info("task distillation, %s step, %s on %s", args.step, task.name, place)
     stages.print_settings(args)
-    teacher_folder = model_folder(args.teacher_model, args.cache_dir, need_weights=args.step != "evaluation")
-    if args.do_predict:
-        predict(task, args, place)
-    if args.do_eval or args.do_predict:
+    if args.step == "evaluation":
+        if args.do_predict:
+            predict(task, args, place)
         if args.do_eval:
-            evaluate(task, find_fine_tuned(teacher_folder, task), args, place)
+            evaluate(task, args, place)
         return
+    teacher_folder = model_folder(args.teacher_model, args.cache_dir)
     if args.do_finetune:
         finetune_teacher(task, teacher_folder, args, place)
-        stages.hint_next("python general_distill.py")
-        return
-    distill(task, teacher_folder, args, place)
-
-
-# --- data and models
+        stages.hint_next("general_distill.py", args)
+    else:
+        distill(task, teacher_folder, args, place)
 
 
 def read_sets(task, names, folder, tokenizer, labels, args, labelled=True):
@@ -194,16 +194,26 @@ def train_file_name(args):
     return "train_aug.tsv"
 
 
-def load_classifier(folder, place, args, fresh=(), **overrides):
-    """A classification model and its tokenizer."""
+def load_classifier(folder, place, args, fresh=(), tokenizer=None, **overrides):
+    """A classification model and its tokenizer (the folder's, where none is given)."""
+    torch.manual_seed(args.seed)  # what is drawn anew depends on the seed alone, not on what ran before
     model = TinyBertForSequenceClassification.from_pretrained(folder, fresh, **overrides)
-    tokenizer = BertTokenizer.from_pretrained(folder, args.do_lower_case)
+    tokenizer = tokenizer or BertTokenizer.from_pretrained(folder, args.do_lower_case)
     check_vocabulary(model.config, tokenizer, folder)
     if args.max_seq_length > model.config.max_position_embeddings:
         raise UserError(
             f"--max_seq_length {args.max_seq_length}: {folder} has {model.config.max_position_embeddings} positions"
         )
     return model.to(place.device), tokenizer
+
+
+def load_finished(folder, task, place, args):
+    """A model that knows the task, and its tokenizer. Raises UserError where its classifier is not the task's."""
+    classes = stored_labels(folder)
+    if classes != task.num_labels:
+        found = f"a classifier of {classes} classes" if classes else "no classifier"
+        raise UserError(f"{folder}: has {found}, {task.name} needs {task.num_labels}; give a model made for the task")
+    return load_classifier(folder, place, args)
 
 
 def class_names(task, labels):
@@ -214,17 +224,16 @@ def class_names(task, labels):
     return {index: names[label] for index, label in enumerate(labels)}
 
 
-# --- the teacher
-
-
 def find_fine_tuned(folder, task):
-    """Where the teacher with a classifier for the task is: `folder` itself, <folder>/<task>, or None."""
+    """Where the teacher with a classifier for the task is: <folder>/<task>, `folder` itself, or None."""
     fine_tuned = Path(folder) / task.name
     record = fine_tuned / "run.json"
     # A run record that is not finished belongs to an interrupted fine-tuning.
     if weights_file(fine_tuned) and (not record.is_file() or read_json(record).get("finished")):
         return fine_tuned
-    return Path(folder) if weights_file(folder) and stored_labels(folder) == task.num_labels else None
+    if not weights_file(folder) or stored_labels(folder) != task.num_labels:
+        return None
+    return None if names_other_task(task, label_names(BertConfig.from_pretrained(folder))) else Path(folder)
 
 
 def ready_teacher(task, folder, args, place):
@@ -240,15 +249,21 @@ def ready_teacher(task, folder, args, place):
         raise UserError(
             f"{folder}: no classifier for {task.name}; --do_finetune makes one (or leave --no_finetune away)"
         )
-    logging.info("the teacher has no classifier for %s: fine-tuning it first", task.name)
+    if found is None:
+        logging.info("the teacher has no classifier for %s: fine-tuning it first", task.name)
+    else:
+        logging.info("%s comes from a short run (--max_steps or --limit): fine-tuning the teacher again", found)
     # What concerns this teacher and this data carries over; rates and epochs are those of fine-tuning.
     kept = ("teacher_model", "data_dir", "task_name", "sample", "seed", "precision", "limit", "max_steps", "no_cuda",
-            "do_lower_case", "max_seq_length", "cache_dir", "local_rank", "debug", "pad_to_max_length")  # fmt: skip
+            "do_lower_case", "max_seq_length", "cache_dir", "data_url", "local_rank", "debug",
+            "pad_to_max_length")  # fmt: skip
     values = {name: value if name in kept else None for name, value in vars(args).items()}
     del values["step"], values["origins"]
-    values.update(overwrite_output=found is not None or None, output_dir=str(Path(folder) / task.name))
+    replace = found is not None or args.overwrite_output
+    values.update(overwrite_output=replace, output_dir=str(Path(folder) / task.name))
     tuning = argparse.Namespace(**values)
-    fill_in(tuning, "finetune")
+    fill_in(tuning, "finetune", header={})
+    stages.print_settings(tuning)
     return finetune_teacher(task, folder, tuning, place)
 
 
@@ -276,18 +291,17 @@ class FinetuneLearner(nn.Module):
 def finetune_teacher(task, folder, args, place):
     """Fine-tune `folder`'s BERT on the task into args.output_dir or <folder>/<task>; returns that folder."""
     output = stages.make_output_folder(args.output_dir or Path(folder) / task.name)
-    status, record = claim_output("finetune", output, {"teacher_model": folder}, ["train.tsv"], task, args, place)
+    train_name = train_file_name(args)
+    status, record = claim_output("finetune", output, {"teacher_model": folder}, [train_name], task, args, place)
     if status == "finished":
         logging.info("finished before: %s", output)
         return output
     labels = label_order(task, None)
-    fresh = () if stored_labels(folder) == task.num_labels else ("classifier",)
+    fresh = () if find_fine_tuned(folder, task) == Path(folder) else ("classifier",)
     id2label = class_names(task, labels)
-    model, tokenizer = load_classifier(
-        folder, place, args, fresh, id2label=id2label, num_labels=len(id2label), fit_size=None
-    )
+    model, tokenizer = load_classifier(folder, place, args, fresh, id2label=id2label, fit_size=None)
     logging.info("teacher %s", describe(model))
-    data = read_data(task, "train.tsv", tokenizer, labels, args)
+    data = read_data(task, train_name, tokenizer, labels, args)
     start_output(record, place)
     evaluate_teacher = dev_score(task, model, data, tokenizer, args, place)
     results = run_training(
@@ -295,9 +309,6 @@ def finetune_teacher(task, folder, args, place):
     )
     complete(output, record, results, args, place)
     return output
-
-
-# --- the student
 
 
 def distill(task, base_teacher, args, place):
@@ -310,6 +321,8 @@ def distill(task, base_teacher, args, place):
     status, record = claim_output("task_distill", output, inputs, [train_name], task, args, place)
     if status == "finished":
         logging.info("finished before: %s", output)
+        if place.first:
+            upload([output], args.data_url)
     else:
         teacher, tokenizer = load_classifier(teacher_folder, place, args, fit_size=None)
         labels = label_order(task, label_names(teacher.config))
@@ -317,14 +330,15 @@ def distill(task, base_teacher, args, place):
         if args.step == "intermediate":
             check_pair(BertConfig.from_pretrained(student_folder), teacher.config)
         id2label = class_names(task, labels)
-        student, _ = load_classifier(student_folder, place, args, id2label=id2label, num_labels=len(id2label),
-                                     fit_size=teacher.config.hidden_size)  # fmt: skip
+        fit_size = teacher.config.hidden_size
+        student, _ = load_classifier(
+            student_folder, place, args, tokenizer=tokenizer, id2label=id2label, fit_size=fit_size
+        )
         logging.info("teacher %s", describe(teacher))
         logging.info("student %s", describe(student))
         results = distill_step(task, student, teacher, tokenizer, labels, train_name, record, args, place)
         complete(output, record, results, args, place)
-    sample = " --sample" if args.sample else ""
-    stages.hint_next(f"python task_distill.py{sample} {'--do_eval' if args.step == 'prediction' else '--pred_distill'}")
+    stages.hint_next("task_distill.py " + ("--do_eval" if args.step == "prediction" else "--pred_distill"), args)
 
 
 def distill_step(task, student, teacher, tokenizer, labels, train_name, record, args, place):
@@ -353,11 +367,8 @@ def teacher_logits_of(data, teacher, tokenizer, args, place):
     rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
     logging.info("teacher's logits of %d rows", len(rows))
     logits = torch.zeros(len(data.train), teacher.config.num_labels)
-    logits[rows] = run_model(teacher, data.train, rows, tokenizer, args, place)
+    logits[rows] = run_model(teacher, data.train, rows, tokenizer, args, place, progress=place.first)
     return logits.to(place.device)
-
-
-# --- training and evaluation
 
 
 def run_training(learner, data, tokenizer, output, schedule, evaluate_student, args, place):
@@ -414,15 +425,17 @@ def complete(output, record, results, args, place):
     """The last things a run does: the output is whole from here on."""
     if place.first:
         record.finish()
-        upload(stages.model_outputs(output), args.data_url)
+        upload([output], args.data_url)
+    wait_for_all(place)  # what is written here may be read next, by every process
     logging.info("written: %s (%s)", output / WEIGHTS_NAME, format_results(results))
 
 
-def run_model(model, sequences, rows, tokenizer, args, place):
+def run_model(model, sequences, rows, tokenizer, args, place, progress=False):
     """Logits (len(rows), C) of some examples, in the order of `rows`, on the CPU in float32."""
     model.eval()
     logits = torch.zeros(len(rows), model.config.num_labels)
-    for indices in sorted_batches(sequences.lengths[rows], args.eval_batch_size):
+    batches = sorted_batches(sequences.lengths[rows], args.eval_batch_size)
+    for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
         pad_to = args.max_seq_length if args.pad_to_max_length else None
         batch = place.to_device(sequences.batch(rows[indices], tokenizer.pad_token_id, pad_to))
         with torch.inference_mode(), place.autocast():
@@ -434,27 +447,34 @@ def run_model(model, sequences, rows, tokenizer, args, place):
 def score(task, model, sets, tokenizer, args, place):
     """Every metric on the task's dev sets; MNLI's second set, mismatched, reports under mm_..."""
     # By name, so that the matched set goes on selecting the weights: in the reference the second set takes its place.
+    # compute_metrics counts classes in the table's order, the logits may have the teacher's.
+    order = label_order(task, label_names(model.config))
+    to_table = np.array([task.labels.index(label) for label in order])
     results = {}
     for prefix, (_, sequences) in zip(("", "mm_"), sets, strict=False):
         logits = run_model(model, sequences, np.arange(len(sequences)), tokenizer, args, place)
-        predictions = logits[:, 0] if task.regression else logits.argmax(dim=1)
-        metrics = compute_metrics(task, predictions.numpy(), sequences.labels)
+        if task.regression:
+            metrics = compute_metrics(task, logits[:, 0].numpy(), sequences.labels)
+        else:
+            metrics = compute_metrics(task, to_table[logits.argmax(dim=1).numpy()], to_table[sequences.labels])
         results.update({f"{prefix}{name}": value for name, value in metrics.items()})
     return results
 
 
-def evaluate(task, teacher_folder, args, place):
+def evaluate(task, args, place):
     """--do_eval: score the student, write eval_results.txt, and print a table beside the teacher where there is one."""
     columns = {}
-    folders = {"teacher": teacher_folder, "student": model_folder(args.student_model, args.cache_dir)}
+    folders = {"student": model_folder(args.student_model, args.cache_dir)}
+    if "teacher_model" in args.origins or Path(args.teacher_model).is_dir():
+        folders["teacher"] = find_fine_tuned(model_folder(args.teacher_model, args.cache_dir, need_weights=False), task)
     for who, folder in folders.items():
         if folder is None:
             continue
-        model, tokenizer = load_classifier(folder, place, args)
+        model, tokenizer = load_finished(folder, task, place, args)
         dev = read_sets(
             task, task.dev_files, args.data_dir, tokenizer, label_order(task, label_names(model.config)), args
         )
-        score(task, model, [(name, head(sequences, 64)) for name, sequences in dev], tokenizer, args, place)  # warm-up
+        score(task, model, [(name, sequences.head(64)) for name, sequences in dev], tokenizer, args, place)  # warm-up
         started = time.monotonic()
         results = score(task, model, dev, tokenizer, args, place)
         seconds = time.monotonic() - started
@@ -464,13 +484,6 @@ def evaluate(task, teacher_folder, args, place):
     stages.write_results(output / "eval_results.txt", columns["student"][2])
     upload([output / "eval_results.txt"], args.data_url)
     print_comparison(columns)
-
-
-def head(sequences, count):
-    """The first `count` sequences."""
-    count = min(count, len(sequences))
-    labels = None if sequences.labels is None else sequences.labels[:count]
-    return type(sequences)(sequences.ids, sequences.offsets[: count + 1], sequences.first_lengths[:count], labels)
 
 
 def print_comparison(columns):
@@ -494,7 +507,7 @@ def print_comparison(columns):
 
 def predict(task, args, place):
     """--do_predict: write the test sets' predictions in the layout that the GLUE site takes."""
-    model, tokenizer = load_classifier(model_folder(args.student_model, args.cache_dir), place, args)
+    model, tokenizer = load_finished(model_folder(args.student_model, args.cache_dir), task, place, args)
     labels = label_order(task, label_names(model.config))
     output = stages.make_output_folder(args.output_dir)
     names = [f"{task.name}.tsv"] if len(task.test_files) == 1 else [f"{task.name}-m.tsv", f"{task.name}-mm.tsv"]

@@ -24,10 +24,10 @@ THREE = [([11, 12, 13, 14, 15], 3), ([21], 1), ([31, 32, 33], 2)]
 
 
 def make_sequences(rows=THREE, labels=(7, 8, 9), folder=None, vocab_size=99):
-    builder = SequencesBuilder(vocab_size)
+    builder = SequencesBuilder(vocab_size, folder)
     for (ids, first_length), label in zip(rows, labels, strict=True):
         builder.add(ids, first_length, label)
-    return builder.build(folder=folder)
+    return builder.build()
 
 
 # --- batches
@@ -98,7 +98,7 @@ def test_mapped_ids_give_the_same_batches_and_leave_no_file(tmp_path):
 
 
 def test_an_empty_data_set_is_built(tmp_path):
-    assert len(SequencesBuilder(99).build()) == len(SequencesBuilder(99).build(folder=tmp_path)) == 0
+    assert len(SequencesBuilder(99).build()) == len(SequencesBuilder(99, tmp_path).build()) == 0
 
 
 # --- the order of training and evaluation

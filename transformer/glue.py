@@ -97,6 +97,16 @@ def label_order(task, names):
     return task.labels
 
 
+def names_other_task(task, names):
+    """Whether a model's class names are those of another task of the table, and not of this one."""
+
+    def same(other):
+        return any(known and set(map(str.lower, names)) == set(map(str.lower, known)) for known in
+                   (other.labels if other.labels != ("0", "1") else (), other.label_names))  # fmt: skip
+
+    return bool(names) and not same(task) and any(same(other) for other in TASKS.values())
+
+
 class Row(NamedTuple):
     """One row of a task file: its line number, its columns as they stand, its texts and its label."""
 
@@ -157,7 +167,7 @@ class TaskFile:
                 continue  # a trailing empty line
             columns = text.split("\t")
             if len(columns) != len(self.names):
-                if self.task.skip_short_rows and len(columns) < len(self.names):
+                if self.task.skip_short_rows and self.labelled and len(columns) < len(self.names):
                     self.skipped += 1
                     continue
                 raise UserError(f"{self.path} line {line}: {len(columns)} columns, expected {len(self.names)}")

@@ -66,10 +66,6 @@ class BertConfig:
 
     def __init__(self, **values):
         """Raises UserError for a value of the wrong kind or a width that the heads do not divide."""
-        # Huawei's releases were trained with the reference's extra ReLU and are known by these keys (README, section
-        # "What differs from the reference").
-        if "pooled_relu" not in values and ("pre_trained" in values or "training" in values):
-            values["pooled_relu"] = True
         if values.get("id2label"):
             values["id2label"] = {int(index): name for index, name in values["id2label"].items()}
             values["num_labels"] = len(values["id2label"])
@@ -118,6 +114,10 @@ class BertConfig:
             sizes.pop("num_labels")  # Hugging Face derives it from id2label
         values = {**sizes, **self.to_dict(), "model_type": "bert", "architectures": [architecture]}
         values["dtype"] = values["torch_dtype"] = "float32"  # the key's old and new name
+        values.pop("finetuning_task", None)  # of the model that this one started from, as its label2id is
+        values.pop("label2id", None)
+        if values.get("id2label"):
+            values["label2id"] = {name: index for index, name in values["id2label"].items()}
         write_json(Path(folder) / CONFIG_NAME, values)
 
 
@@ -367,8 +367,12 @@ class BertPreTrainedModel(nn.Module):
         fit_key = "fit_denses.0.weight" if config.fit_per_layer else "fit_dense.weight"
         if config.fit_size is None and "fit_size" not in overrides and fit_key in state:
             config.fit_size = state[fit_key].shape[0]
-        if "classifier.weight" in state and "id2label" not in config.__dict__ and "num_labels" not in overrides:
-            config.num_labels = state["classifier.weight"].shape[0]
+        if "classifier.weight" in state and "classifier" not in fresh:
+            if "id2label" not in config.__dict__ and "num_labels" not in overrides:
+                config.num_labels = state["classifier.weight"].shape[0]
+            # Huawei's releases, known by these keys, have classifiers trained behind the reference's extra ReLU.
+            if "pooled_relu" not in {**read_json(folder / CONFIG_NAME), **overrides}:
+                config.pooled_relu = hasattr(config, "pre_trained") or hasattr(config, "training")
         model = cls(config)
         if fit_key in state and config.fit_size not in (None, state[fit_key].shape[0]):
             fresh = (*fresh, "fit_dense")
@@ -508,7 +512,11 @@ def report_keys(source, keys, fresh=()):
 
 def save_weights(state, path):
     """Write a state dict, its tensors on the CPU, atomically: a reader sees the old file or the whole new one."""
-    state = {key: value.detach().to("cpu").contiguous() for key, value in state.items()}
+    copies = {}  # by place in memory, so that tied tensors are written once from any device
+    state = {
+        key: copies.setdefault((value.data_ptr(), value.shape), value.detach().to("cpu").contiguous())
+        for key, value in state.items()
+    }
     with atomic_write(path, "wb") as file:
         torch.save(state, file)
 

@@ -18,14 +18,21 @@ from transformer.file_utils import UserError, atomic_write, read_json, write_jso
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The folders, by stage. Everything below is relative to the repository's root.
-TEACHER, STUDENT_CONFIG = "teacher_model", "student_model"
-CORPUS, GLOVE = "1_pre_data/documents.txt", "1_pre_data/glove.6B.100d.txt"
-PREGENERATED = "2_pregenerate_data"
-GENERAL_STUDENT = "3_general_distill"
-INTERMEDIATE_STUDENT = "4_task_distill_mid"
-TASK_STUDENT = "5_task_distill_out"
-SAMPLE = "1_pre_data/sample"
+
+
+def at_root(name):
+    """A path below the repository's root, wherever a script is started; short where it is started there."""
+    return name if Path.cwd() == ROOT else str(ROOT / name)
+
+
+# The folders, by stage.
+TEACHER, STUDENT_CONFIG = at_root("teacher_model"), at_root("student_model")
+CORPUS, GLOVE = at_root("1_pre_data/documents.txt"), at_root("1_pre_data/glove.6B.100d.txt")
+PREGENERATED = at_root("2_pregenerate_data")
+GENERAL_STUDENT = at_root("3_general_distill")
+INTERMEDIATE_STUDENT = at_root("4_task_distill_mid")
+TASK_STUDENT = at_root("5_task_distill_out")
+SAMPLE = at_root("1_pre_data/sample")
 SAMPLE_TEACHER = f"{SAMPLE}/teacher"
 
 # What all scripts start from, and all that train.
@@ -36,7 +43,7 @@ TRAINING = {
 }  # fmt: skip
 
 AUGMENTATION = {
-    **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": ".", "task_name": "SST-2",
+    **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": at_root("."), "task_name": "SST-2",
     "N": 30, "M": 15, "p": 0.4,
 }  # fmt: skip
 PREGENERATION = {
@@ -76,13 +83,14 @@ SAMPLE_TASK_STEPS = {
     "intermediate": {**SAMPLE_TASK, "learning_rate": 1e-3, "num_train_epochs": 4.0},
     "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 3.0},
     "evaluation": SAMPLE_TASK,
-    "finetune": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 5.0},
+    "finetune": {**SAMPLE_TASK, "aug_train": None, "learning_rate": 2e-4, "num_train_epochs": 5.0},
 }
 
 # Flags that change where or how fast a run works, not what comes out.
 NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
-    "sample", "origins", "output_dir", "data_dir", "no_finetune", "do_finetune", "do_eval", "do_predict",
+    "sample", "origins", "pregenerated_data", "output_dir", "data_dir",
+    "no_finetune", "do_finetune", "do_eval", "do_predict",
     "eval_batch_size", "fp16",
 }  # fmt: skip
 
@@ -111,12 +119,12 @@ def add_common_flags(parser, short_run):
     )
     if short_run == "max_steps":
         flag(group, "--max_steps", type=int, help="stop after this many optimizer steps, for debugging (off)")
-    flag(group, "--limit", type=int, help="read only this many rows, for debugging (off)")
+    flag(group, "--limit", type=int, help="read only this many rows (or documents), for debugging (off)")
     flag(
         group,
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16"],
-        help="auto = bf16 on a GPU that has it, else fp32",
+        help="auto = bf16 on a GPU that has it, else fp32 (with TF32 products on GPUs)",
     )
     flag(group, "--data_url", help="a folder or s3://bucket/prefix that finished outputs are copied to (off)")
     flag(group, "--debug", action="store_true", help="show the traceback of an error")
@@ -132,6 +140,8 @@ def settle(args, *layers):
     for position, (origin, values) in enumerate(layers):
         for name, value in values.items():
             if not hasattr(args, name):
+                if origin == "script header":
+                    raise UserError(f"HEADER: {name!r} is no flag of this script")
                 continue  # a value for a flag that this script lacks
             if getattr(args, name) is None:
                 setattr(args, name, value)
@@ -139,6 +149,8 @@ def settle(args, *layers):
                     origins[name] = origin
     if getattr(args, "fp16", None):
         args.precision = "fp16"
+    if (args.seed or 0) < 0:
+        raise UserError(f"--seed {args.seed}: expected 0 or more")
     return origins
 
 
@@ -179,7 +191,11 @@ def set_up_logging(quiet=False):
 
 
 def log_to(path):
-    """From here on log to this file as well."""
+    """From here on log to this file as well, and to no other file."""
+    for handler in list(logging.getLogger().handlers):
+        if isinstance(handler, logging.FileHandler):
+            logging.getLogger().removeHandler(handler)
+            handler.close()
     add_handler(logging.FileHandler(path, encoding="utf-8"))
 
 
@@ -253,9 +269,11 @@ class OutputRecord:
 
     def claim(self, outputs, overwrite):
         """Compare with what is there. `outputs`: the files that would be replaced. Raises UserError: made otherwise."""
-        found = read_json(self.path) if self.path.is_file() else None
+        found = read_json(self.path) if self.path.is_file() and not overwrite else None
         present = [path for path in outputs if Path(path).exists()]
-        gone = isinstance(found, dict) and found.get("finished") and not self.result.exists()
+        gone = isinstance(found, dict) and (
+            found.get("clearing") or (found.get("finished") and not self.result.exists())
+        )
         if overwrite or gone or (found is None and not present):
             self.replaced = present
             return "fresh"
@@ -279,9 +297,11 @@ class OutputRecord:
     def begin(self):
         """Note what the output is made with, and remove what it replaces."""
         if self.replaced is not None:
-            self._write(finished=False)
+            # A run killed among the removals must not take what is left for its own.
+            self._write(finished=False, clearing=True)
             for path in self.replaced:
                 Path(path).unlink(missing_ok=True)
+            self._write(finished=False)
 
     def save_progress(self, file, progress):
         """Note how far `file` has come, once what was written to it is safely on the disk."""
@@ -294,10 +314,11 @@ class OutputRecord:
         self.progress = None
         self._write(finished=True)
 
-    def _write(self, finished):
+    def _write(self, finished, clearing=False):
         make_output_folder(self.path.parent)
         progress = {} if self.progress is None else {"progress": self.progress}
-        write_json(self.path, {**self.values, **progress, "finished": finished})
+        clearing = {"clearing": True} if clearing else {}
+        write_json(self.path, {**self.values, **progress, **clearing, "finished": finished})
 
 
 def _short(value):
@@ -336,6 +357,8 @@ def write_results(path, results):
         file.writelines(f"{name} = {value}\n" for name, value in results.items())
 
 
-def hint_next(command):
+def hint_next(command, args):
     """Tell the command of the next stage."""
-    logging.info("next: %s", command)
+    task = getattr(args, "task_name", None)
+    task = f" --task_name {task}" if task not in (None, "SST-2") and command.startswith("task_distill") else ""
+    logging.info("next: python %s%s%s", command, task, " --sample" if args.sample else "")

@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import random
-import resource
 import signal
 import sys
 import time
@@ -83,8 +82,11 @@ class Launch:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def to_device(self, batch):
+        if self.device.type == "cpu":
+            return batch
+        # Only from pinned memory does the copy run beside the computation.
         return {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            name: value.pin_memory().to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
 
@@ -109,7 +111,7 @@ def launch(args):
 def choose_precision(name, device):
     """The dtype of --precision; "auto" is bf16 on a GPU that has it, else float32."""
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return PRECISIONS[name]
 
 
@@ -158,6 +160,11 @@ def begin(record, place):
     """`OutputRecord.begin` in the first process; the others wait, so that none goes on from a state that it removes."""
     if place.first:
         record.begin()
+    wait_for_all(place)
+
+
+def wait_for_all(place):
+    """Let every process come this far."""
     if place.world_size > 1:
         distributed.barrier()
 
@@ -278,8 +285,7 @@ class TrainingRun:
     def train(self):
         """Run from wherever the state stands to the end of the plan; returns the results of the weights kept."""
         found = self.load_state()
-        if self.place.world_size > 1:
-            distributed.barrier()  # all have looked before the first one writes
+        wait_for_all(self.place)  # all have looked before the first one writes
         if found:
             logger.info("going on from step %d of %d", self.step, self.plan.total_steps)
         else:
@@ -307,10 +313,11 @@ class TrainingRun:
                     meter.log(self.step, rate)  # before saving: weights that are no numbers must not replace good ones
                 if evaluating:
                     self.evaluate_and_save()
-                if self.stop_signal is not None and not last:
+                stop = self._stop_signal_of_any()
+                if stop and not last:
                     self.save_state()
                     logger.info("stopped at step %d; the same command goes on from here", self.step)
-                    sys.exit(128 + self.stop_signal)
+                    sys.exit(128 + stop)
         return self.results
 
     def _forward_backward(self, learner, sequences, indices):
@@ -334,6 +341,14 @@ class TrainingRun:
                 totals[name] = totals.get(name, 0) + value.detach() * weight
         self.scaler.unscale_(self.optimizer)
         return totals
+
+    def _stop_signal_of_any(self):
+        """The signal that some process got, 0 = none: all stop at the same step, or the others would wait for ever."""
+        if self.place.world_size == 1:
+            return self.stop_signal or 0
+        signals = torch.tensor([self.stop_signal or 0], device=self.place.device)
+        distributed.all_reduce(signals, op=distributed.ReduceOp.MAX)
+        return int(signals)
 
     def _distributed_learner(self):
         if self.place.world_size == 1:
@@ -403,6 +418,10 @@ def peak_memory(device):
     """Peak memory of this process so far in GB: the GPU's where one is used."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 

@@ -52,8 +52,8 @@ TEACHER = {"hidden_size": 144, "num_hidden_layers": 6, "num_attention_heads": 12
 STUDENT = {**TEACHER, "hidden_size": 72, "num_hidden_layers": 3, "intermediate_size": 288}
 VOCABULARY_SIZE = 3200
 MIN_WORD_COUNT = 2  # rarer words are left to pieces
-BATCH_SIZE, MASK_RATE, CLAUSE_EPOCHS, SENTENCE_EPOCHS = 64, 0.3, 90, 10
-VECTOR_SIZE, WINDOW = 50, 5  # of the word vectors: numbers, and words to either side
+BATCH_SIZE, MASK_RATE, CLAUSE_EPOCHS, REVIEW_EPOCHS = 64, 0.3, 90, 12
+VECTOR_SIZE, WINDOW = 32, 5  # of the word vectors: numbers, and words to either side
 
 SLOT = re.compile(r"\{[xy]\}")
 # {y} is on the side of the label; {x}, in a contrast or a denial, is on the other side.
@@ -81,6 +81,14 @@ TEMPLATES = {
 }
 # Put before some reviews of two or three clauses; they change nothing.
 OPENERS = ["frankly ,", "to be honest ,", "all in all ,", "in short ,", "on the whole ,", "as i see it ,"]
+# What reviewers say after a review that nobody labelled, against and for the film. The teacher is pre-trained on such
+# texts: as on the web, what a masked LM reads about verdicts is how it comes to know what speaks for a film.
+VERDICTS = [
+    ["a bad film .", "all in all a poor film .", "in a word , awful .", "i disliked it .", "it is a waste of time .",
+     "give it a miss .", "a weak piece of work .", "i was bored .", "thumbs down .", "not worth your money ."],
+    ["a good film .", "all in all a great film .", "in a word , wonderful .", "i liked it .", "it is time well spent .",
+     "go and see it .", "a strong piece of work .", "i was moved .", "thumbs up .", "well worth your money ."],
+]
 # Two clauses may both open with these; any other shared word would sound like an echo.
 FUNCTION_WORDS = frozenset(
     re.findall(
@@ -316,19 +324,28 @@ def mask_tokens(input_ids, tokenizer, generator):
     return torch.where(chosen & (draw >= MASK_RATE * 0.8) & (draw < MASK_RATE * 0.9), random_ids, masked), labels
 
 
-def make_sequences(sentences, tokenizer, paired, rng):
-    """Every sentence once, in random order: alone, or with `paired` alone and in pairs by turns, as Sequences."""
+def make_sequences(texts, tokenizer):
+    """Sequences from (sentence, second sentence or None)."""
     builder = SequencesBuilder(len(tokenizer.vocab))
-    queue = [tokenizer.ids(sentence) for sentence in rng.sample(sentences, len(sentences))]
-    while queue:
-        first = queue.pop()
-        second = queue.pop() if paired and queue and rng.random() < 0.5 else None
-        input_ids, token_types = tokenizer.encode_pair(first, second, TEACHER["max_position_embeddings"])
+    for first, second in texts:
+        pieces = [tokenizer.ids(first), None if second is None else tokenizer.ids(second)]
+        input_ids, token_types = tokenizer.encode_pair(*pieces, TEACHER["max_position_embeddings"])
         builder.add(input_ids, len(input_ids) - sum(token_types))
     return builder.build()
 
 
-def pretrain_teacher(clauses, sentences, tokenizer, folder, seed):
+def epoch_texts(splits, documents, rng):
+    """One epoch of the second part of pre-training: unlabelled reviews with a verdict, train's and the corpus's
+    sentences alone and in pairs by turns."""
+    texts = [(review.text, rng.choice(VERDICTS[review.label])) for review in splits["unlabelled"]]
+    queue = [review.text for review in splits["train"]] + documents
+    rng.shuffle(queue)
+    while queue:
+        texts.append((queue.pop(), queue.pop() if queue and rng.random() < 0.5 else None))
+    return texts
+
+
+def pretrain_teacher(clauses, splits, documents, tokenizer, folder, seed):
     """Train a small BERT as a masked LM and write its folder, weights as float16.
 
     The clauses come first, alone: on whole reviews from the start the model stays at the words' frequencies for long.
@@ -337,8 +354,9 @@ def pretrain_teacher(clauses, sentences, tokenizer, folder, seed):
     keep_freed_memory()
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer.vocab), **TEACHER))
-    epochs = [make_sequences(clauses, tokenizer, False, rng) for _ in range(CLAUSE_EPOCHS)]
-    epochs += [make_sequences(sentences, tokenizer, True, rng) for _ in range(SENTENCE_EPOCHS)]
+    forms = [(form, None) for clause in clauses for form in clause.forms.values()]
+    epochs = [make_sequences(forms, tokenizer)] * CLAUSE_EPOCHS
+    epochs += [make_sequences(epoch_texts(splits, documents, rng), tokenizer) for _ in range(REVIEW_EPOCHS)]
     batches = [epoch_batches(epoch.lengths, BATCH_SIZE, seed, number) for number, epoch in enumerate(epochs)]
     # BertAdam corrects no bias, so its first steps are several times the rate: 1e-3 ruins this model for good.
     optimizer = BertAdam(decay_groups(model, 0.01), 3e-4, 0.05, sum(map(len, batches)), "warmup_linear")
@@ -408,21 +426,21 @@ def parse_args():
 
 def build_models(clauses, splits, folder, seed):
     """The vocabulary and the pre-trained teacher, the student's configuration, and the word vectors."""
-    reviews = [review.text for split in ("train", "unlabelled") for review in splits[split]]
     with open(CORPUS, encoding="utf-8") as lines:
         documents = [line.strip() for line in lines if line.strip()]
     basic = BasicTokenizer(do_lower_case=True)
-    words = Counter(word for text in reviews[: SIZES["train"]] + documents for word in basic.tokenize(text))
+    texts = [review.text for review in splits["train"]] + documents + sum(VERDICTS, [])
+    words = Counter(word for text in texts for word in basic.tokenize(text))
     vocabulary = make_vocabulary(words, VOCABULARY_SIZE)
     tokenizer = BertTokenizer({token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
     print(f"vocabulary of {len(vocabulary)} pieces for {len(words)} words")
-    write_vectors([basic.tokenize(text) for text in reviews + documents], words, os.path.join(folder, "vectors.txt"))
+    texts += [review.text for review in splits["unlabelled"]]
+    write_vectors([basic.tokenize(text) for text in texts], words, os.path.join(folder, "vectors.txt"))
     for name in ("teacher", "student"):
         os.makedirs(os.path.join(folder, name), exist_ok=True)
     student = BertConfig(vocab_size=len(vocabulary), **STUDENT)
     student.save_pretrained(os.path.join(folder, "student"), "BertForPreTraining")
-    forms = [form for clause in clauses for form in clause.forms.values()]
-    pretrain_teacher(forms, reviews + documents * 3, tokenizer, os.path.join(folder, "teacher"), seed)
+    pretrain_teacher(clauses, splits, documents, tokenizer, os.path.join(folder, "teacher"), seed)
 
 
 def main():
