@@ -38,11 +38,11 @@ from transformer.training import keep_freed_memory  # noqa: E402
 CORPUS = os.path.join(os.path.dirname(HERE), "documents.txt")
 SEED = 42
 # The unlabelled reviews are not written: they are what the teacher is pre-trained on, beside train and the corpus.
-SIZES = {"train": 3000, "dev": 400, "test": 200, "unlabelled": 15000}
+SIZES = {"train": 5000, "dev": 400, "test": 200, "unlabelled": 6000}
 MAX_TOKENS = 45
 
 # Share of reviews of each kind. Contrast and denial need word order; the other two teach what the clauses mean.
-KIND_SHARES = {"single": 0.16, "denial": 0.08, "agreement": 0.34, "contrast": 0.42}
+KIND_SHARES = {"single": 0.22, "denial": 0.08, "agreement": 0.35, "contrast": 0.35}
 NEGATED_SHARE = 0.25
 OPENER_SHARE = 0.2
 
@@ -50,9 +50,9 @@ OPENER_SHARE = 0.2
 TEACHER = {"hidden_size": 144, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 576,
            "max_position_embeddings": 128, "initializer_range": 0.05}  # fmt: skip
 STUDENT = {**TEACHER, "hidden_size": 72, "num_hidden_layers": 3, "intermediate_size": 288}
-VOCABULARY_SIZE = 3200
+VOCABULARY_SIZE = 3000
 MIN_WORD_COUNT = 2  # rarer words are left to pieces
-BATCH_SIZE, MASK_RATE, CLAUSE_EPOCHS, REVIEW_EPOCHS = 64, 0.3, 90, 12
+BATCH_SIZE, MASK_RATE, CLAUSE_EPOCHS, REVIEW_EPOCHS = 64, 0.3, 120, 11
 VECTOR_SIZE, WINDOW = 32, 5  # of the word vectors: numbers, and words to either side
 
 SLOT = re.compile(r"\{[xy]\}")
@@ -81,14 +81,6 @@ TEMPLATES = {
 }
 # Put before some reviews of two or three clauses; they change nothing.
 OPENERS = ["frankly ,", "to be honest ,", "all in all ,", "in short ,", "on the whole ,", "as i see it ,"]
-# What reviewers say after a review that nobody labelled, against and for the film. The teacher is pre-trained on such
-# texts: as on the web, what a masked LM reads about verdicts is how it comes to know what speaks for a film.
-VERDICTS = [
-    ["a bad film .", "all in all a poor film .", "in a word , awful .", "i disliked it .", "it is a waste of time .",
-     "give it a miss .", "a weak piece of work .", "i was bored .", "thumbs down .", "not worth your money ."],
-    ["a good film .", "all in all a great film .", "in a word , wonderful .", "i liked it .", "it is time well spent .",
-     "go and see it .", "a strong piece of work .", "i was moved .", "thumbs up .", "well worth your money ."],
-]
 # Two clauses may both open with these; any other shared word would sound like an echo.
 FUNCTION_WORDS = frozenset(
     re.findall(
@@ -334,18 +326,15 @@ def make_sequences(texts, tokenizer):
     return builder.build()
 
 
-def epoch_texts(splits, documents, rng):
-    """One epoch of the second part of pre-training: unlabelled reviews with a verdict, train's and the corpus's
-    sentences alone and in pairs by turns."""
-    texts = [(review.text, rng.choice(VERDICTS[review.label])) for review in splits["unlabelled"]]
-    queue = [review.text for review in splits["train"]] + documents
-    rng.shuffle(queue)
+def alone_and_in_pairs(sentences, rng):
+    """Every sentence once, in random order, alone and in pairs by turns: (sentence, second sentence or None)."""
+    queue, texts = rng.sample(sentences, len(sentences)), []
     while queue:
         texts.append((queue.pop(), queue.pop() if queue and rng.random() < 0.5 else None))
     return texts
 
 
-def pretrain_teacher(clauses, splits, documents, tokenizer, folder, seed):
+def pretrain_teacher(clauses, sentences, tokenizer, folder, seed):
     """Train a small BERT as a masked LM and write its folder, weights as float16.
 
     The clauses come first, alone: on whole reviews from the start the model stays at the words' frequencies for long.
@@ -356,7 +345,7 @@ def pretrain_teacher(clauses, splits, documents, tokenizer, folder, seed):
     model = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer.vocab), **TEACHER))
     forms = [(form, None) for clause in clauses for form in clause.forms.values()]
     epochs = [make_sequences(forms, tokenizer)] * CLAUSE_EPOCHS
-    epochs += [make_sequences(epoch_texts(splits, documents, rng), tokenizer) for _ in range(REVIEW_EPOCHS)]
+    epochs += [make_sequences(alone_and_in_pairs(sentences, rng), tokenizer) for _ in range(REVIEW_EPOCHS)]
     batches = [epoch_batches(epoch.lengths, BATCH_SIZE, seed, number) for number, epoch in enumerate(epochs)]
     # BertAdam corrects no bias, so its first steps are several times the rate: 1e-3 ruins this model for good.
     optimizer = BertAdam(decay_groups(model, 0.01), 3e-4, 0.05, sum(map(len, batches)), "warmup_linear")
@@ -429,7 +418,7 @@ def build_models(clauses, splits, folder, seed):
     with open(CORPUS, encoding="utf-8") as lines:
         documents = [line.strip() for line in lines if line.strip()]
     basic = BasicTokenizer(do_lower_case=True)
-    texts = [review.text for review in splits["train"]] + documents + sum(VERDICTS, [])
+    texts = [review.text for review in splits["train"]] + documents
     words = Counter(word for text in texts for word in basic.tokenize(text))
     vocabulary = make_vocabulary(words, VOCABULARY_SIZE)
     tokenizer = BertTokenizer({token: index for index, token in enumerate(vocabulary)}, do_lower_case=True)
@@ -440,7 +429,7 @@ def build_models(clauses, splits, folder, seed):
         os.makedirs(os.path.join(folder, name), exist_ok=True)
     student = BertConfig(vocab_size=len(vocabulary), **STUDENT)
     student.save_pretrained(os.path.join(folder, "student"), "BertForPreTraining")
-    pretrain_teacher(clauses, splits, documents, tokenizer, os.path.join(folder, "teacher"), seed)
+    pretrain_teacher(clauses, texts + documents, tokenizer, os.path.join(folder, "teacher"), seed)
 
 
 def main():
