@@ -70,20 +70,20 @@ TASK_STEPS = {
 # --sample: small models and few steps on the bundled files; chosen to end in a working student within four minutes.
 SAMPLE_COMMON = {"max_seq_length": 64}
 SAMPLE_AUGMENTATION = {
-    "pretrained_bert_model": SAMPLE_TEACHER, "glove_embs": f"{SAMPLE}/vectors.txt", "glue_dir": SAMPLE, "N": 5, "M": 8,
+    "pretrained_bert_model": SAMPLE_TEACHER, "glove_embs": f"{SAMPLE}/vectors.txt", "glue_dir": SAMPLE, "N": 4, "M": 8,
 }  # fmt: skip
 SAMPLE_PREGENERATION = {"bert_model": SAMPLE_TEACHER, "max_seq_len": 64, "epochs_to_generate": 2}
 SAMPLE_GENERAL_DISTILLATION = {
-    **SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "student_model": f"{SAMPLE}/student", "learning_rate": 1e-3,
+    **SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "student_model": f"{SAMPLE}/student", "learning_rate": 5e-4,
     "num_train_epochs": 20.0, "eval_step": 200,
 }  # fmt: skip
 SAMPLE_TASK = {**SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "data_dir": f"{SAMPLE}/SST-2", "aug_train": True,
                "eval_step": 100}  # fmt: skip
 SAMPLE_TASK_STEPS = {
-    "intermediate": {**SAMPLE_TASK, "learning_rate": 1e-3, "num_train_epochs": 4.0},
-    "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 3.0},
+    "intermediate": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 2.0},
+    "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 2.0},
     "evaluation": SAMPLE_TASK,
-    "finetune": {**SAMPLE_TASK, "aug_train": None, "learning_rate": 2e-4, "num_train_epochs": 5.0},
+    "finetune": {**SAMPLE_TASK, "aug_train": None, "learning_rate": 2e-4, "num_train_epochs": 4.0},
 }
 
 # Flags that change where or how fast a run works, not what comes out.
