@@ -80,8 +80,8 @@ SAMPLE_GENERAL_DISTILLATION = {
 SAMPLE_TASK = {**SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "data_dir": f"{SAMPLE}/SST-2", "aug_train": True,
                "eval_step": 100}  # fmt: skip
 SAMPLE_TASK_STEPS = {
-    "intermediate": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 2.0},
-    "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 2.0},
+    "intermediate": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 1.5},
+    "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 1.0},
     "evaluation": SAMPLE_TASK,
     "finetune": {**SAMPLE_TASK, "aug_train": None, "learning_rate": 2e-4, "num_train_epochs": 4.0},
 }
