@@ -121,7 +121,7 @@ def fill_in(args, step, header=None):
     task = find_task(args.task_name or header.get("task_name") or stages.TASK["task_name"])
     sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or header.get("sample") else {}
     # The reference keeps such a table too, but assigns it to names that nothing reads.
-    by_task = {"max_seq_length": task.max_seq_length, "data_dir": stages.at_root(task.name)}
+    by_task = {"max_seq_length": task.max_seq_length, "data_dir": str(Path(stages.GLUE) / task.name)}
     if step == "intermediate":
         by_task["num_train_epochs"] = float(task.epochs)  # the prediction step takes 3 for every task
     args.origins = stages.settle(args, ("script header", header), ("sample", sample), (task.name, by_task),

@@ -28,6 +28,7 @@ def at_root(name):
 # The folders, by stage.
 TEACHER, STUDENT_CONFIG = at_root("teacher_model"), at_root("student_model")
 CORPUS, GLOVE = at_root("1_pre_data/documents.txt"), at_root("1_pre_data/glove.6B.100d.txt")
+GLUE = at_root(".")  # the tasks' folders are here
 PREGENERATED = at_root("2_pregenerate_data")
 GENERAL_STUDENT = at_root("3_general_distill")
 INTERMEDIATE_STUDENT = at_root("4_task_distill_mid")
@@ -43,7 +44,7 @@ TRAINING = {
 }  # fmt: skip
 
 AUGMENTATION = {
-    **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": at_root("."), "task_name": "SST-2",
+    **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": GLUE, "task_name": "SST-2",
     "N": 30, "M": 15, "p": 0.4,
 }  # fmt: skip
 PREGENERATION = {
