@@ -5,7 +5,7 @@
 Reads:  clauses.tsv (hand-written clauses of film reviews, each with its negated form) and ../documents.txt
 Writes: SST-2/{train,dev,test}.tsv, a small task in SST-2's format: does the review end up for or against the film?
         teacher/ (vocabulary, configuration, weights of a small masked LM), student/config.json, vectors.txt (words
-        as GloVe's); about ten minutes on two cores
+        as GloVe's); about seven minutes on two cores
 
     python 1_pre_data/sample/build.py
 
