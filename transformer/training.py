@@ -123,7 +123,7 @@ def set_seed(seed):
 
 def step_seed(seed, step, rank):
     """The seed of one step's dropout on one process."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def keep_freed_memory():
