@@ -20,6 +20,9 @@ import multiprocessing
 import random
 import signal
 from array import array
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import accumulate, islice
 
 import numpy as np
@@ -147,16 +150,30 @@ class worker_map:
     def __enter__(self):
         if self.num_workers == 1:
             return lambda chunks: map(worker_map.run, chunks)
-        # Signals wait until each worker answers them in its own way: with the main process's handlers, a worker told to
-        # end while it starts would live on, and be waited for.
+        # Signals wait until each worker answers them in its own way, not with the main process's handlers.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        self.pool = multiprocessing.get_context("fork").Pool(self.num_workers, worker_map.answer_signals)
+        context = multiprocessing.get_context("fork")
+        self.pool = ProcessPoolExecutor(self.num_workers, context, worker_map.answer_signals)
+        self.pool.submit(int).result()  # starts all workers
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        return lambda chunks: self.pool.imap(worker_map.run, chunks)
+        return self.results
+
+    def results(self, chunks):
+        """Yield the chunks' results in their order; a few chunks for each worker are under way at a time."""
+        pending = deque()
+        try:
+            for chunk in chunks:
+                pending.append(self.pool.submit(worker_map.run, chunk))
+                if len(pending) > 4 * self.num_workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise UserError("a worker process died (out of memory?); fewer --num_workers may help") from None
 
     def __exit__(self, *_):
         if self.num_workers > 1:
-            self.pool.terminate()
+            self.pool.shutdown(cancel_futures=True)
 
     @staticmethod
     def answer_signals():
