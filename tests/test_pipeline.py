@@ -185,7 +185,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(copy, name, number, status)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("name", ["augment"])
+@pytest.mark.parametrize("name", ["pregenerate", "augment"])
 def test_a_data_script_stopped_by_a_signal_goes_on(pipeline, copy, name, number, status):
     if name == "augment":
         shutil.copy(pipeline[0] / "glue/SST-2/train_aug.tsv", copy / "glue/SST-2/train_aug.tsv")

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -207,7 +208,8 @@ def add_handler(handler):
 
 def run(main):
     """Call a script's main(). Bad input ends in one line and status 2, an interruption in status 130 or 143."""
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _end_at_once)
+    signal.signal(signal.SIGINT, _end_at_once)
     try:
         main()
     except UserError as error:
@@ -220,10 +222,15 @@ def run(main):
         sys.exit(130)
 
 
-def _terminate(signum, frame):
-    """SIGTERM outside a training loop (which saves first): end at once."""
-    print("terminated: the same command goes on from the last saved state", file=sys.stderr)
-    sys.exit(143)
+def _end_at_once(signum, frame):
+    """Ctrl-C and SIGTERM outside a training loop (which saves first). An exception raised here could come up in the
+    middle of a library's locks and leave the process waiting for ever; all files bear an end at any moment, so this is
+    one."""
+    word = "terminated" if signum == signal.SIGTERM else "interrupted"
+    os.write(2, f"{word}: the same command goes on from the last saved state\n".encode())
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(128 + signum)
 
 
 def fingerprint(path):
