@@ -21,7 +21,7 @@ import logging
 import math
 
 from transformer import stages
-from transformer.data import pregenerated_epochs, read_pregenerated
+from transformer.data import pregenerated_epochs, read_epoch
 from transformer.distillation import TransformerLearner, check_pair, check_same_vocabulary
 from transformer.file_utils import UserError, model_folder, upload
 from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTraining, check_vocabulary, describe
@@ -157,7 +157,7 @@ def epoch_reader(epochs, tokenizer, output, args):
             latest.clear()
             path, metrics = epochs[index]
             folder = output if args.reduce_memory else None
-            latest[index] = read_pregenerated(path, metrics, tokenizer, args.max_seq_length, folder, args.limit)
+            latest[index] = read_epoch(path, metrics, tokenizer, args.max_seq_length, folder, args.limit)
         return latest[index]
 
     return read

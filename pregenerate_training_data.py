@@ -1,11 +1,14 @@
 """Stage 2: turn a corpus into training sequences for general distillation.
 
-Reads:   --train_corpus, UTF-8 text: one sentence a line, an empty line between documents; the tokenizer of --bert_model
+Reads:   --train_corpus, UTF-8 text: one sentence a line, an empty line between documents; or JSON Lines, a document a
+         line in the field text; several files, folders, .gz, https:// and s3:// too; the tokenizer of --bert_model
 Writes:  <output_dir>/epoch_N.json, one JSON object a line: tokens, segment_ids, is_random_next, masked_lm_positions,
-         masked_lm_labels; then <output_dir>/epoch_N_metrics.json, which says that the epoch is complete
+         masked_lm_labels (with --packed instead: epoch_N_ids.npy, all token ids, and epoch_N_sequences.npy, a row a
+         sequence); then <output_dir>/epoch_N_metrics.json, which says that the epoch is complete
 
 A sequence is two runs of sentences, [CLS] A [SEP] B [SEP]: B follows A or comes from a random document, half and half
 (--one_seq: one run only). TinyBERT's general distillation needs no masking, so --masked_lm_prob is 0 by default.
+The corpus streams through: memory does not grow with it.
 
     python pregenerate_training_data.py --train_corpus 1_pre_data/documents.txt --output_dir 2_pregenerate_data \\
         --bert_model teacher_model --do_whole_word_mask
@@ -17,35 +20,42 @@ A sequence is two runs of sentences, [CLS] A [SEP] B [SEP]: B follows A or comes
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
+import os
 import random
 import signal
+import sys
+import threading
+import time
 from array import array
+from bisect import bisect_left
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import accumulate, islice
+from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
 from transformer import stages
-from transformer.data import IdStore
-from transformer.file_utils import UserError, atomic_write, model_folder, upload, write_json
-from transformer.glue import read_lines
+from transformer.corpus import Corpus, CorpusWriter, corpus_files, read_blocks, tokenize_block
+from transformer.data import EpochFiles, id_typecode, packed_dtypes, vocabulary_digest
+from transformer.file_utils import UserError, model_folder, upload, write_json
 from transformer.stages import flag
 from transformer.tokenization import BertTokenizer
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "limit": 20}.
 HEADER = {}
 
-CHUNK_DOCUMENTS = 64  # documents a worker takes at a time
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CHUNK_SENTENCES = 2000  # sentences (in whole documents) that a worker takes at a time
+SAVE_SECONDS = 20  # between two saved states: what a killed run has to do again
 
 
 def parse_args(argv=None):
     parser = stages.make_parser(__doc__)
     group = parser.add_argument_group("input and output")
-    flag(group, "--train_corpus", help="text file: a sentence a line, documents apart by an empty line")
+    flag(group, "--train_corpus", nargs="+", help="files, folders or addresses of the corpus: .txt (a sentence a line, "
+         "documents apart by an empty line), .jsonl (a document a line, field text), both also .gz")  # fmt: skip
     flag(group, "--output_dir", help="folder of the epoch files (2_pregenerate_data)")
     flag(
         group,
@@ -53,6 +63,8 @@ def parse_args(argv=None):
         help="folder or name of the model whose tokenizer is used; no weights needed (teacher_model)",
     )
     flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
+    flag(group, "--packed", action="store_true", help="write arrays of token ids that general_distill.py maps without "
+         "parsing, a sixth of the size, in place of JSON")  # fmt: skip
     group = parser.add_argument_group("sequences")
     flag(group, "--epochs_to_generate", type=int, help="epoch files, each cut and paired anew (3)")
     flag(group, "--max_seq_len", type=int, help="tokens of a sequence, special ones included; general_distill.py's "
@@ -65,15 +77,18 @@ def parse_args(argv=None):
     flag(group, "--do_whole_word_mask", action="store_true", help="mask all pieces of a word or none")
     group = parser.add_argument_group("resources")
     flag(group, "--num_workers", type=int, help="processes; the output does not depend on their number (1)")
-    flag(group, "--reduce_memory", action="store_true", help="keep the corpus's ids in a file, not in memory")
-    flag(group, "--cache_dir", help="where downloaded models are kept")
+    flag(group, "--reduce_memory", action="store_true", help="keep no more of the corpus's ids in memory than are "
+         "being worked on: below 500 MB, however large the corpus")  # fmt: skip
+    flag(group, "--cache_dir", help="where downloaded models and corpora are kept")
     stages.add_common_flags(parser, "limit")
     args = parser.parse_args(argv)
     sample = stages.SAMPLE_PREGENERATION if args.sample or HEADER.get("sample") else {}
     args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), ("default", stages.PREGENERATION))
+    if isinstance(args.train_corpus, str):
+        args.train_corpus = [args.train_corpus]
     stages.check_positive(args, "epochs_to_generate", "num_workers", "limit", "max_predictions_per_seq")
-    if args.max_seq_len < 8:
-        raise UserError(f"--max_seq_len {args.max_seq_len}: expected at least 8")
+    if not 8 <= args.max_seq_len < 1 << 16:
+        raise UserError(f"--max_seq_len {args.max_seq_len}: expected 8 to {(1 << 16) - 1}")
     for name in ("short_seq_prob", "masked_lm_prob"):
         if not 0 <= getattr(args, name) <= 1:
             raise UserError(f"--{name} {getattr(args, name)}: expected 0 to 1")
@@ -83,153 +98,165 @@ def parse_args(argv=None):
 def main():
     args = parse_args()
     stages.set_up_logging()
-    logging.info("pregeneration: %s", args.train_corpus)
+    logging.info("pregeneration: %s", " ".join(args.train_corpus))
     stages.print_settings(args)
     folder = stages.make_output_folder(args.output_dir)
     bert = model_folder(args.bert_model, args.cache_dir, need_weights=False)
     tokenizer = BertTokenizer.from_pretrained(bert, args.do_lower_case)
-    outputs = [path for path in sorted(folder.glob("epoch_*.json*"))]
+    files = corpus_files(args.train_corpus, args.cache_dir)
+    outputs = sorted(path for path in folder.glob("epoch_*") if path.suffix in (".json", ".npy", ".part"))
 
     last = folder / f"epoch_{args.epochs_to_generate - 1}_metrics.json"
-    inputs = {"train_corpus": args.train_corpus, "bert_model": bert / "vocab.txt",
-              "casing": bert / "tokenizer_config.json"}  # fmt: skip
+    inputs = {"train_corpus": files, "bert_model": bert / "vocab.txt", "casing": bert / "tokenizer_config.json"}
     record = stages.OutputRecord(folder / "run.json", last, "pregenerate_training_data", args, inputs)
     if record.claim(outputs, args.overwrite_output) != "finished":
+        writer = tokenize_corpus(files, tokenizer, record, args)
         generate_epochs(folder, tokenizer, record, args)
         record.finish()
+        writer.remove()
     else:
         logging.info("finished before: %s", folder)
     upload([folder], args.data_url)
     stages.hint_next("general_distill.py", args)
 
 
+def tokenize_corpus(files, tokenizer, record, args):
+    """Bring the corpus's ids onto the disk, beside the output; returns the CorpusWriter. Goes on after a killed run."""
+    typecode = id_typecode(len(tokenizer.vocab))
+    made_from = {"inputs": record.values["inputs"], "lower": tokenizer.do_lower_case, "limit": args.limit}
+    writer = CorpusWriter(record.path.parent, typecode, made_from)
+    try:
+        if not writer.complete:
+            add_documents(writer, files, partial(tokenize_block, tokenizer, typecode), args)
+        if not writer.num_documents:
+            raise UserError(f"{files[0]}: no text in it; expected a sentence a line and empty lines between documents")
+        if writer.num_documents < 2 and not args.one_seq:
+            raise UserError(f"{files[0]}: one document only, and a pair needs two; put empty lines between documents")
+    except UserError:
+        writer.remove()
+        raise
+    logging.info("%d documents, %d sentences, %d tokens",
+                 writer.num_documents, writer.num_sentences, writer.num_ids)  # fmt: skip
+    return writer
+
+
+def add_documents(writer, files, tokenize, args):
+    """Tokenize what is not in `writer` yet."""
+    saved, total = time.monotonic(), sum(path.stat().st_size for path in files)
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None)
+    with Workers(tokenize, args.num_workers) as workers:
+        for block, found in workers.map(read_blocks(files, tuple(writer.position))):
+            writer.add(*found, block.next, args.limit)
+            bar.update(len(block.data))
+            if writer.num_documents == args.limit:
+                break
+            if time.monotonic() - saved > SAVE_SECONDS:
+                writer.save()
+                saved = time.monotonic()
+    bar.close()
+    writer.finish()
+
+
 def generate_epochs(folder, tokenizer, record, args):
     """Write the epochs that are not there yet."""
-    corpus = Corpus.read(args.train_corpus, tokenizer, folder if args.reduce_memory else None, args.limit)
-    if len(corpus) < 2 and not args.one_seq:
-        raise UserError(
-            f"{args.train_corpus}: one document only, and a pair needs two; put empty lines between documents"
-        )
-    logging.info("%d documents, %d sentences, %d tokens", len(corpus), corpus.num_sentences, corpus.num_tokens)
-    maker = InstanceMaker(corpus, tokenizer, args)
+    maker = InstanceMaker(Corpus(folder, id_typecode(len(tokenizer.vocab))), tokenizer, args)
     record.begin()
-    for epoch in range(args.epochs_to_generate):
-        metrics_path = folder / f"epoch_{epoch}_metrics.json"
-        if metrics_path.is_file():
-            continue  # complete: a killed run comes by here again
-        with atomic_write(folder / f"epoch_{epoch}.json", "wb") as file:
-            count = write_epoch(file, epoch, maker, args.num_workers)
-        if not count:
-            raise UserError(f"{args.train_corpus}: gave no sequence; it needs documents of at least one sentence")
-        write_json(metrics_path, {"num_training_examples": count, "max_seq_len": args.max_seq_len})
-        logging.info("epoch %d: %d sequences", epoch, count)
+    digest = {"vocabulary": vocabulary_digest(tokenizer)} if args.packed else {}
+    with Workers(maker.make_chunk, args.num_workers) as workers:
+        for epoch in range(args.epochs_to_generate):
+            metrics_path = folder / f"epoch_{epoch}_metrics.json"
+            if metrics_path.is_file():
+                continue  # complete: a killed run comes by here again
+            count = write_epoch(folder, epoch, maker, workers, record)
+            if not count:
+                raise UserError(f"{folder}: no sequence came out of the corpus")
+            write_json(metrics_path, {"num_training_examples": count, "max_seq_len": args.max_seq_len, **digest})
+            logging.info("epoch %d: %d sequences", epoch, count)
 
 
-def write_epoch(file, epoch, maker, num_workers):
-    """Write one epoch's sequences to an open file; returns how many."""
-    starts = range(0, len(maker.corpus), CHUNK_DOCUMENTS)
-    chunks = [(epoch, start, min(start + CHUNK_DOCUMENTS, len(maker.corpus))) for start in starts]
-    total = 0
-    with worker_map(maker, num_workers) as results, tqdm(total=len(maker.corpus), unit="doc", disable=None) as bar:
+def write_epoch(folder, epoch, maker, workers, record):
+    """Write the files of one epoch, from where a killed run left them; returns the number of sequences."""
+    corpus, done = maker.corpus, record.progress or {}
+    files = EpochFiles(folder / f"epoch_{epoch}", maker.dtypes, done["sizes"] if done.get("epoch") == epoch else None)
+    first, count = (0, 0) if files.fresh else (done["documents"], done["sequences"])
+    saved = time.monotonic()
+    with files, tqdm(total=len(corpus), initial=first, unit="doc", disable=None) as bar:
         # In the order of the documents, whichever worker is done first.
-        for (_, start, stop), (count, text) in zip(chunks, results(chunks), strict=True):
-            file.write(text)
-            total += count
+        for (_, start, stop), (chunk_count, parts) in workers.map(chunks(corpus, epoch, first)):
+            files.write(parts)
+            count += chunk_count
             bar.update(stop - start)
-    return total
+            if time.monotonic() - saved > SAVE_SECONDS:
+                record.save_progress(
+                    files.files, {"epoch": epoch, "documents": stop, "sequences": count, "sizes": files.sizes()}
+                )
+                saved = time.monotonic()
+    return count
 
 
-class worker_map:
-    """Maps chunks of documents to their text: in this process, or in several that share the corpus's memory."""
+def chunks(corpus, epoch, start):
+    """Yield (epoch, first document, end): runs of documents of about CHUNK_SENTENCES sentences."""
+    while start < len(corpus):
+        end = int(np.searchsorted(corpus.document_offsets, corpus.document_offsets[start] + CHUNK_SENTENCES))
+        stop = min(max(end, start + 1), len(corpus))
+        yield epoch, start, stop
+        start = stop
 
-    maker = None  # of the worker processes; they are forked, so nothing is copied
 
-    def __init__(self, maker, num_workers):
-        self.num_workers, worker_map.maker = num_workers, maker
+class Workers:
+    """Calls a function for many chunks, in this process or in several; the results come in the order of the chunks."""
+
+    work = None  # in a worker process: the function
+
+    def __init__(self, work, num_workers):
+        self.work, self.num_workers, self.pool = work, num_workers, None
 
     def __enter__(self):
-        if self.num_workers == 1:
-            return lambda chunks: map(worker_map.run, chunks)
-        # Signals wait until each worker answers them in its own way, not with the main process's handlers.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        context = multiprocessing.get_context("fork")
-        self.pool = ProcessPoolExecutor(self.num_workers, context, worker_map.answer_signals)
-        self.pool.submit(int).result()  # starts all workers
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        return self.results
+        if self.num_workers > 1:
+            # Forked processes share what the function holds; elsewhere than on Linux forking is not safe.
+            context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+            self.pool = ProcessPoolExecutor(self.num_workers, context, Workers.start, (self.work,))
+        return self
 
-    def results(self, chunks):
-        """Yield the chunks' results in their order; a few chunks for each worker are under way at a time."""
+    def __exit__(self, *_):
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(self, chunks):
+        """Yield (chunk, result); a few chunks for each worker are under way at a time."""
+        if self.pool is None:
+            yield from ((chunk, self.work(chunk)) for chunk in chunks)
+            return
         pending = deque()
         try:
             for chunk in chunks:
-                pending.append(self.pool.submit(worker_map.run, chunk))
-                if len(pending) > 4 * self.num_workers:
-                    yield pending.popleft().result()
+                pending.append((chunk, self.pool.submit(Workers.run, chunk)))
+                if len(pending) > 2 * self.num_workers:
+                    done, future = pending.popleft()
+                    yield done, future.result()
             while pending:
-                yield pending.popleft().result()
+                done, future = pending.popleft()
+                yield done, future.result()
         except BrokenProcessPool:
             raise UserError("a worker process died (out of memory?); fewer --num_workers may help") from None
 
-    def __exit__(self, *_):
-        if self.num_workers > 1:
-            self.pool.shutdown(cancel_futures=True)
-
     @staticmethod
-    def answer_signals():
-        """In a worker: Ctrl-C is the main process's to answer, SIGTERM ends at once."""
+    def start(work):
+        """In a new worker: Ctrl-C is the main process's to answer, and no worker outlives it."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        Workers.work = staticmethod(work)
+        threading.Thread(target=Workers.end_with_parent, daemon=True).start()
+
+    @staticmethod
+    def end_with_parent():
+        # A killed process cannot tell its workers: they would wait for chunks, and hold its terminal, for ever.
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
 
     @staticmethod
     def run(chunk):
-        return worker_map.maker.chunk_text(*chunk)
-
-
-class Corpus:
-    """Token ids of all documents end to end, where each sentence starts, and where each document's sentences start."""
-
-    def __init__(self, ids, sentence_offsets, document_offsets):
-        self.ids, self.sentence_offsets, self.document_offsets = ids, sentence_offsets, document_offsets
-        self.num_sentences, self.num_tokens = len(sentence_offsets) - 1, int(sentence_offsets[-1])
-
-    def __len__(self):
-        return len(self.document_offsets) - 1
-
-    def document(self, index):
-        """The sentences of a document, each a list of ids."""
-        first, last = int(self.document_offsets[index]), int(self.document_offsets[index + 1])
-        bounds = self.sentence_offsets[first : last + 1].tolist()
-        ids = self.ids[bounds[0] : bounds[-1]].tolist()
-        return [ids[start - bounds[0] : stop - bounds[0]] for start, stop in zip(bounds, bounds[1:], strict=False)]
-
-    def other_document(self, index, rng):
-        """The index of another document, drawn in proportion to its number of sentences."""
-        first, last = int(self.document_offsets[index]), int(self.document_offsets[index + 1])
-        sentence = rng.randrange(self.num_sentences - (last - first))
-        sentence += (last - first) * (sentence >= first)  # step over the document's own sentences
-        return int(np.searchsorted(self.document_offsets, sentence, side="right")) - 1
-
-    @classmethod
-    def read(cls, path, tokenizer, folder=None, limit=None):
-        """Tokenize a corpus file. With `folder` the ids live in a temporary file there. UserError: missing or empty."""
-        ids, sentence_offsets, document_offsets = IdStore("I", folder), array("q", [0]), array("q", [0])
-        for _, line in read_lines(path):
-            if line.strip():
-                sentence = tokenizer.ids(line)
-                if sentence:
-                    ids.extend(sentence)
-                    sentence_offsets.append(len(ids))
-            elif len(sentence_offsets) - 1 > document_offsets[-1]:
-                document_offsets.append(len(sentence_offsets) - 1)
-                if limit is not None and len(document_offsets) > limit:
-                    break
-        if len(sentence_offsets) - 1 > document_offsets[-1]:
-            document_offsets.append(len(sentence_offsets) - 1)
-        if len(document_offsets) == 1:
-            raise UserError(f"{path}: no text in it; expected a sentence a line and empty lines between documents")
-        return cls(ids.finish(), np.frombuffer(sentence_offsets, np.int64), np.frombuffer(document_offsets, np.int64))
+        return Workers.work(chunk)
 
 
 class InstanceMaker:
@@ -237,68 +264,81 @@ class InstanceMaker:
 
     def __init__(self, corpus, tokenizer, args):
         self.corpus, self.tokenizer, self.args = corpus, tokenizer, args
-        self.num_special = 2 if args.one_seq else 3
+        self.room = args.max_seq_len - (2 if args.one_seq else 3)
         self.continues = [token.startswith("##") for token in tokenizer.ids_to_tokens]
         self.json_tokens = [json.dumps(token, ensure_ascii=False) for token in tokenizer.ids_to_tokens]
         special = {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id,
                    tokenizer.mask_token_id}  # fmt: skip
         self.ordinary_ids = [index for index in range(len(tokenizer.vocab)) if index not in special]
+        self.typecode = id_typecode(len(tokenizer.vocab))
+        self.dtypes = packed_dtypes(self.typecode, args.masked_lm_prob > 0) if args.packed else {".json": None}
 
-    def chunk_text(self, epoch, start, stop):
-        """The sequences of documents start..stop as JSON lines: (how many, UTF-8 bytes)."""
-        lines = []
+    def make_chunk(self, chunk):
+        """The sequences of documents start..stop of an epoch: (how many, the bytes that each file gets)."""
+        epoch, start, stop = chunk
+        instances = []
         for index in range(start, stop):
             rng = random.Random(f"{self.args.seed} {epoch} {index}")
             for segment_a, segment_b, is_random in self.instances(index, rng):
-                lines.append(self.json_line(segment_a, segment_b, is_random, rng))
-        return len(lines), "".join(lines).encode()
+                ids, first_length = self.join(segment_a, segment_b)
+                instances.append((ids, first_length, is_random, *self.mask(ids, rng)))
+        if self.args.reduce_memory:
+            self.corpus.release()
+        return len(instances), self.packed(instances) if self.args.packed else [self.json_lines(instances)]
 
     def instances(self, index, rng):
         """Yield (ids of A, ids of B or None, B is random) for one document."""
-        document = self.corpus.document(index)
-        room = self.args.max_seq_len - self.num_special
-        start = 0
-        while start < len(document):
-            target = rng.randint(2, room) if rng.random() < self.args.short_seq_prob else room
+        ids, bounds = self.corpus.document(index)
+        start, end = 0, len(bounds) - 1  # in sentences
+        while start < end:
+            target = rng.randint(2, self.room) if rng.random() < self.args.short_seq_prob else self.room
             # Take sentences until the target length is reached or the document ends.
-            totals = accumulate(map(len, islice(document, start, None)))
-            count = next((number for number, total in enumerate(totals, 1) if total >= target), len(document) - start)
-            chunk = document[start : start + count]
-            start += count
+            stop = min(bisect_left(bounds, bounds[start] + target, start + 1), end)
             if self.args.one_seq:
-                (segment_a, segment_b), is_random = truncate_pair(sum(chunk, []), [], room, rng), False
-                yield segment_a, None, is_random
+                yield truncate_pair(ids[bounds[start] : bounds[stop]], [], self.room, rng)[0], None, False
+                start = stop
                 continue
-            a_count = rng.randint(1, len(chunk) - 1) if len(chunk) > 1 else 1
-            segment_a = sum(chunk[:a_count], [])
-            is_random = len(chunk) == 1 or rng.random() < 0.5
+            middle = rng.randint(start + 1, stop - 1) if stop - start > 1 else stop
+            segment_a = ids[bounds[start] : bounds[middle]]
+            is_random = stop - start == 1 or rng.random() < 0.5
             if is_random:
-                segment_b = self.random_segment(index, target - len(segment_a), rng)
-                start -= len(chunk) - a_count  # the sentences that B would have been come next
+                segment_b = self.corpus.random_sentences(index, target - len(segment_a), rng)
+                start = middle  # the sentences that B would have been come next
             else:
-                segment_b = sum(chunk[a_count:], [])
-            yield *truncate_pair(segment_a, segment_b, room, rng), is_random
+                segment_b = ids[bounds[middle] : bounds[stop]]
+                start = stop
+            yield *truncate_pair(segment_a, segment_b, self.room, rng), is_random
 
-    def random_segment(self, index, length, rng):
-        """At least `length` ids, if there are so many, from a random sentence on of another document."""
-        document = self.corpus.document(self.corpus.other_document(index, rng))
-        segment = []
-        for sentence in document[rng.randrange(len(document)) :]:
-            segment = segment + sentence
-            if len(segment) >= length:
-                break
-        return segment
+    def join(self, segment_a, segment_b):
+        """[CLS] A [SEP] or [CLS] A [SEP] B [SEP], and the length of the first segment."""
+        ids = [self.tokenizer.cls_token_id, *segment_a, self.tokenizer.sep_token_id]
+        return ids if segment_b is None else [*ids, *segment_b, self.tokenizer.sep_token_id], len(ids)
 
-    def json_line(self, segment_a, segment_b, is_random, rng):
-        """One sequence as the reference writes it."""
-        ids, token_types = self.tokenizer.encode_pair(segment_a, segment_b)
-        positions, labels = self.mask(ids, rng)
-        names = self.json_tokens
-        return (
-            f'{{"tokens": [{", ".join([names[token] for token in ids])}], "segment_ids": {token_types}, '
-            f'"is_random_next": {"true" if is_random else "false"}, "masked_lm_positions": {positions}, '
-            f'"masked_lm_labels": [{", ".join([names[token] for token in labels])}]}}\n'
-        )
+    def json_lines(self, instances):
+        """The sequences as the reference writes them, UTF-8."""
+        names, lines = self.json_tokens, []
+        zeros, ones = "0, " * self.args.max_seq_len, "1, " * self.args.max_seq_len
+        for ids, first_length, is_random, positions, labels in instances:
+            token_types = zeros[: 3 * first_length] + ones[: 3 * (len(ids) - first_length)]
+            lines.append(
+                f'{{"tokens": [{", ".join([names[token] for token in ids])}], "segment_ids": [{token_types[:-2]}], '
+                f'"is_random_next": {"true" if is_random else "false"}, "masked_lm_positions": {positions}, '
+                f'"masked_lm_labels": [{", ".join([names[token] for token in labels])}]}}\n'
+            )
+        return "".join(lines).encode()
+
+    def packed(self, instances):
+        """The bytes of the sequences in each of the packed files."""
+        ids, rows = array(self.typecode), []
+        for whole, first, is_random, positions, _ in instances:
+            ids.extend(whole[1 : first - 1])
+            ids.extend(whole[first:-1])
+            rows.append((len(whole), first, is_random, len(positions))[: len(self.dtypes["_sequences.npy"])])
+        parts = [ids.tobytes(), np.array(rows, self.dtypes["_sequences.npy"]).tobytes()]
+        if "_masked.npy" in self.dtypes:
+            masked = [pair for *_, positions, labels in instances for pair in zip(positions, labels, strict=True)]
+            parts.append(np.array(masked, self.dtypes["_masked.npy"]).tobytes())
+        return parts
 
     def mask(self, ids, rng):
         """Mask `ids` in place: 80% [MASK], 10% another word, 10% as it was. Returns (positions, original ids)."""
@@ -335,14 +375,26 @@ class InstanceMaker:
 def truncate_pair(segment_a, segment_b, room, rng):
     """Cut the longer of two segments, one token at a time from a random end, until both fit into `room`."""
     excess = len(segment_a) + len(segment_b) - room
-    cuts = {True: [0, 0], False: [0, 0]}  # [front, back] of A and of B
-    length_a, length_b = len(segment_a), len(segment_b)
-    for _ in range(max(excess, 0)):
-        from_a = length_a > length_b
-        cuts[from_a][rng.random() < 0.5] += 1
-        length_a, length_b = length_a - from_a, length_b - (not from_a)
-    (front_a, back_a), (front_b, back_b) = cuts[True], cuts[False]
-    return segment_a[front_a : len(segment_a) - back_a], segment_b[front_b : len(segment_b) - back_b]
+    if excess <= 0:
+        return segment_a, segment_b
+    # Tokens go from the longer one until both are equally long, from then on by turns, from B first.
+    difference = len(segment_a) - len(segment_b)
+    alone = min(abs(difference), excess)
+    cut_b = (excess - alone + 1) // 2
+    cut_a = excess - alone - cut_b
+    if difference > 0:
+        cut_a += alone
+    else:
+        cut_b += alone
+    front_a, front_b = coin_tosses(cut_a, rng), coin_tosses(cut_b, rng)
+    return segment_a[front_a : len(segment_a) - (cut_a - front_a)], segment_b[
+        front_b : len(segment_b) - (cut_b - front_b)
+    ]
+
+
+def coin_tosses(count, rng):
+    """How many of `count` coins show heads."""
+    return rng.getrandbits(count).bit_count() if count else 0
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_03_the_other_sentence_of_a_pair_stays_the_original_one(tmp_path):
 
 def test_04_a_masking_probability_of_0_masks_nothing():
     args = argparse.Namespace(one_seq=None, max_seq_len=17, masked_lm_prob=0.0, max_predictions_per_seq=20,
-                              do_whole_word_mask=True, seed=1)  # fmt: skip
+                              do_whole_word_mask=True, seed=1, packed=None)  # fmt: skip
     maker = pregenerate_training_data.InstanceMaker([], TOKENIZER, args)
     ids = list(range(5, 19))
     for seed in range(20):

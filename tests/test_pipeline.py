@@ -27,12 +27,14 @@ LONGER = {"general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps"
           "finetune": ["--num_train_epochs", 2.3, "--eval_step", 20],
           "intermediate": ["--num_train_epochs", 8, "--eval_step", 10],
           "prediction": ["--num_train_epochs", 8, "--eval_step", 10],
-          "pregenerate": ["--epochs_to_generate", 40, "--num_workers", 2]}  # fmt: skip
+          "pregenerate": ["--epochs_to_generate", 16, "--num_workers", 2]}  # fmt: skip
 LEAVES = {
     "augment": {"glue/SST-2/train_aug.tsv", "glue/SST-2/train_aug.run.json"},
     "pregenerate": {"2/run.json"}
-    | {f"2/epoch_{epoch}{end}" for epoch in range(40) for end in (".json", "_metrics.json")},
-    "general": {f"3/{name}" for name in MODEL} | {f"3/step_{step}_pytorch_model.bin" for step in (20, 40, 60, 80)},
+    | {f"2/epoch_{epoch}{end}" for epoch in range(16) for end in (".json", "_metrics.json")},
+    "general": {f"3/{name}" for name in MODEL}
+    | {f"3/step_{step}_pytorch_model.bin" for step in (20, 40, 60, 80)}
+    | {f"2/epoch_{epoch}_cache{end}" for epoch in range(16) for end in (".json", "_ids.npy", "_sequences.npy")},
     "finetune": {f"teacher/SST-2/{name}" for name in MODEL | {"eval_results.txt"}},
     "intermediate": {f"4/{name}" for name in MODEL | {"eval_results.txt"}},
     "prediction": {f"5/{name}" for name in MODEL | {"eval_results.txt"}},
@@ -92,6 +94,9 @@ def clear(folder, name):
     """Take away what a script left, for it to run again."""
     for file in LEAVES[name]:
         (folder / file).unlink()
+    if name == "pregenerate":
+        for path in folder.glob("2/*_cache*"):
+            path.unlink()
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -229,7 +234,8 @@ def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, na
         return replace_or_die
 
     def run_anew():
-        for file in names(copy) & {*LEAVES[name], *(f"3/step_{step}_pytorch_model.bin" for step in (3, 4))}:
+        caches = {path.relative_to(copy).as_posix() for path in copy.glob("2/*_cache*")}
+        for file in names(copy) & {*LEAVES[name], *caches, *(f"3/step_{step}_pytorch_model.bin" for step in (3, 4))}:
             (copy / file).unlink()
 
     run_anew()
@@ -289,7 +295,7 @@ def test_overwrite_output_replaces_what_is_there(copy, name):
     assert after[key] != before[key]
     gone = set(before) - set(after)
     if name == "pregenerate":  # of the old epochs none is left
-        assert gone == {f"2/epoch_{epoch}{end}" for epoch in range(3, 40) for end in (".json", "_metrics.json")}
+        assert gone == {f"2/epoch_{epoch}{end}" for epoch in range(3, 16) for end in (".json", "_metrics.json")}
     elif name == "general":
         assert gone == {f"3/step_{step}_pytorch_model.bin" for step in (20, 40, 60, 80)}
     else:

@@ -5,19 +5,20 @@ import json
 import random
 from collections import Counter
 
-import numpy as np
 import pytest
 from tiny import call_script, make_corpus, make_tokenizer, names, run_script, tree
 
 import pregenerate_training_data
-from pregenerate_training_data import Corpus, InstanceMaker, truncate_pair
+from pregenerate_training_data import InstanceMaker, truncate_pair
+from transformer.corpus import Corpus, CorpusWriter, read_blocks, tokenize_block
 
 TOKENIZER = make_tokenizer()
 
 
 def settings(**values):
     defaults = {"one_seq": None, "max_seq_len": 17, "short_seq_prob": 0.2, "seed": 3, "masked_lm_prob": 0.0,
-                "max_predictions_per_seq": 20, "do_whole_word_mask": None}  # fmt: skip
+                "max_predictions_per_seq": 20, "do_whole_word_mask": None, "packed": None,
+                "reduce_memory": None}  # fmt: skip
     return argparse.Namespace(**{**defaults, **values})
 
 
@@ -42,10 +43,24 @@ class NumberTokenizer:
         return [int(word[1:]) + 5 for word in text.split()]
 
 
+def read_corpus(path, tokenizer, limit=None):
+    """The corpus of a file, its ids beside that file."""
+    writer = CorpusWriter(path.parent, "H", {"limit": limit})
+    for block in read_blocks([path]):
+        writer.add(*tokenize_block(tokenizer, "H", block), block.next, limit)
+    writer.finish()
+    return Corpus(path.parent, "H")
+
+
+def sentences(corpus, index):
+    ids, bounds = corpus.document(index)
+    return [ids[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
 @pytest.fixture
 def corpus(tmp_path):
     path, sizes = numbered_corpus(tmp_path)
-    return Corpus.read(path, NumberTokenizer()), sizes
+    return read_corpus(path, NumberTokenizer()), sizes
 
 
 def instances(corpus, epochs=60, **values):
@@ -57,22 +72,22 @@ def instances(corpus, epochs=60, **values):
 
 
 def document_of(corpus, ids):
-    found = {index for index in range(len(corpus)) for sentence in corpus.document(index) if set(ids) & set(sentence)}
+    found = {index for index in range(len(corpus)) for sentence in sentences(corpus, index) if set(ids) & set(sentence)}
     assert len(found) == 1
     return found.pop()
 
 
 def test_an_empty_line_ends_a_document(corpus):
     corpus, sizes = corpus
-    assert [[len(sentence) for sentence in corpus.document(index)] for index in range(len(corpus))] == sizes
+    assert [[len(sentence) for sentence in sentences(corpus, index)] for index in range(len(corpus))] == sizes
     assert (corpus.num_sentences, corpus.num_tokens) == (12, 65)
 
 
 def test_empty_lines_in_a_row_and_at_the_ends_make_no_documents(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text("\n \n\nw1 w2\n\n\t\n\nw3\nw4\n\n\n")
-    corpus = Corpus.read(path, NumberTokenizer())
-    assert [corpus.document(index) for index in range(len(corpus))] == [[[6, 7]], [[8], [9]]]
+    corpus = read_corpus(path, NumberTokenizer())
+    assert [sentences(corpus, index) for index in range(len(corpus))] == [[[6, 7]], [[8], [9]]]
 
 
 def test_a_and_b_are_a_run_of_consecutive_words_each(corpus):
@@ -109,14 +124,14 @@ def test_half_of_the_pairs_that_could_continue_do(corpus):
 
 def test_every_sentence_of_a_document_is_used_in_each_epoch(tmp_path):
     path, _ = numbered_corpus(tmp_path)
-    corpus = Corpus.read(path, NumberTokenizer())
+    corpus = read_corpus(path, NumberTokenizer())
     maker = InstanceMaker(corpus, NumberTokenizer(), settings(max_seq_len=99))
     for epoch in range(20):
         for index in range(len(corpus)):
             used = set()
             for a, b, is_random in maker.instances(index, random.Random(f"{epoch} {index}")):
                 used |= set(a) | (set() if is_random else set(b))
-            assert used == {token for sentence in corpus.document(index) for token in sentence}
+            assert used == {token for sentence in sentences(corpus, index) for token in sentence}
 
 
 def test_random_documents_are_drawn_in_proportion_to_their_sentences(corpus):
@@ -160,7 +175,8 @@ def test_truncation_leaves_a_pair_that_fits():
 
 
 def line_of(maker, a, b, seed=0):
-    return json.loads(maker.json_line(a, b, True, random.Random(seed)))
+    ids, first_length = maker.join(a, b)
+    return json.loads(maker.json_lines([(ids, first_length, True, *maker.mask(ids, random.Random(seed)))]))
 
 
 def tiny_maker(**values):
@@ -259,7 +275,7 @@ def expected(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_output_does_not_depend_on_the_number_of_workers(folder, expected, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(pregenerate_training_data, "CHUNK_DOCUMENTS", 5)
+    monkeypatch.setattr(pregenerate_training_data, "CHUNK_SENTENCES", 20)
     assert run(folder, tmp_path, "--num_workers", workers) == expected
 
 
@@ -297,15 +313,15 @@ def test_one_seq_writes_one_segment(folder, tmp_path):
 
 def test_a_limit_reads_the_first_documents_only(folder, tmp_path):
     run(folder, tmp_path, "--limit", 3, "--short_seq_prob", 0, "--max_seq_len", 8)
-    corpus = Corpus.read(folder / "corpus.txt", TOKENIZER, limit=3)
-    whole = Corpus.read(folder / "corpus.txt", TOKENIZER)
-    assert len(corpus) == 3 and [corpus.document(i) for i in range(3)] == [whole.document(i) for i in range(3)]
+    whole = read_corpus(folder / "corpus.txt", TOKENIZER)
+    expected = [whole.document(index) for index in range(3)]
+    corpus = read_corpus(folder / "corpus.txt", TOKENIZER, limit=3)
+    assert len(corpus) == 3 and [corpus.document(index) for index in range(3)] == expected
 
 
 def test_a_sentence_longer_than_the_maximum_is_cut(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_text(" ".join(f"w{index}" for index in range(90)) + "\n\nw900 w901\n")
-    corpus = Corpus.read(path, NumberTokenizer())
+    corpus = read_corpus(path, NumberTokenizer())
     for _, a, b, _ in instances(corpus, 20):
         assert len(a) + len(b) <= 14
-    assert isinstance(corpus.ids, np.ndarray)

@@ -108,7 +108,8 @@ def run_script(name, *flags, cwd=ROOT, check=True):
 def call_script(name, *flags):
     """As `run_script`, but in this process, which saves the start; any error that is no UserError comes through."""
     out, err = io.StringIO(), io.StringIO()
-    root, handler = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     logged = list(root.handlers), root.level
     main = importlib.import_module(Path(name).stem).main
     status = 0
@@ -122,14 +123,19 @@ def call_script(name, *flags):
         except SystemExit as end:
             status = end.code
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
             root.handlers[:], root.level = logged
     return subprocess.CompletedProcess([name, *flags], status, out.getvalue(), err.getvalue())
 
 
 def tree(folder):
-    """{name: bytes} of every file under `folder`, the logs left out: they tell the time."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "log.txt")
+    """{name: bytes} of every file under `folder`; not the logs, which tell the time, nor caches."""
+    files = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "log.txt" and "_cache" not in path.name
+    )
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 

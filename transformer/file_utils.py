@@ -364,6 +364,18 @@ def _s3(url):
     return client, parts.netloc, parts.path.lstrip("/")
 
 
+def s3_files(url):
+    """The addresses of all objects under s3://bucket/prefix, in order. Raises UserError where they cannot be listed."""
+    client, bucket, prefix = _s3(url)
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return sorted(f"s3://{bucket}/{item['Key']}" for page in pages for item in page.get("Contents", ()))
+    except (BotoCoreError, ClientError) as error:
+        raise UserError(f"{url}: cannot be listed ({_one_line(error)})") from error
+
+
 def _hub():
     return (os.environ.get("HF_ENDPOINT") or HUB).rstrip("/")
 
@@ -495,23 +507,31 @@ def _check_and_place(url, answer, part, target, sha256):
 
 @contextlib.contextmanager
 def _locked(target):
-    """Hold the lock of `target`, so that two processes do not download the same file; a killed holder frees it."""
+    """Hold the lock of `target`, so that two processes do not download the same file; a killed holder frees it.
+
+    Raises UserError where the folder cannot be written.
+    """
     try:
         lock = open(_beside(target, "lock"), "w")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"{target.parent}: cannot be written ({error.strerror})") from error
     with lock:
-        try:
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("%s: another process is fetching it, waiting", target.name)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        except (ImportError, OSError):
-            pass  # no such locks here: two processes may download twice, and the last rename wins
+        wait_for_lock(lock)
         yield
+
+
+def wait_for_lock(file):
+    """Take the lock of an open file, which closing it frees, as soon as no other process holds it."""
+    try:
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s: another process is at it, waiting", file.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        pass  # no such locks here: two processes may do the work twice, and the last rename wins
 
 
 def _beside(target, suffix):

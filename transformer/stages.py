@@ -5,11 +5,9 @@ the step's or script's default. Flags that nobody gave are None until `settle` f
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,7 +16,6 @@ from pathlib import Path
 from transformer.file_utils import UserError, atomic_write, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-
 
 
 def at_root(name):
@@ -179,7 +176,8 @@ def check_training(args):
 def print_settings(args):
     """Log every value that is not the default, and where it came from."""
     for name, origin in sorted(args.origins.items(), key=lambda item: (item[1], item[0])):
-        logging.info("  %-28s %-36s %s", name, getattr(args, name), origin)
+        value = getattr(args, name)
+        logging.info("  %-28s %-36s %s", name, " ".join(value) if isinstance(value, list) else value, origin)
 
 
 def set_up_logging(quiet=False):
@@ -228,8 +226,6 @@ def _end_at_once(signum, frame):
     one."""
     word = "terminated" if signum == signal.SIGTERM else "interrupted"
     os.write(2, f"{word}: the same command goes on from the last saved state\n".encode())
-    for child in multiprocessing.active_children():
-        child.kill()
     os._exit(128 + signum)
 
 
@@ -259,17 +255,17 @@ class OutputRecord:
     """
 
     def __init__(self, path, result, script, args, inputs):
-        """`result`: the file without which the output is not finished; `inputs`: {flag: path} of what is read; they
-        count by content, not by path. Raises UserError where the output would replace an input folder.
+        """`result`: the file without which the output is not finished; `inputs`: {flag: path or paths} of what is read;
+        they count by content, not by path. Raises UserError where the output would replace an input folder.
         """
         self.path, self.result = Path(path), Path(result)
         for name, file in inputs.items():
-            for folder in (file, getattr(args, name, None)):
-                if folder is not None and Path(folder).resolve() == self.path.parent.resolve():
+            for folder in (*_listed(file), *_listed(getattr(args, name, None))):
+                if Path(folder).resolve() == self.path.parent.resolve():
                     raise UserError(f"--output_dir {self.path.parent}: is the folder of --{name}, choose another")
         settings = {name: value for name, value in vars(args).items()
                     if value not in (None, False) and name not in NOT_THE_RESULT and name not in inputs}  # fmt: skip
-        contents = {name: fingerprint(file) for name, file in inputs.items() if file is not None}
+        contents = {name: "+".join(map(fingerprint, _listed(file))) for name, file in inputs.items() if _listed(file)}
         self.values = {"script": script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(self.values))  # as it will read back
         self.progress = None  # what the run in this output had done when it was last saved
@@ -311,10 +307,11 @@ class OutputRecord:
                 Path(path).unlink(missing_ok=True)
             self._write(finished=False)
 
-    def save_progress(self, file, progress):
-        """Note how far `file` has come, once what was written to it is safely on the disk."""
-        file.flush()
-        os.fsync(file.fileno())
+    def save_progress(self, files, progress):
+        """Note how far `files`, or one, have come, once what was written to them is safely on the disk."""
+        for file in files if isinstance(files, list) else [files]:
+            file.flush()
+            os.fsync(file.fileno())
         self.progress = progress
         self._write(finished=False)
 
@@ -329,18 +326,21 @@ class OutputRecord:
         write_json(self.path, {**self.values, **progress, **clearing, "finished": finished})
 
 
+def _listed(value):
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def _short(value):
     text = "not given" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-@contextlib.contextmanager
 def append_to(path, size):
     """Open a file for binary writing behind its first `size` bytes; what stands after them is dropped."""
-    with open(path, "r+b" if Path(path).exists() and size else "wb") as file:
-        file.truncate(size)
-        file.seek(size)
-        yield file
+    file = open(path, "r+b" if Path(path).exists() and size else "wb")  # noqa: SIM115 (the caller closes it)
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 def make_output_folder(path):

@@ -1,0 +1,264 @@
+"""A text corpus of any size: where its files are, its documents in pieces, and its token ids on the disk.
+
+Text files hold a sentence a line and an empty line between documents; JSON Lines a document a line, in the field
+`text`. Either may be compressed (`.gz`). Nothing here holds more than a piece of the corpus in memory.
+"""
+
+import gzip
+import json
+import mmap
+import os
+import re
+import zlib
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer.file_utils import UserError, cached_path, read_json, s3_files, write_json
+from transformer.stages import append_to
+
+BLOCK_BYTES = 1 << 18  # text that is read, handed to a worker and tokenized at a time
+SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")  # that are looked for in folders
+_DOCUMENT_END = re.compile(rb"\n[ \t\r]*\n")
+# JSON Lines hold whole texts: a sentence ends at a line's end, or behind its full stop.
+_SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s+|(?<=[。！？])")
+
+
+def corpus_files(names, cache_dir=None):
+    """The files of a corpus, in a fixed order.
+
+    Args: names: files, folders (of which the files with SUFFIXES are taken, those of folders inside too), https:// or
+    s3:// addresses, s3://bucket/folder/ among them; what is not here is fetched into the cache. Raises UserError: a
+    name that is not there, a folder without such files.
+    """
+    files = []
+    for name in names:
+        addresses = s3_files(name) if name.startswith("s3://") and name.endswith("/") else [name]
+        if Path(name).is_dir():
+            addresses = [str(path) for path in sorted(Path(name).rglob("*")) if path.is_file()]
+        if addresses != [name]:
+            addresses = [address for address in addresses if address.endswith(SUFFIXES)]
+            if not addresses:
+                raise UserError(f"{name}: no corpus files in it ({', '.join(SUFFIXES)})")
+        files += [cached_path(address, cache_dir) for address in addresses]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
+    return files
+
+
+class Block(NamedTuple):
+    """Whole documents as they stand in a file: the number of their first line, their bytes, and where the next block
+    starts (number of the file, byte, line)."""
+
+    path: Path
+    line: int
+    data: bytes
+    next: tuple
+
+
+def read_blocks(files, start=(0, 0, 1)):
+    """Yield the corpus in Blocks of about BLOCK_BYTES, from `start` (the `next` of a block) on.
+
+    A document that is longer comes in one piece all the same. Raises UserError for a damaged .gz file.
+    """
+    for number in range(start[0], len(files)):
+        path, (offset, line) = files[number], start[1:] if number == start[0] else (0, 1)
+        opener = gzip.open if path.name.endswith(".gz") else open
+        try:
+            with opener(path, "rb") as file:
+                file.seek(offset)
+                for data in _whole_documents(file, ".jsonl" in path.suffixes):
+                    offset, next_line = offset + len(data), line + data.count(b"\n")
+                    yield Block(path, line, data, (number, offset, next_line))
+                    line = next_line
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: not a sound gzip file ({error})") from None
+
+
+def _whole_documents(file, json_lines):
+    """Yield the bytes of an open file, cut between two documents."""
+    data = bytearray()
+    while piece := file.read(BLOCK_BYTES):
+        seen = max(data.rfind(b"\n"), 0)  # before the last line's end there is no end of a document
+        data += piece
+        if json_lines:
+            end = data.rfind(b"\n", seen) + 1
+        else:
+            end = max((match.end() for match in _DOCUMENT_END.finditer(data, seen)), default=0)
+        if end:
+            yield bytes(data[:end])
+            del data[:end]
+    if data:
+        yield bytes(data)
+
+
+def documents(block):
+    """Yield a block's documents, each a list of sentences. Raises UserError naming the line: not UTF-8, no JSON."""
+    try:
+        text = block.data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = block.data[: error.start]
+        line, byte = block.line + before.count(b"\n"), len(before) - before.rfind(b"\n") - 1
+        raise UserError(f"{block.path} line {line}: not UTF-8 text ({error.reason} at byte {byte})") from None
+    text = text.removeprefix("\ufeff") if block.line == 1 else text
+    lines = text.split("\n")  # not splitlines(): only this ends a line
+    if ".jsonl" in block.path.suffixes:
+        for number, line in enumerate(lines, block.line):
+            if line.strip():
+                yield _SENTENCE_END.split(_text_field(line, f"{block.path} line {number}"))
+        return
+    document = []
+    for line in lines:
+        if line and not line.isspace():
+            document.append(line)
+        elif document:
+            yield document
+            document = []
+    if document:
+        yield document
+
+
+def _text_field(line, place):
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = None
+    if not isinstance(text, str):
+        raise UserError(f"{place}: expected a JSON object with the text of a document in its field text")
+    return text
+
+
+def tokenize_block(tokenizer, typecode, block):
+    """Ids of a block's documents end to end, the number of ids of each sentence, of sentences of each document: three
+    `array`s. What gives no ids is left out."""
+    ids, sentences, counts = array(typecode), array("I"), array("I")
+    for document in documents(block):
+        before = len(sentences)
+        for sentence in document:
+            found = tokenizer.ids(sentence)
+            if found:
+                ids.extend(found)
+                sentences.append(len(found))
+        if len(sentences) > before:
+            counts.append(len(sentences) - before)
+    return ids, sentences, counts
+
+
+class CorpusWriter:
+    """Writes a corpus's ids to three files in `folder`, which `Corpus` maps; goes on after a killed run.
+
+    ids: uint16 or uint32, end to end; sentences: where each sentence starts, and the end (int64); documents: the first
+    sentence of each document, and the number of all (int64).
+    """
+
+    FILES = ("corpus_ids.part", "corpus_sentences.part", "corpus_documents.part")
+    STATE = "corpus.part"
+
+    def __init__(self, folder, typecode, made_from):
+        """`made_from`: what the ids depend on; those of another origin that are there are replaced."""
+        self.folder, self.typecode, self.made_from = Path(folder), typecode, json.loads(json.dumps(made_from))
+        state = read_json(self.folder / self.STATE) if (self.folder / self.STATE).is_file() else {}
+        usable = state.get("made_from") == self.made_from and all(
+            (self.folder / name).is_file() and (self.folder / name).stat().st_size >= size
+            for name, size in zip(self.FILES, state["sizes"], strict=True)
+        )
+        self.complete, self.position = (state["complete"], state["position"]) if usable else (False, (0, 0, 1))
+        sizes = state["sizes"] if usable else [0, 0, 0]
+        self.files = [] if self.complete else [append_to(self.folder / name, size)
+                                               for name, size in zip(self.FILES, sizes, strict=True)]  # fmt: skip
+        self.num_ids, self.num_sentences, self.num_documents = (
+            sizes[0] // array(typecode).itemsize, max(sizes[1] // 8 - 1, 0), max(sizes[2] // 8 - 1, 0)
+        )  # fmt: skip
+        if not usable:
+            for file in self.files[1:]:
+                file.write(np.zeros(1, np.int64).tobytes())
+            self.save()
+
+    def add(self, ids, sentences, counts, position, limit=None):
+        """Append what `tokenize_block` gave. `position`: the block's `next`; limit: documents to keep in all."""
+        if limit is not None and self.num_documents + len(counts) > limit:
+            counts = counts[: limit - self.num_documents]
+            sentences = sentences[: sum(counts)]
+            ids = ids[: sum(sentences)]
+        for file, values, start in ((self.files[1], sentences, self.num_ids),
+                                    (self.files[2], counts, self.num_sentences)):  # fmt: skip
+            file.write((np.cumsum(values, dtype=np.int64) + start).tobytes())
+        self.files[0].write(ids)
+        self.num_ids, self.num_sentences = self.num_ids + len(ids), self.num_sentences + len(sentences)
+        self.num_documents, self.position = self.num_documents + len(counts), position
+
+    def save(self, complete=False):
+        """Note how far the files have come, once they are safely on the disk."""
+        sizes = []
+        for file in self.files:
+            file.flush()
+            os.fsync(file.fileno())
+            sizes.append(file.tell())
+        state = {"made_from": self.made_from, "position": self.position, "sizes": sizes, "complete": complete}
+        write_json(self.folder / self.STATE, state)
+
+    def finish(self):
+        self.save(complete=True)
+        self.complete = True
+        for file in self.files:
+            file.close()
+
+    def remove(self):
+        """Take away the files: no epoch needs them any more, or the corpus cannot be used."""
+        for file in self.files:
+            file.close()
+        for name in (self.STATE, *self.FILES):
+            (self.folder / name).unlink(missing_ok=True)
+
+
+class Corpus:
+    """The token ids of all documents, mapped from the files of a `CorpusWriter`."""
+
+    def __init__(self, folder, typecode):
+        folder = Path(folder)
+        self.maps, arrays = [], []
+        for name, dtype in zip(CorpusWriter.FILES, (typecode, np.int64, np.int64), strict=True):
+            with open(folder / name, "rb") as file:
+                self.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            arrays.append(np.frombuffer(self.maps[-1], dtype))
+        self.ids, self.sentence_offsets, self.document_offsets = arrays
+        self.num_sentences, self.num_tokens = len(self.sentence_offsets) - 1, len(self.ids)
+
+    def __len__(self):
+        return len(self.document_offsets) - 1
+
+    def release(self):
+        """Give the memory of the mapped pages back; they are read again when they are wanted."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # Linux, macOS
+            for mapped in self.maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+    def document(self, index):
+        """A document's ids, and where its sentences start in them, and the end: two lists."""
+        first, last = self.document_offsets[index : index + 2].tolist()
+        bounds = self.sentence_offsets[first : last + 1]
+        start, stop = int(bounds[0]), int(bounds[-1])
+        return self.ids[start:stop].tolist(), (bounds - start).tolist()
+
+    def random_sentences(self, index, length, rng):
+        """At least `length` ids, if there are so many, from a random sentence on of another document than `index`.
+
+        The document is drawn in proportion to its number of sentences.
+        """
+        other = self.other_document(index, rng)
+        first, last = self.document_offsets[other : other + 2].tolist()
+        sentence = rng.randrange(first, last)
+        start = int(self.sentence_offsets[sentence])
+        bounds = self.sentence_offsets[sentence + 1 : last + 1]
+        stop = int(bounds[min(int(np.searchsorted(bounds, start + length)), len(bounds) - 1)])
+        return self.ids[start:stop].tolist()
+
+    def other_document(self, index, rng):
+        """The index of another document, drawn in proportion to its number of sentences."""
+        first, last = self.document_offsets[index : index + 2].tolist()
+        sentence = rng.randrange(self.num_sentences - (last - first))
+        sentence += (last - first) * (sentence >= first)  # step over the document's own sentences
+        return int(np.searchsorted(self.document_offsets, sentence, side="right")) - 1
