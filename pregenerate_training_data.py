@@ -110,18 +110,18 @@ def main():
     inputs = {"train_corpus": files, "bert_model": bert / "vocab.txt", "casing": bert / "tokenizer_config.json"}
     record = stages.OutputRecord(folder / "run.json", last, "pregenerate_training_data", args, inputs)
     if record.claim(outputs, args.overwrite_output) != "finished":
-        writer = tokenize_corpus(files, tokenizer, record, args)
+        tokenize_corpus(files, tokenizer, record, args)
         generate_epochs(folder, tokenizer, record, args)
         record.finish()
-        writer.remove()
     else:
         logging.info("finished before: %s", folder)
+    CorpusWriter.remove(folder)
     upload([folder], args.data_url)
     stages.hint_next("general_distill.py", args)
 
 
 def tokenize_corpus(files, tokenizer, record, args):
-    """Bring the corpus's ids onto the disk, beside the output; returns the CorpusWriter. Goes on after a killed run."""
+    """Bring the corpus's ids onto the disk, beside the output, from where a killed run left them."""
     typecode = id_typecode(len(tokenizer.vocab))
     made_from = {"inputs": record.values["inputs"], "lower": tokenizer.do_lower_case, "limit": args.limit}
     writer = CorpusWriter(record.path.parent, typecode, made_from)
@@ -133,11 +133,10 @@ def tokenize_corpus(files, tokenizer, record, args):
         if writer.num_documents < 2 and not args.one_seq:
             raise UserError(f"{files[0]}: one document only, and a pair needs two; put empty lines between documents")
     except UserError:
-        writer.remove()
+        CorpusWriter.remove(writer.folder)
         raise
     logging.info("%d documents, %d sentences, %d tokens",
                  writer.num_documents, writer.num_sentences, writer.num_ids)  # fmt: skip
-    return writer
 
 
 def add_documents(writer, files, tokenize, args):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from transformer import file_utils
+from transformer.corpus import corpus_files
 from transformer.file_utils import (
     UserError,
     atomic_write,
@@ -517,6 +518,18 @@ def test_outputs_go_to_s3_and_come_back(s3, tmp_path):
     assert cached_path("s3://bucket/runs/1/5_out/pytorch_model.bin").stat().st_mtime_ns == changed
     folder = model_folder("s3://bucket/runs/1/5_out")
     assert visible(folder) == ["config.json", "pytorch_model.bin", "vocab.txt"]
+
+
+def test_a_folder_of_s3_is_a_corpus(s3):
+    for key in ("wiki/b.txt", "wiki/a.jsonl.gz", "wiki/more/c.txt", "wiki/readme.md", "wikipedia.txt"):
+        s3.put_object(Bucket="bucket", Key=key, Body=key.encode())
+    files = corpus_files(["s3://bucket/wiki/", "s3://bucket/wikipedia.txt"])
+    texts = ["wiki/a.jsonl.gz", "wiki/b.txt", "wiki/more/c.txt", "wikipedia.txt"]
+    assert [path.read_text() for path in files] == texts
+    with pytest.raises(UserError, match="s3://bucket/none/: no corpus files in it"):
+        corpus_files(["s3://bucket/none/"])
+    with pytest.raises(UserError, match="s3://nobucket/x/: cannot be listed"):
+        corpus_files(["s3://nobucket/x/"])
 
 
 def test_an_s3_download_goes_on_where_it_stopped(s3, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import shlex
 import shutil
@@ -208,13 +209,16 @@ class Killed(BaseException):
 SHORT = {"general": ["--num_train_epochs", 2, "--eval_step", 3], "finetune": ["--limit", 30, "--eval_step", 4],
          "intermediate": ["--num_train_epochs", 1, "--eval_step", 4],
          "prediction": ["--num_train_epochs", 1, "--eval_step", 4],
-         "pregenerate": ["--epochs_to_generate", 3], "augment": []}  # fmt: skip
+         "pregenerate": ["--epochs_to_generate", 3, "--num_workers", 1], "augment": []}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MIDDLE)
 def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, name, monkeypatch):
     clear(copy, name)
     monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", 100)
+    monkeypatch.setattr(pregenerate_training_data, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(pregenerate_training_data, "CHUNK_SENTENCES", 20)
+    monkeypatch.setattr("transformer.corpus.BLOCK_BYTES", 400)
     assert call(copy, name, *SHORT[name]).returncode == 0
     expected, replace, calls = tree(copy), os.replace, 0
 
@@ -250,6 +254,41 @@ def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, na
         monkeypatch.setattr(os, "replace", replace)
         assert call(copy, name, *SHORT[name]).returncode == 0
         assert tree(copy) == expected, number
+
+
+@pytest.mark.parametrize("name", ["augment", "pregenerate", "packed"])
+def test_ten_kills_at_random_moments_lose_nothing(pipeline, copy, name):
+    flags = ["--num_workers", 1, "--packed"] if name == "packed" else []
+    name = "pregenerate" if name == "packed" else name
+    if name == "augment":
+        shutil.copy(pipeline[0] / "glue/SST-2/train_aug.tsv", copy / "glue/SST-2/train_aug.tsv")
+    clear(copy, name)
+    started = time.monotonic()
+    assert call(copy, name, *flags).returncode == 0
+    expected, seconds, rng = tree(copy), time.monotonic() - started, random.Random(11)
+    for file in (names(copy) - names(pipeline[0])) | LEAVES[name]:
+        (copy / file).unlink(missing_ok=True)
+    script, usual = command(copy, name)
+    for _ in range(10):
+        process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, [*usual, *flags])],
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        time.sleep(rng.uniform(0.2, 0.5 + seconds))
+        process.kill()
+        process.wait()
+    assert call(copy, name, *flags).returncode == 0
+    assert tree(copy) == expected
+
+
+def test_no_worker_outlives_a_killed_script(copy):
+    clear(copy, "pregenerate")
+    script, flags = command(copy, "pregenerate")
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags), "--num_workers", "3"],
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    while not MIDDLE["pregenerate"](copy) and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.communicate(timeout=20)  # returns when nobody holds the script's output open any more
+    assert process.returncode == -signal.SIGKILL
 
 
 # --- run again

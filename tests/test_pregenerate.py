@@ -1,16 +1,21 @@
 """Units of stage 2: what a training sequence consists of, masking, and an output that depends on the seed alone."""
 
 import argparse
+import gzip
 import json
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from tiny import call_script, make_corpus, make_tokenizer, names, run_script, tree
 
 import pregenerate_training_data
 from pregenerate_training_data import InstanceMaker, truncate_pair
 from transformer.corpus import Corpus, CorpusWriter, read_blocks, tokenize_block
+from transformer.data import pregenerated_epochs, read_epoch
+from transformer.file_utils import UserError
+from transformer.tokenization import BertTokenizer
 
 TOKENIZER = make_tokenizer()
 
@@ -288,6 +293,68 @@ def test_workers_end_without_a_word(folder, tmp_path):
 def test_reduce_memory_gives_the_same_bytes_and_leaves_no_file(folder, expected, tmp_path):
     assert run(folder, tmp_path, "--reduce_memory") == expected
     assert names(tmp_path) == {*expected, "run.json"}
+
+
+@pytest.mark.parametrize("flags", [[], ["--one_seq"], ["--masked_lm_prob", 0]])
+def test_packed_epochs_hold_what_the_json_holds(folder, tmp_path, flags):
+    run(folder, tmp_path / "json", *flags)
+    left = run(folder, tmp_path / "packed", "--packed", "--num_workers", 2, *flags)
+    ends = ["_ids.npy", "_metrics.json", "_sequences.npy", *([] if "--masked_lm_prob" in flags else ["_masked.npy"])]
+    assert set(left) == {f"epoch_{epoch}{end}" for epoch in range(2) for end in ends}
+    (path, metrics), _ = pregenerated_epochs(tmp_path / "packed")
+    packed = read_epoch(path, metrics, TOKENIZER, 19)
+    lines = list(map(json.loads, (tmp_path / "json" / "epoch_0.json").read_text().splitlines()))
+    assert len(packed) == metrics["num_training_examples"] == len(lines)
+    rows = np.load(tmp_path / "packed" / "epoch_0_sequences.npy")
+    masked = None if "--masked_lm_prob" in flags else np.load(tmp_path / "packed" / "epoch_0_masked.npy").tolist()
+    for index, line in enumerate(lines):
+        batch = packed.batch(np.array([index]))
+        assert TOKENIZER.convert_ids_to_tokens(batch["input_ids"][0].tolist()) == line["tokens"]
+        assert batch["token_type_ids"][0].tolist() == line["segment_ids"]
+        assert rows["is_random_next"][index] == line["is_random_next"]
+        if masked is not None:
+            mine, masked = masked[: rows["num_masked"][index]], masked[rows["num_masked"][index] :]
+            assert [position for position, _ in mine] == line["masked_lm_positions"]
+            assert TOKENIZER.convert_ids_to_tokens([token for _, token in mine]) == line["masked_lm_labels"]
+    assert not masked
+
+
+def test_a_packed_batch_is_the_batch_of_the_json(folder, tmp_path):
+    batches = []
+    for flags in ([], ["--packed"]):
+        run(folder, tmp_path / str(len(flags)), *flags)
+        path, metrics = pregenerated_epochs(tmp_path / str(len(flags)))[1]
+        batches.append(read_epoch(path, metrics, TOKENIZER, 19).batch(np.arange(13), pad_to=21))
+    assert batches[0].keys() == batches[1].keys()
+    for name, values in batches[0].items():
+        assert values.equal(batches[1][name]), name
+
+
+def test_a_packed_epoch_of_another_vocabulary_or_torn_is_refused(folder, tmp_path):
+    run(folder, tmp_path, "--packed")
+    path, metrics = pregenerated_epochs(tmp_path)[0]
+    other = BertTokenizer({**TOKENIZER.vocab, "new": len(TOKENIZER.vocab)})
+    with pytest.raises(UserError, match="packed with another vocabulary"):
+        read_epoch(path, metrics, other, 19)
+    with pytest.raises(UserError, match="19 tokens, --max_seq_length is 18"):
+        read_epoch(path, metrics, TOKENIZER, 18)
+    assert len(read_epoch(path, metrics, TOKENIZER, 19, limit=3)) == 3
+    whole = path.read_bytes()
+    for data in (whole[:-7], whole[:-2], b"", b"text", whole[:-2] + b"\xff\xff"):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="no packed sequences"):
+            read_epoch(path, metrics, TOKENIZER, 19)
+
+
+def test_the_corpus_may_be_several_files_of_each_kind(folder, expected, tmp_path):
+    corpus = (folder / "corpus.txt").read_text().split("\n\n")
+    (tmp_path / "corpus" / "more").mkdir(parents=True)
+    (tmp_path / "corpus" / "a.txt").write_text("\n\n".join(corpus[:5]))
+    (tmp_path / "corpus" / "b.txt.gz").write_bytes(gzip.compress("\n\n".join(corpus[5:11]).encode()))
+    (tmp_path / "corpus" / "more" / "c.txt").write_text("\n\n".join(corpus[11:]))
+    files = [tmp_path / "corpus" / "a.txt", tmp_path / "corpus" / "b.txt.gz", tmp_path / "corpus" / "more" / "c.txt"]
+    for number, given in enumerate([[tmp_path / "corpus"], files]):
+        assert run(folder, tmp_path / str(number), "--train_corpus", *given) == expected
 
 
 def test_the_epochs_differ_and_the_seed_changes_them(folder, expected, tmp_path):

@@ -206,12 +206,11 @@ class CorpusWriter:
         for file in self.files:
             file.close()
 
-    def remove(self):
-        """Take away the files: no epoch needs them any more, or the corpus cannot be used."""
-        for file in self.files:
-            file.close()
-        for name in (self.STATE, *self.FILES):
-            (self.folder / name).unlink(missing_ok=True)
+    @classmethod
+    def remove(cls, folder):
+        """Take away the files of a writer: no epoch needs them any more, or the corpus cannot be used."""
+        for name in (cls.STATE, *cls.FILES):
+            (Path(folder) / name).unlink(missing_ok=True)
 
 
 class Corpus:
