@@ -53,7 +53,7 @@ def parse_args(argv=None):
     flag(group, "--cache_dir", help="where downloaded models are kept")
     flag(group, "--max_seq_length", type=int, help="longest sequence; at least stage 2's --max_seq_len (128)")
     flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
-    flag(group, "--reduce_memory", action="store_true", help="keep the epoch's ids in a file, not in memory")
+    flag(group, "--reduce_memory", action="store_true", help="keep ids that cannot be mapped in a file, not in memory")
     flag(group, "--continue_train", action="store_true", help="start from the student's weights, not at random")
     flag(group, "--do_eval", action="store_true", help="only measure the losses of --output_dir's student")
     add_training_flags(parser)

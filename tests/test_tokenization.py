@@ -228,6 +228,17 @@ def test_long_strings_are_not_remembered():
     assert list(tokenizer._chunk_ids) == ["the"] and list(tokenizer._word_ids) == ["the"]
 
 
+@pytest.mark.parametrize(
+    "tokenize_chinese_chars, chunks", [(True, ["the", "中", "文", "，abc", "豈", "\U00020000"]), (False, None)]
+)
+def test_chinese_characters_are_remembered_one_by_one_where_each_is_a_word(tokenize_chinese_chars, chunks):
+    text = "the 中文，abc豈\U00020000"
+    tokenizer = BertTokenizer(small_vocab(), tokenize_chinese_chars=tokenize_chinese_chars)
+    ids = tokenizer.ids(text)
+    assert list(tokenizer._chunk_ids) == (chunks or text.split())
+    assert ids == [token_id for _, word_ids in tokenizer.words_and_ids(text) for token_id in word_ids]
+
+
 def test_changing_a_result_does_not_change_the_cache():
     tokenizer = BertTokenizer(small_vocab())
     tokenizer.ids("abcd").append(-1)

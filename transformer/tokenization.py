@@ -23,6 +23,8 @@ _CJK_RANGES = (
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF),
     (0x2A700, 0x2B81F), (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
+_CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in _CJK_RANGES)
+_CJK_CHAR_OR_CHUNK = re.compile(f"[{_CJK}]|[^ {_CJK}]+")
 
 
 def load_vocab(path):
@@ -91,7 +93,7 @@ class _Cache(dict):
     """A dictionary from strings that computes what it lacks and starts afresh when it is full."""
 
     max_entries = 1 << 17  # about 30 MB of English words
-    max_key_length = 32  # longer strings (a Chinese sentence, a URL) hardly ever come back
+    max_key_length = 32  # longer strings (a URL, a Thai sentence) hardly ever come back
 
     def __init__(self, compute):
         super().__init__()
@@ -205,8 +207,13 @@ class BertTokenizer:
 
     def ids(self, text):
         """Return the ids of `text`, without [CLS] and [SEP]."""
-        # Cut at the plain space only: str.split() also cuts at control characters that BERT deletes ("a\x0bb" is "ab").
-        return list(chain.from_iterable(map(self._chunk_ids.__getitem__, text.split(" "))))
+        if text.isascii() or not self.basic_tokenizer.tokenize_chinese_chars:
+            # The plain space only: str.split() also cuts at control characters that BERT deletes ("a\x0bb" is "ab").
+            chunks = text.split(" ")
+        else:
+            # Chinese has no spaces, but each of its characters is a word, and characters come back, sentences do not.
+            chunks = _CJK_CHAR_OR_CHUNK.findall(text)
+        return list(chain.from_iterable(map(self._chunk_ids.__getitem__, chunks)))
 
     def _compute_chunk_ids(self, chunk):
         words = self.basic_tokenizer.tokenize(chunk)
