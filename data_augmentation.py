@@ -3,39 +3,65 @@
 Each word that carries meaning is replaced, with probability --p, by one of its candidates: a word of one piece is
 masked and the masked language model proposes --M others; a word of several pieces gets its --M nearest GloVe
 neighbours. Every sentence is tried --N times; what comes out new is kept, with the row's label.
+Chinese text works too: its characters are joined to the words that the vectors know; a word of one character is masked,
+a longer one gets its neighbours.
 
 Reads:   <glue_dir>/<task>/train.tsv, a BERT with a masked-LM head, GloVe vectors (text)
-Writes:  <glue_dir>/<task>/train_aug.tsv: the header, then each row itself followed by its variants
+Writes:  <glue_dir>/<task>/train_aug.tsv: the header, then each row itself followed by its variants; beside vectors of
+         more than 16 MB a binary copy, <glove_embs>.npz, which loads faster
+
+The output depends on the inputs, the flags and the seed, not on --batch_size, the number of processes or a stop between
+(in bf16 and fp16, candidates with nearly equal scores may change places with the batch). On several GPUs or processes:
+torchrun --nproc_per_node=2 data_augmentation.py ...
 
     python data_augmentation.py --pretrained_bert_model teacher_model --glove_embs 1_pre_data/glove.6B.100d.txt \\
         --glue_dir . --task_name SST-2
     python data_augmentation.py --sample
 
-第一步：数据增强。用掩码语言模型和 GloVe 近邻替换词语，写出 train_aug.tsv。
+第一步：数据增强。用掩码语言模型和词向量近邻替换词语，写出 train_aug.tsv；中文按词替换。
 """
 
+import contextlib
+import io
 import logging
 import os
 import re
+import time
+from array import array
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from transformer import stages
-from transformer.file_utils import UserError, model_folder, upload
+from transformer.data import SequencesBuilder
+from transformer.file_utils import UserError, atomic_write, model_folder, upload
 from transformer.glue import TaskFile, find_task, read_lines
 from transformer.modeling import BertConfig, BertForMaskedLM, check_vocabulary, load_state_dict
 from transformer.stages import flag
-from transformer.tokenization import BertTokenizer
-from transformer.training import launch
+from transformer.tokenization import _CJK_RANGES, BertTokenizer
+from transformer.training import begin, claim, format_seconds, from_first, gather, launch
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "limit": 20}.
 HEADER = {}
 
-CHUNK_ROWS = 128  # rows between two saved states; their masked words share batches
-BATCH_TOKENS = 4096  # tokens in one batch of masked sequences
+CHUNK_ROWS = 128  # rows of one process between two saved states; their masked words share batches
+CUDA_CHUNKS = 8  # a GPU is done with one such chunk before the state is saved
+FULL_LENGTH = 128  # tokens of the sentences that --batch_size counts
+SIMILAR = 0.85  # of a batch's longest sequence: the shortest that belongs in it
+
+# Two scores of one mask nearer to each other than this, in standard deviations of its scores over the vocabulary, are
+# compared in float64. Float32's noise in the same unit, largest of 1.5 million scores: 3e-6 in a random BERT-base with
+# weights of deviation 0.02, 6e-6 with 0.05 (a trained one's are between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
+TIE = 1e-4
+DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
+
+CACHED_BYTES = 16 << 20  # from this size on, a text of vectors gets a binary copy
+COSINES = 16 << 20  # cosines computed at once: 64 MB
+SPARE = 16  # neighbours beyond those asked for that are compared in float64
 
 # Words that stay: they hold a sentence together and carry little of its meaning.
 _STOP_WORDS = """
@@ -45,9 +71,17 @@ _STOP_WORDS = """
     about against between into through during before after above below to from up down in out on off over under
     again further then once here there when where why how all any both each few more most other some such no nor not
     only own same so than too very s t can will just don should now
+    的 地 得 了 着 过 和 与 及 或 但 而 是 有 在 也 都 就 还 又 很 太 更 最 不 没 没有 我 你 您 他 她 它 们 我们 你们
+    他们 她们 它们 自己 这 那 这个 那个 这些 那些 这样 那样 谁 什么 怎么 哪 哪里 把 被 让 给 从 到 对 向 于 以 为 因为
+    所以 如果 虽然 但是 而且 吗 呢 吧 啊 个 之 其 過 著 與 還 沒 沒有 們 我們 你們 他們 這 這個 那個 個 嗎 從 對 為
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-WORD = re.compile("[a-z]+")  # only such words are replaced, in any case of letters
+CHINESE = "".join(f"{chr(first)}-{chr(last)}" for first, last in _CJK_RANGES)  # for a class of characters
+WORD = re.compile(f"[a-z]+|[{CHINESE}]+")  # only such words are replaced, in any case of letters
+CHINESE_WORD = re.compile(f"[{CHINESE}]{{2,8}}")  # what characters are joined to
+# Where no space stands between two words: both are Chinese or its punctuation; quotes and dashes are so beside one.
+_SOLID, _DASHES = CHINESE + "\u3000-\u30ff\uff01-\uff65", "\u2010-\u2027"
+UNSPACED = re.compile(f"(?<=[{_SOLID}]) (?=[{_SOLID}{_DASHES}])|(?<=[{_DASHES}]) (?=[{_SOLID}])")
 
 
 def parse_args(argv=None):
@@ -57,7 +91,8 @@ def parse_args(argv=None):
     flag(
         group,
         "--glove_embs",
-        help="GloVe vectors as text: a word and its numbers a line (1_pre_data/glove.6B.100d.txt)",
+        help="word vectors as text: a word and its numbers a line (1_pre_data/glove.6B.100d.txt); for Chinese text "
+        "Chinese ones, whose words the text is then cut into",
     )
     flag(group, "--glue_dir", help="folder that holds the task's folder (.)")
     flag(group, "--task_name", help="a GLUE task, in any case of letters (SST-2)")
@@ -65,13 +100,19 @@ def parse_args(argv=None):
     flag(group, "--N", type=int, help="tries a sentence; repeated results are dropped (30)")
     flag(group, "--M", type=int, help="candidates a word (15)")
     flag(group, "--p", type=float, help="probability that a word is replaced, 0 to 1 (0.4)")
+    flag(
+        group,
+        "--batch_size",
+        type=int,
+        help="masked sentences of 128 tokens computed at once; of shorter ones there are more (32)",
+    )
     flag(group, "--cache_dir", help="where downloaded models are kept")
     flag(group, "--no_cuda", action="store_true", help="stay on the CPU")
     stages.add_common_flags(parser, "limit")
     args = parser.parse_args(argv)
     sample = stages.SAMPLE_AUGMENTATION if args.sample or HEADER.get("sample") else {}
     args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), ("default", stages.AUGMENTATION))
-    stages.check_positive(args, "M", "limit")
+    stages.check_positive(args, "M", "limit", "batch_size")
     if args.N < 0 or not 0 <= args.p <= 1:
         raise UserError(f"--N {args.N} --p {args.p}: expected N of at least 0 and p from 0 to 1")
     return args
@@ -79,8 +120,11 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    stages.set_up_logging()
-    logging.info("data augmentation: %s", args.task_name)
+    place = launch(args)
+    # Products in TF32 would not only be noisier than TIE allows for: they would also miss neighbours of words.
+    torch.set_float32_matmul_precision("highest")
+    stages.set_up_logging(quiet=not place.first)
+    logging.info("data augmentation: %s on %s", args.task_name, place)
     stages.print_settings(args)
     task = find_task(args.task_name)
     folder = Path(args.glue_dir) / task.name
@@ -90,14 +134,13 @@ def main():
 
     inputs = {"pretrained_bert_model": bert, "glove_embs": args.glove_embs, "glue_dir": folder / "train.tsv"}
     record = stages.OutputRecord(folder / "train_aug.run.json", output, "data_augmentation", args, inputs)
-    status = record.claim([output], args.overwrite_output)
+    status = claim(record, [output], args.overwrite_output, place)
     if status != "finished":
-        place = launch(args)
-        model, tokenizer = load_masked_lm(bert, place)
-        proposer = CandidateProposer(model, tokenizer, WordVectors(args.glove_embs), args.M, place)
-        augment_file(train_file, output, proposer, args, record)
-        record.finish()
-    upload([output], args.data_url)
+        augment_file(train_file, output, bert, args, record, place)
+    if place.first:
+        if status != "finished":
+            record.finish()
+        upload([output], args.data_url)
     logging.info("%s: %s", "written" if status != "finished" else "finished before", output)
     stages.hint_next("pregenerate_training_data.py", args)
 
@@ -114,56 +157,93 @@ def load_masked_lm(folder, place):
     return BertForMaskedLM.from_pretrained(folder).to(place.device).eval(), tokenizer
 
 
-def augment_file(train_file, output, proposer, args, record):
-    """Write the header, then every row and its variants; goes on after the last chunk that a killed run saved."""
+def augment_file(train_file, output, bert, args, record, place):
+    """Write the header, then every row and its variants; goes on after the last round that a killed run saved."""
     part = output.with_name(f"{output.name}.part")
-    progress = record.progress or {"rows": 0, "written": 0, "bytes": 0}
-    if output.exists() and not part.exists() and record.progress:
-        return  # killed between the rename and the record's last line: all was written
-    total = count_rows(train_file, args.limit)
-    record.begin()
-    if not part.exists() or part.stat().st_size < progress["bytes"]:
-        progress = {"rows": 0, "written": 0, "bytes": 0}  # somebody removed it
-    with stages.append_to(part, progress["bytes"]) as file:
-        if not progress["bytes"] and train_file.header is not None:
-            file.write(f"{train_file.header}\n".encode())
-        bar = tqdm(total=total, initial=progress["rows"], unit="row", disable=None)
-        for rows in chunks(train_file, args.limit, progress["rows"]):
-            lines = augment_rows(rows, progress["rows"], train_file, proposer, args)
-            file.write("".join(f"{line}\n" for line in lines).encode())
-            progress["rows"], progress["written"] = progress["rows"] + len(rows), progress["written"] + len(lines)
-            progress["bytes"] = file.tell()
-            record.save_progress(file, progress)
-            bar.update(len(rows))
-        bar.close()
-    os.replace(part, output)
-    logging.info("%d rows in, %d rows out", progress["rows"], progress["written"])
+    # What the first process sees counts: it alone knows the record and changes the files.
+    progress = from_first(find_progress(output, part, record), place)
+    if progress is None:
+        return
+    model, tokenizer = load_masked_lm(bert, place)
+    vectors = WordVectors(args.glove_embs, keep_copy=place.first)
+    proposer = CandidateProposer(model, tokenizer, vectors, args.M, place, args.batch_size)
+    total = prepare(proposer, train_file, progress["rows"], args.limit, place)
+    begin(record, place)
+    if place.first:
+        with stages.append_to(part, progress["bytes"]) as file:
+            if not progress["bytes"] and train_file.header is not None:
+                file.write(f"{train_file.header}\n".encode())
+            write_rounds(train_file, proposer, progress, total, file, record, args, place)
+        os.replace(part, output)
+    else:
+        write_rounds(train_file, proposer, progress, total, None, record, args, place)
 
 
-def count_rows(train_file, limit):
-    """Rows to do, for the progress bar; a row that cannot be read is found here, before anything is written."""
-    rows = sum(1 for _ in train_file)
-    return min(rows, limit) if limit else rows
+def find_progress(output, part, record):
+    """What was written and saved before: {"rows": read, "written": rows, "bytes": of the file}; None = everything."""
+    progress = record.progress
+    if progress and output.exists() and not part.exists():
+        return None  # killed between the rename and the record's last line
+    if not progress or not part.exists() or part.stat().st_size < progress["bytes"]:
+        return {"rows": 0, "written": 0, "bytes": 0}  # nothing was, or somebody removed it
+    return progress
 
 
-def chunks(train_file, limit, start):
-    """Yield lists of CHUNK_ROWS rows from row `start` on."""
-    chunk = []
-    for number, row in enumerate(train_file):
-        if limit is not None and number >= limit:
-            break
-        if number >= start:
-            chunk.append(row)
-        if len(chunk) == CHUNK_ROWS:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def prepare(proposer, train_file, start, limit, place):
+    """Go through the rows once: what they need of the vectors, and which texts come again. Returns how many rows.
+
+    A row that cannot be read is found here, before anything is written.
+    """
+    total = sum(1 for _ in train_file)
+    hashes, words = array("q"), set()  # of the texts; a hash that two of them share costs memory, no more
+    for _, _, rows in rounds(train_file, start, limit, place):
+        for text in (text for row in rows for text in row.texts):
+            hashes.append(hash(text))
+            words |= proposer.looked_up(proposer.split(text))
+    proposer.look_up(words)
+    proposer.vectors = None  # the largest thing in memory beside the model
+    hashes, counts = np.unique(np.array(hashes, dtype=np.int64), return_counts=True)
+    proposer.to_come = dict(zip(hashes[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True))
+    return min(total, limit) if limit else total
+
+
+def rounds(train_file, start, limit, place):
+    """Yield (rows of the round, number of this process's first one, this process's) from row `start` on.
+
+    In a round the processes take equal parts, the first the first; the number of processes may change between two runs.
+    """
+    rows = islice(train_file, start, limit)
+    size = CHUNK_ROWS * place.world_size * (CUDA_CHUNKS if place.device.type == "cuda" else 1)
+    while part := list(islice(rows, size)):
+        share = -(-len(part) // place.world_size)
+        first = min(place.rank * share, len(part))
+        yield len(part), start + first, part[first : first + share]
+        start += len(part)
+
+
+def write_rounds(train_file, proposer, progress, total, file, record, args, place):
+    """Compute the lines of all rounds; the first process writes them to `file` and saves how far it came."""
+    started, before = time.monotonic(), progress["rows"]
+    bar = tqdm(total=total, initial=before, unit="row", disable=None if place.first else True)
+    with bar, logging_redirect_tqdm():
+        for rows, first_number, mine in rounds(train_file, before, args.limit, place):
+            lines = augment_rows(mine, first_number, train_file, proposer, args)
+            parts = gather((len(lines), "".join(f"{line}\n" for line in lines).encode()), place)
+            if place.first:
+                file.writelines(text for _, text in parts)
+                progress["rows"] += rows
+                progress["written"] += sum(written for written, _ in parts)
+                progress["bytes"] = file.tell()
+                record.save_progress(file, progress)
+                bar.update(rows)
+    seconds = time.monotonic() - started
+    here = f" ({before} of them before)" if before else ""
+    logging.info("%d rows in%s, %d rows out, %s", progress["rows"], here, progress["written"], format_seconds(seconds))
 
 
 def augment_rows(rows, first_number, train_file, proposer, args):
     """The output lines of some rows: each row as it stands, then its variants, one text column at a time."""
-    candidates = proposer.candidates({text for row in rows for text in row.texts})
+    candidates = proposer.candidates([text for row in rows for text in row.texts])
     lines = []
     for number, row in enumerate(rows, first_number):
         # Each row draws from its own generator, so the output depends on the seed only, not on what came before. The
@@ -181,61 +261,128 @@ def augment_rows(rows, first_number, train_file, proposer, args):
 
 def make_variants(text, words, candidates, tries, probability, rng):
     """New sentences from the words of `text` and each word's candidates {index: [word, ...]}, without repetitions."""
-    seen, variants = {text, " ".join(words)}, []
-    for _ in range(tries):
-        new_words = list(words)
-        for index, choices in candidates.items():
-            choice = choices[rng.integers(len(choices))]
-            if rng.random() < probability:
-                new_words[index] = choice
-        variant = " ".join(new_words)
+    if not candidates or not tries:
+        return []
+    seen, variants = {text, join_words(words)}, []
+    counts = [len(choices) for choices in candidates.values()]
+    drawn = rng.integers(counts, size=(tries, len(counts))).tolist()
+    replaced = (rng.random((tries, len(counts))) < probability).tolist()
+    for choices, flags in zip(drawn, replaced, strict=True):
+        new_words = words.copy()
+        for (index, options), choice, replace in zip(candidates.items(), choices, flags, strict=True):
+            if replace:
+                new_words[index] = options[choice]
+        variant = join_words(new_words)
         if variant not in seen:
             seen.add(variant)
             variants.append(variant)
     return variants
 
 
-class CandidateProposer:
-    """Proposes substitutes for words: from the masked LM, or for words of several pieces from GloVe."""
+def join_words(words):
+    """The sentence of some words, spaces between them but not inside Chinese."""
+    text = " ".join(words)
+    return text if text.isascii() else UNSPACED.sub("", text)
 
-    def __init__(self, model, tokenizer, vectors, num_candidates, place):
+
+def replaceable(word):
+    return WORD.fullmatch(word.lower()) and word.lower() not in STOP_WORDS
+
+
+class CandidateProposer:
+    """Proposes substitutes for words: from the masked LM, or for words of several pieces from word vectors.
+
+    `to_come`: {hash of a text: how often it is still to come}, for texts that come more than once; what was proposed
+    for them is kept until then. `vectors` may be set to None when all words needed were looked up.
+    """
+
+    def __init__(self, model, tokenizer, vectors, num_candidates, place, batch_size=32):
         self.model, self.tokenizer, self.vectors, self.place = model, tokenizer, vectors, place
-        self.num_candidates = num_candidates
+        self.num_candidates, self.batch_tokens = num_candidates, batch_size * FULL_LENGTH
         self.max_length = model.config.max_position_embeddings
+        self.chinese_words, self.neighbours = vectors.chinese_words, {}
+        self.to_come, self.kept = {}, {}
+        # Neither [UNK] and its kin nor half words are substitutes; the reference drops the half words only.
+        self.offered = [
+            None if token.startswith("##") or is_special(token) else token for token in tokenizer.ids_to_tokens
+        ]
 
     def candidates(self, texts):
-        """{text: (words, {word index: candidates})}; words without candidates are left out."""
-        result, requests = {}, []
-        for text in sorted(texts):
-            words_and_ids = self.tokenizer.words_and_ids(text)
-            result[text] = ([word for word, _ in words_and_ids], {})
-            requests += self._requests(text, words_and_ids, result[text][1])
-        for text, index, proposed in self._run_masked_lm(requests):
-            word = result[text][0][index]
-            # Neither [UNK] and its kin, nor half words, nor the word itself are substitutes; the reference drops the
-            # half words only.
-            kept = [
-                token for token in proposed if token != word and not token.startswith("##") and not is_special(token)
-            ]
-            if kept:
-                result[text][1][index] = kept
-        # In the order of the words, whichever way they came: the draws follow this order.
-        return {text: (words, dict(sorted(found.items()))) for text, (words, found) in result.items()}
+        """{text: (words, {word index: candidates})}; words without candidates are left out.
 
-    def _requests(self, text, words_and_ids, found):
-        """Masked sequences for words of one piece: (text, word index, ids, length of segment 0, mask position).
-
-        Words of several pieces get their neighbours into `found` right away.
+        Args: texts: as they come, repetitions included.
         """
-        pieces = [piece for _, ids in words_and_ids for piece in ids]
-        position = 0
-        for index, (word, ids) in enumerate(words_and_ids):
-            if WORD.fullmatch(word.lower()) and word.lower() not in STOP_WORDS:
-                if len(ids) == 1:
-                    yield (text, index, *self._masked_pair(pieces, position))
-                elif neighbours := self.vectors.neighbours(word.lower(), self.num_candidates):
-                    found[index] = neighbours
-            position += len(ids)
+        split = {text: self.split(text) for text in sorted(set(texts))}
+        self.look_up(set().union(*map(self.looked_up, split.values())))
+        proposed = {text: self.kept[text] for text in split if text in self.kept}
+        proposed |= self._propose({text: words for text, words in split.items() if text not in proposed})
+        for text in filter(lambda text: hash(text) in self.to_come, texts):
+            self.to_come[hash(text)] -= 1
+            if self.to_come[hash(text)]:
+                self.kept[text] = proposed[text].copy()  # of a view that would keep the chunk's
+            else:
+                self.kept.pop(text, None)
+        return {text: self._choices(words, proposed[text]) for text, words in split.items()}
+
+    def split(self, text):
+        """[(word, its pieces' ids)]: the tokenizer's words; runs of Chinese characters as the longest words known."""
+        words = self.tokenizer.words_and_ids(text)
+        if not self.chinese_words or text.isascii():
+            return words
+        joined, start = [], 0
+        while start < len(words):
+            for end in range(min(start + 8, len(words)), start, -1):
+                word = "".join(word for word, _ in words[start:end])
+                if word in self.chinese_words or end == start + 1:
+                    joined.append((word, tuple(piece for _, ids in words[start:end] for piece in ids)))
+                    start = end
+                    break
+        return joined
+
+    def looked_up(self, words):
+        """Those of some (word, ids) whose substitutes come from the vectors, in lower case."""
+        return {word.lower() for word, ids in words if len(ids) > 1 and replaceable(word)}
+
+    def look_up(self, words):
+        """Find the neighbours of words, those known already left out."""
+        if unknown := sorted(words - self.neighbours.keys()):
+            self.neighbours |= self.vectors.neighbours(unknown, self.num_candidates, self.place.device)
+
+    def _choices(self, split, proposed):
+        """(words, {word index: candidates}) of one text from what the model proposed for it."""
+        proposed = {index: ids for index, *ids in proposed.tolist()}
+        candidates = {}
+        for index, (word, ids) in enumerate(split):
+            choices = []
+            if index in proposed:
+                # Nor is the word itself a substitute.
+                tokens = map(self.offered.__getitem__, proposed[index])
+                choices = [token for token in tokens if token is not None and token != word]
+            elif len(ids) > 1 and replaceable(word):
+                choices = self.neighbours[word.lower()]
+            if choices:
+                candidates[index] = choices
+        return [word for word, _ in split], candidates
+
+    def _propose(self, texts):
+        """{text: (masked words, 1 + M) int32: a word's index and the ids of the model's proposals for it}."""
+        builder, indices, masks, ends = SequencesBuilder(len(self.tokenizer)), [], [], []
+        for words in texts.values():
+            pieces = [piece for _, ids in words for piece in ids]
+            position = 0
+            for index, (word, ids) in enumerate(words):
+                if len(ids) == 1 and replaceable(word):
+                    pair, first_length, mask = self._masked_pair(pieces, position)
+                    builder.add(pair, first_length)
+                    indices.append(index)
+                    masks.append(mask)
+                position += len(ids)
+            ends.append(len(indices))
+        if not indices:
+            return dict.fromkeys(texts, np.zeros((0, 1), dtype=np.int32))
+        best = self._run_masked_lm(builder.build(), np.array(masks))
+        table = np.column_stack([indices, best]).astype(np.int32)
+        return dict(zip(texts, np.split(table, ends[:-1]), strict=True))
 
     def _masked_pair(self, pieces, position):
         """[CLS] sentence with the mask [SEP] sentence as it was [SEP], a window around the mask if it is too long."""
@@ -249,26 +396,51 @@ class CandidateProposer:
         return ids, len(masked) + 2, position - start + 1
 
     @torch.inference_mode()
-    def _run_masked_lm(self, requests):
-        """Yield (text, word index, the most likely tokens at the mask), in batches of sequences of similar length."""
-        requests = sorted(requests, key=lambda request: len(request[2]), reverse=True)
-        while requests:
-            size = max(BATCH_TOKENS // len(requests[0][2]), 1)
-            batch, requests = requests[:size], requests[size:]
-            length = len(batch[0][2])
-            input_ids = torch.full((len(batch), length), self.tokenizer.pad_token_id)
-            token_type_ids, attention_mask = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
-            for row, (_, _, ids, first_length, _) in enumerate(batch):
-                input_ids[row, : len(ids)] = torch.tensor(ids)
-                token_type_ids[row, first_length : len(ids)] = 1
-                attention_mask[row, : len(ids)] = 1
-            positions = torch.tensor([request[4] for request in batch])
-            inputs = [tensor.to(self.place.device) for tensor in (input_ids, token_type_ids, attention_mask, positions)]
-            with self.place.autocast():
-                scores = self.model(*inputs)  # (B, V): the head runs at the mask only
-            best = scores.float().topk(min(self.num_candidates, scores.shape[1])).indices.tolist()
-            for (text, index, *_), ids in zip(batch, best, strict=True):
-                yield text, index, self.tokenizer.convert_ids_to_tokens(ids)
+    def _run_masked_lm(self, sequences, masks):
+        """The most likely ids at `masks` (N,), one of each sequence, the most likely first: (N, M).
+
+        In float32 the ranking is that of exact arithmetic: batches of other shapes round differently, so near scores
+        are compared once more in float64.
+        """
+        count = min(self.num_candidates, len(self.tokenizer))
+        best, results = np.zeros((len(masks), count), dtype=np.int64), []
+        for rows in batches(np.arange(len(masks)), sequences.lengths, self.batch_tokens):
+            scores = self._scores(sequences, masks, rows).float()
+            values, ids = scores.topk(min(count + 1, scores.shape[1]))
+            near = (values[:, :-1] - values[:, 1:] < TIE * scores.std(dim=1, keepdim=True)).any(dim=1)
+            results.append((rows, ids[:, :count], near))
+        for rows, ids, _ in results:  # after the loop: each copy waits for the device
+            best[rows] = ids.cpu().numpy()
+        near = np.concatenate([rows[near.cpu().numpy()] for rows, _, near in results])
+        if self.place.dtype == torch.float32 and len(near):
+            self.model.double()
+            try:
+                for rows in batches(near, sequences.lengths, self.batch_tokens // 2):
+                    scores = self._scores(sequences, masks, rows).round(decimals=DECIMALS)
+                    best[rows] = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].cpu().numpy()
+            finally:
+                self.model.float()  # the very weights that it had
+        return best
+
+    def _scores(self, sequences, masks, rows):
+        """Scores over the vocabulary at the masks of some sequences, (B, V)."""
+        batch = sequences.batch(rows, self.tokenizer.pad_token_id)
+        batch = self.place.to_device({**batch, "masks": torch.from_numpy(masks[rows])})
+        with self.place.autocast():
+            scores = self.model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"], batch["masks"])
+        return scores[:, : len(self.tokenizer)]  # a config may round the vocabulary's size up
+
+
+def batches(rows, lengths, tokens):
+    """Cut row numbers into batches of sequences of similar length, each at most so many tokens with its padding."""
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    while len(rows):
+        longest = int(lengths[rows[0]])
+        similar = np.count_nonzero(lengths[rows] >= SIMILAR * longest)
+        # A batch ends early rather than with much padding, but a small one is no faster for that.
+        size = max(min(max(similar, tokens // 4 // longest), tokens // longest), 1)
+        yield rows[:size]
+        rows = rows[size:]
 
 
 def is_special(token):
@@ -279,66 +451,111 @@ def is_special(token):
 class WordVectors:
     """Word vectors, normalised, and their nearest neighbours by cosine."""
 
-    def __init__(self, path):
-        """Read GloVe's text format. Raises UserError: a missing or empty file, a line of another length, no numbers."""
+    def __init__(self, path, keep_copy=True):
+        """Read vectors from text, or from the binary copy beside it, which is made where the text is large.
+
+        Raises UserError: a missing or empty file, a line of another length, no numbers.
+        """
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; `python -m transformer.file_utils glove` fetches GloVe's vectors")
-        self.index, blocks, block, width = {}, [], [], None
-        for line, text in read_lines(path):
-            word, _, numbers = text.rstrip(" ").partition(" ")
-            count = numbers.count(" ") + 1
-            width = width or count
-            if count != width or not numbers:
-                raise UserError(
-                    f"{path} line {line}: {count if numbers else 0} numbers after the word, expected {width}"
-                )
-            self.index.setdefault(word, line - 1)
-            block.append(numbers)
-            if len(block) == 10_000:
-                blocks.append(parse_numbers(block, width, line, path))
-                block = []
-        if block:
-            blocks.append(parse_numbers(block, width, line, path))
-        if not blocks:
-            raise UserError(f"{path}: the file is empty")
-        vectors = np.concatenate(blocks)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        self.vectors = vectors / np.where(norms == 0, 1, norms)
-        self.words = [""] * len(vectors)
-        for word, row in self.index.items():
-            self.words[row] = word
-        self._known = {}
+        status = os.stat(path)
+        source = (status.st_size, status.st_mtime_ns)
+        found = read_copy(f"{path}.npz", source)
+        self.words, self.vectors = found or read_vectors(path)  # of a word that comes twice, the first; then ""
+        if found is None and keep_copy and status.st_size >= CACHED_BYTES:
+            write_copy(f"{path}.npz", source, self.words, self.vectors)
+        self.index = {word: row for row, word in enumerate(self.words) if word}
+        self.chinese_words = frozenset(filter(CHINESE_WORD.fullmatch, (w for w in self.words if not w.isascii())))
 
-    def neighbours(self, word, count):
-        """The `count` words nearest to `word`, nearest first; [] for a word without a vector."""
-        if word not in self.index:
-            return []
-        if word not in self._known:
-            row = self.index[word]
-            cosines = self.vectors @ self.vectors[row]
-            cosines[row] = -np.inf
-            nearest = np.argpartition(-cosines, min(count, len(cosines) - 1))[: count + 1]
-            nearest = nearest[np.argsort(-cosines[nearest], kind="stable")][:count]
-            self._known[word] = [
-                self.words[row]
-                for row in nearest
-                if self.words[row] not in ("", word) and not is_special(self.words[row])
-            ]
-        return self._known[word]
+    def neighbours(self, words, count, device="cpu"):
+        """{word: the `count` words nearest to it, nearest first}; [] for a word without a vector."""
+        found = {word: [] for word in words}
+        known = [word for word in words if word in self.index]
+        vectors = torch.from_numpy(self.vectors).to(device)
+        size = max(COSINES // len(self.words), 1)
+        for block in (known[start : start + size] for start in range(0, len(known), size)):
+            rows = np.array([self.index[word] for word in block])
+            cosines = vectors[torch.from_numpy(rows).to(device)] @ vectors.T
+            cosines[torch.arange(len(rows)), rows] = -torch.inf
+            nearest = cosines.topk(min(count + SPARE, len(self.words))).indices.cpu().numpy()  # (B, count + SPARE)
+            # float32 rounds differently in blocks of other sizes: what counts is the order in float64.
+            exact = (self.vectors[nearest].astype(np.float64) * self.vectors[rows, None]).sum(axis=2)
+            exact[nearest == rows[:, None]] = -np.inf
+            order = np.lexsort((nearest, -exact))[:, :count]
+            for word, near in zip(block, np.take_along_axis(nearest, order, axis=1).tolist(), strict=True):
+                names = map(self.words.__getitem__, near)
+                found[word] = [name for name in names if name not in ("", word) and not is_special(name)]
+        return found
+
+
+def read_vectors(path):
+    """(words, normalised vectors (words, width) float32) of a text: GloVe's format, or word2vec's with its first line
+    of two counts."""
+    words, seen, blocks, block, width = [], set(), [], [], None
+    for line, text in read_lines(path):
+        word, _, numbers = text.rstrip(" ").partition(" ")
+        count = numbers.count(" ") + 1
+        if line == 2 and words[0].isdigit() and block == [str(count)]:
+            words, seen, block, width = [], set(), [], None
+        width = width or count
+        if count != width or not numbers:
+            raise UserError(f"{path} line {line}: {count if numbers else 0} numbers after the word, expected {width}")
+        words.append("" if word in seen else word)
+        seen.add(word)
+        block.append(numbers)
+        if len(block) == 10_000:
+            blocks.append(parse_numbers(block, width, line, path))
+            block = []
+    if block:
+        blocks.append(parse_numbers(block, width, line, path))
+    if not blocks:
+        raise UserError(f"{path}: the file is empty")
+    vectors = np.concatenate(blocks)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors /= np.where(norms == 0, 1, norms)
+    return words, vectors
 
 
 def parse_numbers(block, width, last_line, path):
     """The numbers of some lines as float32 (lines, width). Raises UserError naming the line that is not all numbers."""
+    from scipy.io import mmread  # late: a fifth of a second
+
+    text = " ".join(block)
+    # The reader of Matrix Market's text (column by column, a number a line) is five times as fast as NumPy's. It passes
+    # over whatever follows a number, so other characters than a number's go the slow way.
+    if not text.encode().translate(None, b"0123456789.eE+- "):
+        header = f"%%MatrixMarket matrix array real general\n{width} {len(block)}\n"
+        with contextlib.suppress(ValueError), np.errstate(over="ignore"):
+            values = mmread(io.BytesIO((header + text.replace(" ", "\n") + "\n").encode())).T.astype(np.float32)
+            if np.isfinite(values).all():
+                return np.ascontiguousarray(values)
+    lines = []
+    for line, numbers in enumerate(block, last_line - len(block) + 1):
+        with contextlib.suppress(ValueError), np.errstate(over="ignore"):
+            lines.append(np.array(numbers.split(" "), dtype=np.float32))
+            if np.isfinite(lines[-1]).all():
+                continue
+        raise UserError(f"{path} line {line}: expected a word and {width} numbers")
+    return np.stack(lines)
+
+
+def write_copy(path, source, words, vectors):
+    """Keep vectors in binary; a folder that cannot be written goes without."""
+    with contextlib.suppress(UserError), atomic_write(path, "wb") as file:
+        text = np.frombuffer("\n".join(words).encode(), dtype=np.uint8)
+        np.savez(file, source=np.array(source), words=text, vectors=vectors)
+
+
+def read_copy(path, source):
+    """(words, vectors) of the binary copy of a text; None where it is missing, damaged, or of another text."""
     try:
-        return np.array(" ".join(block).split(" "), dtype=np.float32).reshape(-1, width)
-    except ValueError:
-        for offset, numbers in enumerate(block):
-            try:
-                np.array(numbers.split(" "), dtype=np.float32)
-            except ValueError:
-                line = last_line - len(block) + 1 + offset
-                raise UserError(f"{path} line {line}: expected a word and {width} numbers") from None
-        raise
+        with np.load(path, allow_pickle=False) as copy:
+            if copy["source"].tolist() != list(source):
+                return None
+            words, vectors = copy["words"].tobytes().decode().split("\n"), copy["vectors"]
+    except Exception:  # a damaged file raises many kinds; the text is there to be read
+        return None
+    return (words, vectors) if vectors.dtype == np.float32 and len(words) == len(vectors) else None
 
 
 if __name__ == "__main__":

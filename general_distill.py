@@ -8,7 +8,7 @@ layer.
 Reads:   --pregenerated_data (stage 2), --teacher_model, --student_model (config.json; its weights too with
          --continue_train)
 Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, config.json, vocab.txt,
-         tokenizer_config.json, log.txt
+         tokenizer_config.json, log.txt, train_log.jsonl, curves.png (with matplotlib)
 
     python general_distill.py --pregenerated_data 2_pregenerate_data --teacher_model teacher_model \\
         --student_model student_model --output_dir 3_general_distill --do_lower_case
@@ -20,9 +20,12 @@ Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, 
 import logging
 import math
 
+import numpy as np
+from transformer.initialization import initialize_from_teacher
+
 from transformer import stages
 from transformer.data import pregenerated_epochs, read_epoch
-from transformer.distillation import TransformerLearner, check_pair, check_same_vocabulary
+from transformer.distillation import check_pair, check_same_vocabulary
 from transformer.file_utils import UserError, model_folder, upload
 from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTraining, check_vocabulary, describe
 from transformer.optimization import BertAdam, decay_groups
@@ -37,10 +40,13 @@ from transformer.training import (
     format_results,
     launch,
     mean_losses,
+    transformer_learner,
 )
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "max_steps": 20}.
 HEADER = {}
+
+INIT_SEQUENCES = 256  # that --init_student teacher looks at
 
 
 def parse_args(argv=None):
@@ -55,6 +61,9 @@ def parse_args(argv=None):
     flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
     flag(group, "--reduce_memory", action="store_true", help="keep ids that cannot be mapped in a file, not in memory")
     flag(group, "--continue_train", action="store_true", help="start from the student's weights, not at random")
+    flag(group, "--init_student", choices=["random", "teacher"], help="a new student's weights: drawn at random, or "
+         "projected from the teacher's (random)")  # fmt: skip
+    flag(group, "--keep_checkpoints", type=int, help="how many of the latest step_N_pytorch_model.bin stay (2)")
     flag(group, "--do_eval", action="store_true", help="only measure the losses of --output_dir's student")
     add_training_flags(parser)
     stages.add_common_flags(parser, "max_steps")
@@ -64,6 +73,7 @@ def parse_args(argv=None):
         args, ("script header", HEADER), ("sample", sample), ("default", stages.GENERAL_DISTILLATION)
     )
     stages.check_training(args)
+    stages.check_positive(args, "keep_checkpoints")
     return args
 
 
@@ -109,7 +119,7 @@ def load_teacher(folder, tokenizer, place):
 def make_student(folder, teacher, tokenizer, args):
     """A student with a projection onto the teacher's width: new, or with --continue_train from its weights."""
     config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size)
-    check_pair(config, teacher.config)
+    check_pair(config, teacher.config, args.layer_map, args.attention_loss)
     check_vocabulary(config, tokenizer, folder)
     for who, its_config in (("student", config), ("teacher", teacher.config)):
         positions = its_config.max_position_embeddings
@@ -124,16 +134,17 @@ def make_student(folder, teacher, tokenizer, args):
 def distill(student, teacher, epochs, tokenizer, record, args, place):
     """Train the student over the epochs."""
     output = record.path.parent
-    learner = TransformerLearner(student, teacher, args.pad_to_max_length)
+    learner = transformer_learner(student, teacher, args)
     read = epoch_reader(epochs, tokenizer, output, args)
-    read(0)  # a file that cannot be used is found before anything is written
+    first = read(0)  # a file that cannot be used is found before anything is written
     sizes = [min(metrics["num_training_examples"], args.limit or math.inf) for _, metrics in epochs]
     plan = Plan(read, sizes, args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
                 bucketed=not args.pad_to_max_length)  # fmt: skip
     optimizer = BertAdam(decay_groups(student, args.weight_decay), args.learning_rate, args.warmup_proportion,
                          plan.total_steps, "warmup_linear")  # fmt: skip
     run = TrainingRun(
-        output, learner, optimizer, plan, place, eval_step=args.eval_step, step_files=True,
+        output, learner, optimizer, plan, place, eval_step=args.eval_step, keep_step_files=args.keep_checkpoints,
+        compiled=args.compile,
         accumulation=args.gradient_accumulation_steps, pad_token_id=tokenizer.pad_token_id,
         pad_to=args.max_seq_length if args.pad_to_max_length else None,
     )  # fmt: skip
@@ -143,8 +154,21 @@ def distill(student, teacher, epochs, tokenizer, record, args, place):
         student.config.save_pretrained(output, student.architecture)
         tokenizer.save_pretrained(output)
     logging.info("%d sequences, %d steps", sum(sizes), plan.total_steps)
+    if args.init_student == "teacher" and not args.continue_train and not run.has_state():
+        start_from_teacher(student, teacher, first, tokenizer, learner.mapping, place)
     run.train()
     run.finish()
+
+
+def start_from_teacher(student, teacher, sequences, tokenizer, mapping, place):
+    """Project the teacher's weights onto the student's width, by what some of the sequences look like inside it."""
+    logging.info("student's weights from the teacher's, by %d sequences", min(INIT_SEQUENCES, len(sequences)))
+    rows = np.random.default_rng(0).permutation(len(sequences))[:INIT_SEQUENCES]
+    batches = (
+        place.to_device(sequences.batch(rows[start : start + 16], tokenizer.pad_token_id))
+        for start in range(0, len(rows), 16)
+    )
+    initialize_from_teacher(student, teacher, mapping, batches)
 
 
 def epoch_reader(epochs, tokenizer, output, args):
@@ -166,7 +190,7 @@ def epoch_reader(epochs, tokenizer, output, args):
 def evaluate_output(output, teacher, epochs, tokenizer, args, place):
     """--do_eval: the losses of the student in --output_dir over the first epoch file, without training."""
     student = TinyBertForPreTraining.from_pretrained(output).to(place.device)
-    learner = TransformerLearner(student, teacher, args.pad_to_max_length).eval()
+    learner = transformer_learner(student, teacher, args).eval()
     sequences = epoch_reader(epochs, tokenizer, output, args)(0)
     results = mean_losses(learner, sequences, args.eval_batch_size, place, tokenizer.pad_token_id,
                           args.max_seq_length if args.pad_to_max_length else None)  # fmt: skip

@@ -7,7 +7,8 @@
 
 Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model
 Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction step: the best on dev), config.json,
-         vocab.txt, tokenizer_config.json, eval_results.txt, log.txt; a fine-tuned teacher goes to <teacher>/<task>/
+         vocab.txt, tokenizer_config.json, eval_results.txt, log.txt, train_log.jsonl, curves.png (with matplotlib); a
+         fine-tuned teacher goes to <teacher>/<task>/
 
     python task_distill.py --data_dir SST-2 --teacher_model teacher_model --student_model 3_general_distill \\
         --task_name SST-2 --output_dir 4_task_distill_mid --aug_train --do_lower_case
@@ -32,7 +33,7 @@ from tqdm import tqdm
 
 from transformer import stages
 from transformer.data import Sequences, encode_task_file, sorted_batches
-from transformer.distillation import PredictionLearner, TransformerLearner, check_pair, check_same_vocabulary
+from transformer.distillation import PredictionLearner, check_pair, check_same_vocabulary
 from transformer.file_utils import UserError, atomic_write, model_folder, read_json, upload
 from transformer.glue import TaskFile, compute_metrics, find_task, label_order, names_other_task
 from transformer.modeling import (
@@ -55,8 +56,11 @@ from transformer.training import (
     begin,
     claim,
     format_results,
+    from_first,
     launch,
     mean_losses,
+    sum_over_processes,
+    transformer_learner,
     wait_for_all,
 )
 
@@ -328,7 +332,8 @@ def distill(task, base_teacher, args, place):
         labels = label_order(task, label_names(teacher.config))
         check_same_vocabulary(tokenizer, student_folder)
         if args.step == "intermediate":
-            check_pair(BertConfig.from_pretrained(student_folder), teacher.config)
+            student_config = BertConfig.from_pretrained(student_folder)
+            check_pair(student_config, teacher.config, args.layer_map, args.attention_loss)
         id2label = class_names(task, labels)
         fit_size = teacher.config.hidden_size
         student, _ = load_classifier(
@@ -348,7 +353,7 @@ def distill_step(task, student, teacher, tokenizer, labels, train_name, record, 
     # Printed first of all: a teacher near chance teaches nothing, and nothing later would say so.
     logging.info("teacher on dev: %s", format_results(score(task, teacher, data.dev, tokenizer, args, place)))
     if args.step == "intermediate":
-        learner = TransformerLearner(student, teacher, args.pad_to_max_length)
+        learner = transformer_learner(student, teacher, args)
 
         def evaluate_student():  # no score: the last weights are kept
             pad_to = args.max_seq_length if args.pad_to_max_length else None
@@ -356,19 +361,29 @@ def distill_step(task, student, teacher, tokenizer, labels, train_name, record, 
             return None, mean_losses(learner, dev, args.eval_batch_size, place, tokenizer.pad_token_id, pad_to)
 
         return run_training(learner, data, tokenizer, output, "none", evaluate_student, args, place)
-    logits = teacher_logits_of(data, teacher, tokenizer, args, place)
+    logits = teacher_logits_of(data, teacher, tokenizer, output / "teacher_logits.npy", args, place)
     learner = PredictionLearner(student, logits, args.temperature)
     evaluate_student = dev_score(task, student, data, tokenizer, args, place)
     return run_training(learner, data, tokenizer, output, "warmup_linear", evaluate_student, args, place)
 
 
-def teacher_logits_of(data, teacher, tokenizer, args, place):
-    """The teacher's logits (N, C), computed once for each row that the plan trains on: the teacher never changes."""
+def teacher_logits_of(data, teacher, tokenizer, path, args, place):
+    """The teacher's logits (N, C), computed once for each row that the plan trains on: the teacher never changes.
+
+    They are kept in `path` until the run is finished, for a stopped run to go on with.
+    """
+    if from_first(path.is_file(), place):
+        return torch.from_numpy(np.load(path)).to(place.device)
     rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
     logging.info("teacher's logits of %d rows", len(rows))
     logits = torch.zeros(len(data.train), teacher.config.num_labels)
-    logits[rows] = run_model(teacher, data.train, rows, tokenizer, args, place, progress=place.first)
-    return logits.to(place.device)
+    mine = rows[place.rank :: place.world_size]
+    logits[mine] = run_model(teacher, data.train, mine, tokenizer, args, place, progress=place.first)
+    logits = sum_over_processes(logits.to(place.device), place)
+    if place.first:
+        with atomic_write(path, "wb") as file:
+            np.save(file, logits.cpu().numpy())
+    return logits
 
 
 def run_training(learner, data, tokenizer, output, schedule, evaluate_student, args, place):
@@ -384,7 +399,7 @@ def run_training(learner, data, tokenizer, output, schedule, evaluate_student, a
     run = TrainingRun(
         output, learner, optimizer, data.plan, place, eval_step=args.eval_step,
         accumulation=args.gradient_accumulation_steps, evaluate=evaluate_student, pad_token_id=tokenizer.pad_token_id,
-        pad_to=args.max_seq_length if args.pad_to_max_length else None,
+        pad_to=args.max_seq_length if args.pad_to_max_length else None, compiled=args.compile,
     )  # fmt: skip
     if place.first:
         student.config.save_pretrained(output, student.architecture)
@@ -393,6 +408,7 @@ def run_training(learner, data, tokenizer, output, schedule, evaluate_student, a
     results = run.train()
     if place.first:
         stages.write_results(output / "eval_results.txt", results)
+        (output / "teacher_logits.npy").unlink(missing_ok=True)
     run.finish()
     return results
 

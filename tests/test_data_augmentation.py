@@ -1,11 +1,17 @@
 """Units of stage 1: variants, candidates, windows, word vectors, and an output that depends on the seed alone."""
 
 import argparse
+import copy
+import json
+import random
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from tiny import GOOD, call_script, make_glove, make_sst2, make_teacher, make_tokenizer
+from tiny import GOOD, ROOT, SPECIAL, VOCABULARY, call_script, make_glove, make_sst2, make_teacher, make_tokenizer
 
 import data_augmentation
 from data_augmentation import (
@@ -13,15 +19,23 @@ from data_augmentation import (
     CandidateProposer,
     WordVectors,
     augment_rows,
+    batches,
     is_special,
+    join_words,
     load_masked_lm,
     make_variants,
+    prepare,
+    rounds,
 )
 from transformer.file_utils import UserError
 from transformer.glue import TaskFile, find_task
+from transformer.modeling import BertConfig, BertForMaskedLM
+from transformer.stages import OutputRecord
+from transformer.tokenization import BertTokenizer
 from transformer.training import Launch
 
 CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
+WORDS = [word for word in VOCABULARY[5:18] if word not in STOP_WORDS]  # of one piece each
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +134,7 @@ def test_candidates_are_words_of_the_vocabulary_other_than_the_word(proposer):
 
 def test_a_word_of_several_pieces_gets_its_glove_neighbours(proposer):
     _, candidates = proposer.candidates({"the films"})["the films"]
-    assert candidates == {1: proposer.vectors.neighbours("films", 6)}
+    assert candidates == {1: proposer.vectors.neighbours(["films"], 6)["films"]}
 
 
 def test_stop_words_stay_in_any_case_of_letters(proposer):
@@ -160,10 +174,9 @@ def run(folder, *flags):
 
 def test_the_output_does_not_depend_on_chunk_or_batch_size(folder, monkeypatch):
     expected = run(folder)
-    for rows, tokens in ((1, 4096), (7, 31), (128, 100)):
+    for rows, size in ((1, 32), (7, 1), (128, 2)):
         monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", rows)
-        monkeypatch.setattr(data_augmentation, "BATCH_TOKENS", tokens)
-        assert run(folder) == expected, (rows, tokens)
+        assert run(folder, "--batch_size", size) == expected, (rows, size)
 
 
 def test_the_output_depends_on_the_seed(folder):
@@ -186,28 +199,28 @@ def test_upper_case_sentences_are_widened_as_the_model_reads_them(proposer):
 def test_neighbours_are_the_nearest_by_cosine_without_the_word(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("east 2 0\nnorth 0 1\nalmost 5 1\nwest -1 0\nfar 100 90\n")
-    assert WordVectors(path).neighbours("east", 3) == ["almost", "far", "north"]
-    assert WordVectors(path).neighbours("east", 99) == ["almost", "far", "north", "west"]
-    assert WordVectors(path).neighbours("unknown", 3) == []
+    assert WordVectors(path).neighbours(["east"], 3)["east"] == ["almost", "far", "north"]
+    assert WordVectors(path).neighbours(["east"], 99)["east"] == ["almost", "far", "north", "west"]
+    assert WordVectors(path).neighbours(["unknown"], 3)["unknown"] == []
 
 
 def test_special_tokens_are_no_neighbours(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("east 2 0\n[UNK] 2 0\nalmost 5 1\nwest -1 0\n")
-    assert WordVectors(path).neighbours("east", 2) == ["almost"]
+    assert WordVectors(path).neighbours(["east"], 2)["east"] == ["almost"]
 
 
 def test_of_a_word_that_comes_twice_the_first_vector_counts(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("east 1 0\nnorth 0 1\neast 0 1\nnear 1 0.1\n")
-    assert WordVectors(path).neighbours("near", 1) == ["east"]
-    assert "east" not in WordVectors(path).neighbours("east", 5)
+    assert WordVectors(path).neighbours(["near"], 1)["near"] == ["east"]
+    assert "east" not in WordVectors(path).neighbours(["east"], 5)["east"]
 
 
 def test_a_zero_vector_is_near_to_nothing(tmp_path):
     path = tmp_path / "glove.txt"
     path.write_text("east 1 0\nzero 0 0\nnear 1 0.1\n")
-    assert WordVectors(path).neighbours("east", 1) == ["near"]
+    assert WordVectors(path).neighbours(["east"], 1)["east"] == ["near"]
 
 
 def test_a_line_of_numbers_only_where_a_block_of_lines_ends_is_named_rightly(tmp_path):
@@ -224,3 +237,372 @@ def test_good_words_are_replaced_by_the_whole_script(folder):
     added = [line for line in lines if line not in rows]
     assert added and all(len(line.split("\t")) == 2 for line in added)
     assert any(not any(word in line.split() for word in GOOD) for line in added if line.endswith("\t1"))
+
+
+# --- the ranking
+
+
+def make_proposer(model, count=6, batch_size=32):
+    """A proposer with the tiny tokenizer and no vectors."""
+
+    class NoVectors:
+        chinese_words = frozenset()
+
+        def neighbours(self, words, count, device):
+            return {word: [] for word in words}
+
+    return CandidateProposer(model.eval(), make_tokenizer(), NoVectors(), count, CPU, batch_size)
+
+
+def make_model(vocab_size=None, **values):
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
+             "max_position_embeddings": 37, "initializer_range": 0.3}  # fmt: skip
+    return BertForMaskedLM(BertConfig(vocab_size=vocab_size or len(VOCABULARY), **{**sizes, **values})).eval()
+
+
+def random_texts(count):
+    rng = random.Random(4)
+    return [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_scores_at_one_position_are_those_of_the_whole_computation(layers):
+    model = make_model(num_hidden_layers=layers)
+    ids, positions = torch.randint(5, len(VOCABULARY), (13, 7)), torch.arange(13) % 7
+    mask = (torch.arange(7) <= positions[:, None].clamp(min=3)).long()
+    with torch.inference_mode():
+        whole = model(ids, None, mask)[torch.arange(13), positions]
+        torch.testing.assert_close(model(ids, None, mask, positions), whole, rtol=0, atol=1e-5)
+
+
+def exact_ranking(model, proposer, text):
+    """Each mask's best ids, one sequence at a time in float64 over all positions, ties by the lower id."""
+    model = copy.deepcopy(model).double()
+    words = proposer.split(text)
+    pieces = [piece for _, ids in words for piece in ids]
+    for position in range(len(pieces)):
+        ids, first_length, mask = proposer._masked_pair(pieces, position)
+        types = [int(place >= first_length) for place in range(len(ids))]
+        with torch.inference_mode():
+            scores = model(torch.tensor([ids]), torch.tensor([types]))[0, mask].round(decimals=9)
+        yield scores.sort(descending=True, stable=True).indices[: proposer.num_candidates].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_the_ranking_is_that_of_float64_in_any_batch(batch_size):
+    model = make_model()
+    with torch.no_grad():  # words that float32 cannot tell apart, and one that nothing can
+        embeddings = model.bert.embeddings.word_embeddings.weight
+        embeddings[8:14] = embeddings[7] + torch.randn(6, 24) * 3e-7
+        embeddings[15] = embeddings[6]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    proposer, texts = make_proposer(model, 12, batch_size), random_texts(13)
+    found = proposer._propose({text: proposer.split(text) for text in texts})
+    for text in texts:
+        assert found[text][:, 1:].tolist() == list(exact_ranking(model, proposer, text))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_only_sequences_with_near_scores_are_computed_again(monkeypatch):
+    model, rows = make_model(), {torch.float32: 0, torch.float64: 0}
+    with torch.no_grad():  # two words that are often, not always, among the first
+        model.bert.embeddings.word_embeddings.weight[8] = model.bert.embeddings.word_embeddings.weight[7] + 1e-7
+    scores = CandidateProposer._scores
+
+    def counted(self, sequences, masks, batch):
+        rows[next(model.parameters()).dtype] += len(batch)
+        return scores(self, sequences, masks, batch)
+
+    monkeypatch.setattr(CandidateProposer, "_scores", counted)
+    proposer = make_proposer(model, 15)
+    proposer.candidates(random_texts(60))
+    assert 0 < rows[torch.float64] < 0.8 * rows[torch.float32]
+    again, proposer.place = rows[torch.float64], Launch(CPU.device, 0, 1, torch.bfloat16)
+    proposer.candidates(random_texts(60))
+    assert rows[torch.float64] == again  # there is nothing exact in bf16
+
+
+def test_ids_beyond_the_vocabulary_are_never_proposed():
+    model = make_model(vocab_size=len(VOCABULARY) + 9)
+    with torch.no_grad():
+        model.cls.predictions.bias[len(VOCABULARY) :] = 99
+    proposed = make_proposer(model, 99).candidates(["good film"])["good film"][1]
+    assert set(proposed) == {0, 1} and len(proposed[0]) == len(VOCABULARY) - len(SPECIAL) - 1 - 4  # half words
+
+
+def test_batches_hold_every_row_once_and_no_more_tokens_than_asked_for():
+    lengths = np.random.default_rng(1).integers(3, 60, 230)
+    found = list(batches(np.arange(3, 230), lengths, 400))
+    assert sorted(np.concatenate(found).tolist()) == list(range(3, 230))
+    assert all(len(rows) * lengths[rows].max() <= 400 for rows in found)
+    assert all(lengths[rows].min() >= 0.85 * lengths[rows].max() or len(rows) * lengths[rows].max() <= 100 + 60
+               for rows in found)  # fmt: skip
+    assert [len(rows) for rows in batches(np.arange(4), lengths, 1)] == [1] * 4
+
+
+def test_a_text_that_comes_again_in_another_chunk_is_computed_once(tmp_path, monkeypatch):
+    texts = random_texts(10)
+    order = [*texts, texts[3], *texts[:4], *texts, "good plot"]
+    task_file = read_task(tmp_path, "SST-2", "sentence\tlabel", *(f"{text}\t1" for text in order))
+    monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", 4)
+    proposer, computed = make_proposer(make_model()), []
+    propose = proposer._propose
+    monkeypatch.setattr(proposer, "_propose", lambda texts: computed.extend(texts) or propose(texts))
+    expected = make_proposer(make_model()).candidates(order)
+    assert prepare(proposer, task_file, 3, None, CPU) == len(order)
+    for _, first, rows in rounds(task_file, 3, None, CPU):
+        texts = [row.texts[0] for row in rows]
+        assert texts == order[first : first + len(rows)]
+        assert proposer.candidates(texts) == {text: expected[text] for text in texts}
+    assert sorted(computed) == sorted(set(order[3:]))
+    assert not proposer.kept and not any(proposer.to_come.values())
+
+
+# --- vectors
+
+
+def random_vectors(path, count=300, width=5, header=""):
+    rng = np.random.default_rng(2)
+    lines = [" ".join([f"w{row}", *map("{:.4g}".format, rng.normal(size=width))]) for row in range(count)]
+    path.write_text(header + "\n".join(lines) + "\n")
+    return path
+
+
+def test_neighbours_do_not_depend_on_the_words_that_are_asked_for_together(tmp_path, monkeypatch):
+    path = random_vectors(tmp_path / "vectors.txt")
+    words = [f"w{row}" for row in range(0, 300, 7)]
+    with open(path, "a") as file:  # many in one place
+        file.writelines(f"same{row} 0.1 0.2 0.3 0.4 0.5\n" for row in range(9))
+    vectors = WordVectors(path)
+    found = vectors.neighbours(["same4", *words], 11)
+    assert found["same4"][:8] == [f"same{row}" for row in range(9) if row != 4]
+    for word in words:
+        cosines = vectors.vectors.astype(np.float64) @ vectors.vectors[vectors.index[word]]
+        order = [row for row in np.argsort(-cosines, kind="stable") if vectors.words[row] != word]
+        assert found[word] == [vectors.words[row] for row in order[:11]]
+    monkeypatch.setattr(data_augmentation, "COSINES", 2 * 309)
+    assert vectors.neighbours(["same4", *words], 11) == found
+
+
+def test_numbers_are_read_as_numpy_reads_them(tmp_path):
+    numbers = [["1", "-0.5", "1e-3"], ["0", "-0.0", "2E+2"], ["0.333333333333333", "5e-39", "12345678.9"]]
+    for lines in (numbers, [*numbers, ["+3.", "-.5", "1e30"]]):
+        found = data_augmentation.parse_numbers([" ".join(line) for line in lines], 3, len(lines), tmp_path)
+        assert found.dtype == np.float32 and np.array_equal(found, np.array(lines).astype(np.float32))
+
+
+@pytest.mark.parametrize("number", ["x", "nan", "inf", "", "1e99", "--1", "1\t1"])
+def test_what_is_no_number_is_named_with_its_line(tmp_path, number):
+    (tmp_path / "vectors.txt").write_text(f"a 1 2 3\nb 3 {number} 4\n")
+    with pytest.raises(UserError, match="line 2: expected a word and 3 numbers"):
+        WordVectors(tmp_path / "vectors.txt")
+
+
+def test_the_first_line_of_word2vec_s_text_is_passed_over(tmp_path):
+    plain = WordVectors(random_vectors(tmp_path / "plain.txt"))
+    other = WordVectors(random_vectors(tmp_path / "word2vec.txt", header="300 5\n"))
+    assert other.words == plain.words and np.array_equal(other.vectors, plain.vectors)
+    (tmp_path / "narrow.txt").write_text("1 2\nw 3\n")
+    assert WordVectors(tmp_path / "narrow.txt").words == ["1", "w"]  # vectors of one number
+
+
+@pytest.fixture
+def large_vectors(tmp_path, monkeypatch):
+    """A text of vectors that counts as large, with words that come twice."""
+    monkeypatch.setattr(data_augmentation, "CACHED_BYTES", 1)
+    path = random_vectors(tmp_path / "vectors.txt")
+    with open(path, "a") as file:
+        file.write("w3 1 2 3 4 5\n词语 5 4 3 2 1\n")
+    return path
+
+
+def test_a_large_text_of_vectors_gets_a_binary_copy(large_vectors, monkeypatch):
+    first = WordVectors(large_vectors)
+    assert large_vectors.with_name("vectors.txt.npz").is_file()
+    monkeypatch.setattr(data_augmentation, "read_vectors", None)  # not called again
+    second = WordVectors(large_vectors)
+    assert second.words == first.words and second.index == first.index
+    assert np.array_equal(second.vectors, first.vectors) and second.chinese_words == {"词语"}
+    assert second.neighbours(["w5"], 4) == first.neighbours(["w5"], 4)
+
+
+def test_a_small_one_gets_none(tmp_path):
+    WordVectors(random_vectors(tmp_path / "vectors.txt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.txt"]
+
+
+@pytest.mark.parametrize("damage", ["changed text", "cut", "no archive", "empty", "other arrays", "a folder"])
+def test_a_copy_that_is_of_no_use_is_made_anew_without_a_word(large_vectors, damage):
+    copied = large_vectors.with_name("vectors.txt.npz")
+    WordVectors(large_vectors)
+    data = copied.read_bytes()
+    if damage == "changed text":
+        random_vectors(large_vectors, count=200)
+    elif damage == "other arrays":
+        np.savez(copied, other=np.zeros(3))
+    elif damage == "a folder":  # nor can it be written
+        copied.unlink()
+        copied.mkdir()
+    else:
+        copied.write_bytes({"cut": data[: len(data) // 2], "no archive": b"x" * len(data), "empty": b""}[damage])
+    words = WordVectors(large_vectors).words
+    assert len(words) == (200 if damage == "changed text" else 302)
+    assert damage == "a folder" or copied.read_bytes() != data or damage != "changed text"
+    assert damage == "a folder" or WordVectors(large_vectors).words == words
+
+
+# --- Chinese
+
+
+CHARACTERS = list("电影好看真的我不喜欢这部音乐，。")
+CHINESE_WORDS = {"电影": (1, 0), "音乐": (0.9, 0.1), "影片": (1, 0.1), "喜欢": (0, 1), "看": (0.1, 1), "film": (0.8, 0)}
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chinese")
+    tokenizer = BertTokenizer({token: index for index, token in enumerate([*SPECIAL, *CHARACTERS, "##s", "film"])})
+    lines = [f"{word} {east} {north}" for word, (east, north) in CHINESE_WORDS.items()]
+    (folder / "vectors.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = make_model(vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder / "teacher")
+    model.save_pretrained(folder / "teacher")
+    return CandidateProposer(model, tokenizer, WordVectors(folder / "vectors.txt"), 4, CPU), folder
+
+
+def test_chinese_characters_are_joined_to_the_longest_words_of_the_vectors(chinese):
+    proposer, _ = chinese
+    words = [word for word, _ in proposer.split("我不喜欢这部电影 film，音乐 电影")]
+    assert words == ["我", "不", "喜欢", "这", "部", "电影", "film", "，", "音乐", "电影"]
+    without = make_proposer(make_model())
+    assert [word for word, _ in without.split("喜欢电影")] == ["喜", "欢", "电", "影"]
+
+
+def test_a_chinese_word_gets_neighbours_and_a_single_character_what_the_model_proposes(chinese):
+    proposer, _ = chinese
+    words, candidates = proposer.candidates(["我喜欢好电影。"])["我喜欢好电影。"]
+    assert words == ["我", "喜欢", "好", "电影", "。"]
+    assert set(candidates) == {1, 2, 3}  # neither the stop word nor the full stop
+    assert candidates[3] == ["film", "影片", "音乐", "看"] and candidates[1][0] == "看"
+    assert "好" not in candidates[2] and set(candidates[2]) <= {*CHARACTERS, "film"}
+
+
+@pytest.mark.parametrize(
+    "words, text",
+    [
+        (["我", "喜欢", "电影", "。"], "我喜欢电影。"),
+        (["看", "good", "film", "，", "好"], "看 good film ，好"),
+        (["“", "好", "”", "，", "he", "said", "“", "yes", "”"], "“好”，he said “ yes ”".replace("，he", "， he")),
+        (["a", "film", "."], "a film ."),
+        (["café", "films"], "café films"),
+        (["好", "—", "—", "看"], "好— —看"),
+    ],
+)
+def test_no_space_stands_inside_chinese(words, text):
+    assert join_words(words) == text
+
+
+def test_chinese_rows_are_widened_by_the_whole_script(chinese):
+    _, folder = chinese
+    (folder / "SST-2").mkdir()
+    (folder / "SST-2" / "train.tsv").write_text("sentence\tlabel\n我喜欢这部电影。\t1\n", encoding="utf-8")
+    process = call_script("data_augmentation.py", "--pretrained_bert_model", folder / "teacher", "--glove_embs",
+                          folder / "vectors.txt", "--glue_dir", folder, "--N", 20, "--M", 3)  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    lines = (folder / "SST-2" / "train_aug.tsv").read_text(encoding="utf-8").splitlines()
+    assert lines[1] == "我喜欢这部电影。\t1" and len(lines) > 5
+    assert all(line.startswith("我") and line.endswith("。\t1") for line in lines[1:])
+    assert any("影片" in line for line in lines) and not any("影 片" in line for line in lines)
+
+
+# --- processes, stops, flags
+
+
+def test_the_processes_share_out_the_rows_of_every_round(tmp_path, monkeypatch):
+    task_file = read_task(tmp_path, "SST-2", "sentence\tlabel", *(f"{row}\t1" for row in range(23)))
+    monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", 3)
+    places = [Launch(CPU.device, rank, 3, torch.float32) for rank in range(3)]
+    shares = [list(rounds(task_file, 2, 22, place)) for place in places]
+    assert [[rows for rows, _, _ in share] for share in shares] == [[9, 9, 2]] * 3
+    found = [(first, row.texts[0]) for parts in zip(*shares, strict=True) for _, first, rows in parts for row in rows]
+    assert [text for _, text in found] == [str(row) for row in range(2, 22)]
+    assert all(first <= int(text) < first + 3 for first, text in found)
+
+
+# Runs the script in small chunks; with a number in place of "-" it is killed when it has saved so often.
+STOPPABLE = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+import data_augmentation
+from transformer import stages
+data_augmentation.CHUNK_ROWS = 3
+stop, save = sys.argv.pop(1), stages.OutputRecord.save_progress
+def save_and_die(self, *given):
+    global stop
+    save(self, *given)
+    stop = stop if stop == "-" else int(stop) - 1
+    if stop == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+stages.OutputRecord.save_progress = save_and_die
+stages.run(data_augmentation.main)
+"""
+
+
+def start(folder, processes, stop, tmp_path):
+    """Augment the tiny task in some processes; the finished process."""
+    (tmp_path / "stoppable.py").write_text(STOPPABLE.format(root=str(ROOT)))
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
+    command = [sys.executable, *several, tmp_path / "stoppable.py", stop, "--pretrained_bert_model",
+               folder / "teacher", "--glove_embs", folder / "glove.txt", "--glue_dir", tmp_path, "--N", 4, "--M", 6,
+               "--no_cuda"]  # fmt: skip
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+def test_a_run_killed_on_some_processes_goes_on_on_others(folder, tmp_path, before, after):
+    expected = run(folder)
+    make_sst2(tmp_path / "SST-2")
+    killed = start(folder, before, "2", tmp_path)
+    assert killed.returncode != 0
+    record, part = tmp_path / "SST-2" / "train_aug.run.json", tmp_path / "SST-2" / "train_aug.tsv.part"
+    assert json.loads(record.read_text())["progress"]["rows"] == 6 * before
+    assert expected.startswith(part.read_bytes())
+    process = start(folder, after, "-", tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "SST-2" / "train_aug.tsv").read_bytes() == expected
+    assert {path.name for path in (tmp_path / "SST-2").iterdir()} == {
+        "train.tsv", "dev.tsv", "test.tsv", "train_aug.tsv", "train_aug.run.json"
+    }  # fmt: skip
+    rows = re.findall(r"29 rows in \((\d+) of them before\), (\d+) rows out, 0:\d\d", process.stdout)
+    assert rows == [(str(6 * before), str(expected.count(b"\n") - 1))]  # logged once, by the first process
+    finished = start(folder, before, "-", tmp_path) if before == 1 else None
+    assert finished is None or "finished before" in finished.stdout
+
+
+def test_a_stopped_run_goes_on_with_another_batch_size(folder, monkeypatch):
+    expected, save, path = run(folder), OutputRecord.save_progress, folder / "glue" / "SST-2" / "train_aug.run.json"
+
+    class Killed(BaseException):
+        pass
+
+    def save_and_die(*given):
+        save(*given)
+        raise Killed
+
+    monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", 8)
+    monkeypatch.setattr(OutputRecord, "save_progress", save_and_die)
+    with pytest.raises(Killed):
+        run(folder)
+    monkeypatch.setattr(OutputRecord, "save_progress", save)
+    assert json.loads(path.read_text())["progress"]["rows"] == 8
+    process = call_script("data_augmentation.py", "--pretrained_bert_model", folder / "teacher", "--glove_embs",
+                          folder / "glove.txt", "--glue_dir", folder / "glue", "--N", 4, "--M", 6,
+                          "--batch_size", 1)  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert (folder / "glue" / "SST-2" / "train_aug.tsv").read_bytes() == expected
+
+
+def test_a_batch_size_of_nothing_is_refused():
+    with pytest.raises(UserError, match="--batch_size 0: expected a number above 0"):
+        data_augmentation.parse_args(["--batch_size", "0"])

@@ -16,11 +16,14 @@ from transformer.distillation import (
     layer_map,
     loss_weights,
     prediction_loss,
+    relation_heads,
+    relation_loss,
     transformer_losses,
 )
 from transformer.file_utils import UserError
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.tokenization import BertTokenizer
+from transformer.training import sum_by_kind
 
 LENGTHS = [7, 3, 1, 5]
 
@@ -140,7 +143,7 @@ def test_the_sums_run_over_all_mapped_layers_and_the_embeddings(masked):
     weights = loss_weights(batch["attention_mask"])
     with torch.no_grad():
         own, wanted = student.bert(*inputs), teacher.bert(*inputs)
-        losses = transformer_losses(student, own, wanted, [0, 2, 4], weights)
+        losses = sum_by_kind(transformer_losses(student, own, wanted, {0: 0, 1: 2, 2: 4}, weights))
         att_loss = attention_loss(own.attention_scores[0], wanted.attention_scores[1], weights.pairs)
         att_loss += attention_loss(own.attention_scores[1], wanted.attention_scores[3], weights.pairs)
         rep_loss = sum(
@@ -188,17 +191,37 @@ def test_more_padding_changes_the_loss_only_in_the_references_way():
 
 
 @pytest.mark.parametrize(
-    "student, teacher, expected", [(2, 4, [0, 2, 4]), (4, 12, [0, 3, 6, 9, 12]), (3, 3, [0, 1, 2, 3]), (1, 5, [0, 5])]
-)
-def test_layers_map_uniformly(student, teacher, expected):
-    assert layer_map(student, teacher) == expected
+    "student, teacher, name, expected",
+    [
+        (2, 4, "uniform", [2, 4]), (4, 12, "uniform", [3, 6, 9, 12]), (3, 3, "uniform", [1, 2, 3]),
+        (1, 5, "uniform", [5]), (3, 7, "top", [5, 6, 7]), (3, 7, "bottom", [1, 2, 3]), (4, 4, "top", [1, 2, 3, 4]),
+        (4, 12, "2,5,8,11", [2, 5, 8, 11]), (3, 7, "7, 1,1", [7, 1, 1]),
+    ],
+)  # fmt: skip
+def test_layers_map_as_they_are_named(student, teacher, name, expected):
+    assert layer_map(student, teacher, name) == dict(enumerate([0, *expected]))
+
+
+def test_the_last_layer_alone_may_learn():
+    assert layer_map(3, 7, "last") == {0: 0, 3: 7}
+
+
+@pytest.mark.parametrize("name", ["middle", "1,2", "0,1,2", "1,2,8", "1,2,3,4", "", "1,2,x", "-1,2,3", "1.5,2,3"])
+def test_a_mapping_that_does_not_fit_is_refused(name):
+    with pytest.raises(UserError, match="expected uniform, last, top, bottom, or 3 numbers from 1 to 7"):
+        layer_map(3, 7, name)
+
+
+@pytest.mark.parametrize("name", ["uniform", "top", "bottom", "last"])
+def test_a_student_deeper_than_its_teacher_is_refused(name):
+    with pytest.raises(UserError, match="5 layers.* 4"):
+        layer_map(5, 4, name)
 
 
 @pytest.mark.parametrize(
     "student, words",
     [
         ({"num_hidden_layers": 3}, ("4 layers", "student's 3", "num_hidden_layers")),
-        ({"num_hidden_layers": 5}, ("4 layers", "student's 5", "num_hidden_layers")),
         ({"num_attention_heads": 3}, ("3 attention heads", "has 4", "num_attention_heads")),
     ],
 )
@@ -222,6 +245,86 @@ def test_a_student_with_another_vocabulary_is_refused(tmp_path):
     other = BertTokenizer({token: index for index, token in enumerate(swapped)})
     with pytest.raises(UserError, match="vocab.txt"):
         check_same_vocabulary(other, tmp_path)
+
+
+# --- relations, weights, and layers that are not needed
+
+
+def restated_relation_loss(student, teacher, heads, lengths):
+    """MiniLMv2's equations, by loops over examples, heads and queries."""
+    total = 0.0
+    for mine, wanted in zip(student, teacher, strict=True):  # queries, keys, values
+        for row, length in enumerate(lengths):
+            for head in range(heads):
+                relations = []
+                for projected in (mine, wanted):
+                    width = projected.shape[2] // heads
+                    vectors = projected[row, :length, head * width : (head + 1) * width]
+                    relations.append((vectors @ vectors.T / math.sqrt(width)).softmax(dim=1))
+                for query in range(length):
+                    ours, theirs = relations[0][query], relations[1][query]
+                    divergence = (theirs * (theirs / ours).log()).sum().item()
+                    total += divergence / (heads * length * len(lengths))
+    return total
+
+
+def test_the_relation_loss_is_the_divergence_of_queries_keys_and_values():
+    torch.manual_seed(4)
+    student, teacher = torch.randn(3, 4, 7, 6), torch.randn(3, 4, 7, 15)
+    expected = restated_relation_loss(student, teacher, 3, LENGTHS)
+    assert relation_loss(student, teacher, 3, make_mask()).item() == pytest.approx(expected, rel=1e-4)
+    whole = restated_relation_loss(student, teacher, 3, [7] * 4)
+    assert relation_loss(student, teacher, 3).item() == pytest.approx(whole, rel=1e-4)
+    assert relation_loss(teacher, teacher, 3, make_mask()).item() == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "widths, heads", [((312, 768), 24), ((384, 768), 48), ((312, 1024), 8), ((312, 384), 24), ((7, 9), 1)]
+)
+def test_relation_heads_divide_both_widths(widths, heads):
+    student, teacher = (BertConfig(hidden_size=width, num_attention_heads=1) for width in widths)
+    assert relation_heads(student, teacher) == heads
+
+
+def test_with_relations_heads_may_differ_and_every_weight_of_the_attention_learns():
+    torch.manual_seed(2)
+    sizes = {"vocab_size": len(VOCABULARY), "initializer_range": 0.3}
+    teacher = TinyBertForPreTraining(BertConfig(**{**sizes, **TEACHER, "num_attention_heads": 6}))
+    student = TinyBertForPreTraining(BertConfig(**{**sizes, **STUDENT, "fit_size": TEACHER["hidden_size"]}))
+    with pytest.raises(UserError, match="4 attention heads, the teacher has 6.*--attention_loss relations"):
+        TransformerLearner(student, teacher)
+    learner = TransformerLearner(student, teacher, attention="relations").eval()
+    losses = learner(make_batch(make_mask()))
+    assert set(losses) == {"att_loss/1", "att_loss/2", "rep_loss/0", "rep_loss/1", "rep_loss/2"}
+    sum(value for name, value in losses.items() if name.startswith("att")).backward()
+    for layer in student.bert.encoder.layer:
+        heads = layer.attention.self
+        assert all(part.weight.grad.abs().max() > 0 for part in (heads.query, heads.key, heads.value))
+
+
+def test_weights_scale_the_two_kinds_of_losses():
+    learner, teacher = make_pair()
+    plain = learner.eval()(make_batch(make_mask()))
+    weighted = TransformerLearner(learner.student, teacher, attention_weight=0.5, hidden_weight=3.0)
+    for name, value in weighted.eval()(make_batch(make_mask())).items():
+        factor = 0.5 if name.startswith("att") else 3.0
+        assert value.item() == pytest.approx(factor * plain[name].item(), rel=1e-5)
+
+
+def test_layers_above_the_last_one_that_teaches_are_not_run():
+    learner, teacher = make_pair()
+    run = []
+    for index, layer in enumerate(teacher.bert.encoder.layer):
+        layer.register_forward_hook(lambda *_, index=index: run.append(index))
+    learner = TransformerLearner(learner.student, teacher, mapping="bottom")
+    learner(make_batch(make_mask()))
+    assert run == [0, 1]
+
+
+def test_only_the_last_layer_learns_where_it_is_asked_for():
+    learner, teacher = make_pair()
+    learner = TransformerLearner(learner.student, teacher, mapping="last")
+    assert set(learner(make_batch(make_mask()))) == {"att_loss/2", "rep_loss/0", "rep_loss/2"}
 
 
 # --- the teacher

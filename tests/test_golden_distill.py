@@ -14,6 +14,7 @@ import torch
 from transformer.distillation import layer_map, loss_weights, prediction_loss, transformer_losses
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.optimization import BertAdam, decay_groups
+from transformer.training import sum_by_kind
 
 FOLDER = Path(__file__).parent / "data" / "golden_distill"
 
@@ -72,7 +73,8 @@ def test_general_distillation_repeats_the_reference_step_by_step(golden):
     mapping = layer_map(2, 4)
 
     def losses_of(output, teacher_output, mask):
-        return transformer_losses(student, output, teacher_output, mapping, loss_weights(mask, over_padding=True))
+        weights = loss_weights(mask, over_padding=True)
+        return sum_by_kind(transformer_losses(student, output, teacher_output, mapping, weights))
 
     run_steps(golden, StudentEncoder(student), teacher, losses_of, "warmup_linear", numbers["general"])
     assert_weights(student, tensors, "general/final/")
@@ -102,7 +104,7 @@ def task_students(golden):
 
     def intermediate(output, teacher_output, mask):
         weights = loss_weights(mask, over_padding=True)
-        return transformer_losses(student, output[1], teacher_output[1], mapping, weights)
+        return sum_by_kind(transformer_losses(student, output[1], teacher_output[1], mapping, weights))
 
     def prediction(output, teacher_output, mask):
         return {"cls_loss": prediction_loss(output[0], teacher_output[0], numbers["temperature"])}

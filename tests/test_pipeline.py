@@ -1,6 +1,7 @@
 """The scripts as a user runs them: what each leaves, what happens when one is killed, repeated, or asked otherwise."""
 
 import contextlib
+import importlib.util
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ import pregenerate_training_data
 import task_distill
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tokenization import BertTokenizer
+from transformer.training import TrainingRun
 
-MODEL = {"config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "run.json", "log.txt"}
+MODEL = {"config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "run.json", "log.txt",
+         "train_log.jsonl", *(["curves.png"] if importlib.util.find_spec("matplotlib") else [])}  # fmt: skip
 # Long enough for a signal to arrive in the middle.
 LONGER = {"general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps", 80],
           "finetune": ["--num_train_epochs", 2.3, "--eval_step", 20],
@@ -34,7 +38,7 @@ LEAVES = {
     "pregenerate": {"2/run.json"}
     | {f"2/epoch_{epoch}{end}" for epoch in range(16) for end in (".json", "_metrics.json")},
     "general": {f"3/{name}" for name in MODEL}
-    | {f"3/step_{step}_pytorch_model.bin" for step in (20, 40, 60, 80)}
+    | {f"3/step_{step}_pytorch_model.bin" for step in (60, 80)}
     | {f"2/epoch_{epoch}_cache{end}" for epoch in range(16) for end in (".json", "_ids.npy", "_sequences.npy")},
     "finetune": {f"teacher/SST-2/{name}" for name in MODEL | {"eval_results.txt"}},
     "intermediate": {f"4/{name}" for name in MODEL | {"eval_results.txt"}},
@@ -291,6 +295,32 @@ def test_no_worker_outlives_a_killed_script(copy):
     assert process.returncode == -signal.SIGKILL
 
 
+def test_a_student_started_from_its_teacher_goes_on_after_a_kill_without_starting_again(copy):
+    flags = ["--init_student", "teacher", "--overwrite_output", "--num_train_epochs", 6, "--eval_step", 4]
+    assert "student's weights from the teacher's" in call(copy, "general", *flags).stdout
+    expected = tree(copy)
+    run = TrainingRun.evaluate_and_save
+    with mock.patch.object(TrainingRun, "evaluate_and_save", autospec=True) as saved:
+        saved.side_effect = lambda self: run(self) if self.step <= 8 else die()
+        with pytest.raises(Killed):
+            call(copy, "general", *flags)
+    process = call(copy, "general", *flags[:2], *flags[3:])
+    assert process.returncode == 0 and "student's weights from" not in process.stdout
+    assert tree(copy) == expected
+
+
+def die():
+    raise Killed
+
+
+def test_the_ways_to_choose_layers_and_losses_run_in_both_scripts(copy):
+    ways = ["--layer_map", "2,3", "--attention_loss", "relations", "--attention_weight", 0.5, "--hidden_weight", 2]
+    assert call(copy, "general", *ways, "--max_steps", 3, "--overwrite_output").returncode == 0
+    assert call(copy, "intermediate", *ways, "--max_steps", 3, "--overwrite_output").returncode == 0
+    process = call(copy, "intermediate", "--layer_map", "2,9", "--overwrite_output")
+    assert process.returncode == 2 and "2 numbers from 1 to 4" in process.stderr
+
+
 # --- run again
 
 
@@ -336,7 +366,7 @@ def test_overwrite_output_replaces_what_is_there(copy, name):
     if name == "pregenerate":  # of the old epochs none is left
         assert gone == {f"2/epoch_{epoch}{end}" for epoch in range(3, 16) for end in (".json", "_metrics.json")}
     elif name == "general":
-        assert gone == {f"3/step_{step}_pytorch_model.bin" for step in (20, 40, 60, 80)}
+        assert gone == {f"3/step_{step}_pytorch_model.bin" for step in (60, 80)}
     else:
         assert not gone
 
@@ -490,18 +520,20 @@ def test_hugging_face_reads_the_general_student(pipeline):
 
 
 FLAGS = {
-    data_augmentation: "--pretrained_bert_model --glove_embs --glue_dir --task_name --N --M --p --limit",
+    data_augmentation: "--pretrained_bert_model --glove_embs --glue_dir --task_name --N --M --p --limit --batch_size",
     pregenerate_training_data: "--train_corpus --output_dir --bert_model --do_lower_case --do_whole_word_mask "
     "--reduce_memory --num_workers --epochs_to_generate --max_seq_len --short_seq_prob --masked_lm_prob "
-    "--max_predictions_per_seq --one_seq --limit",
+    "--max_predictions_per_seq --one_seq --limit --packed",
     general_distill: "--pregenerated_data --teacher_model --student_model --output_dir --max_seq_length "
     "--reduce_memory --do_eval --do_lower_case --train_batch_size --eval_batch_size --learning_rate --weight_decay "
     "--wd --num_train_epochs --warmup_proportion --no_cuda --local_rank --gradient_accumulation_steps --fp16 "
-    "--continue_train --eval_step --max_steps",
+    "--continue_train --eval_step --max_steps --init_student --keep_checkpoints --layer_map --attention_loss "
+    "--attention_weight --hidden_weight --compile",
     task_distill: "--data_dir --teacher_model --student_model --task_name --output_dir --cache_dir --max_seq_length "
     "--do_eval --do_lower_case --train_batch_size --eval_batch_size --learning_rate --weight_decay --wd "
     "--num_train_epochs --warmup_proportion --no_cuda --gradient_accumulation_steps --aug_train --eval_step "
-    "--pred_distill --temperature --do_finetune --no_finetune --do_predict --max_steps",
+    "--pred_distill --temperature --do_finetune --no_finetune --do_predict --max_steps --layer_map --attention_loss "
+    "--attention_weight --hidden_weight --compile",
 }
 COMMON_FLAGS = "--data_url --sample --seed --overwrite_output --precision --debug"
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from transformer.training import (
     launch,
     mean_losses,
     step_seed,
+    sum_by_kind,
 )
 
 CPU = torch.device("cpu")
@@ -239,19 +241,42 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
     assert len(losses) == 2 and logged_losses(tmp_path / "two") == pytest.approx(losses, abs=2e-4)
 
 
+def test_a_run_killed_on_two_processes_goes_on_with_one(tmp_path):
+    make_teacher(tmp_path / "teacher")
+    make_student_config(tmp_path / "student", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    write_epochs(tmp_path / "epochs", 27)
+    flags = ["--pregenerated_data", tmp_path / "epochs", "--teacher_model", tmp_path / "teacher", "--student_model",
+             tmp_path / "student", "--max_seq_length", 31, "--train_batch_size", 13, "--num_train_epochs", 12,
+             "--eval_step", 6, "--learning_rate", "1e-3", "--no_cuda"]  # fmt: skip
+    run_script("general_distill.py", *flags, "--output_dir", tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               str(ROOT / "general_distill.py"), *map(str, flags), "--output_dir", str(tmp_path / "two")]  # fmt: skip
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               start_new_session=True)  # fmt: skip
+    while not list((tmp_path / "two").glob("step_6_*")) and process.poll() is None:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "two" / STATE_NAME).is_file(), "it was done already"
+    run_script("general_distill.py", *flags, "--output_dir", tmp_path / "two")
+    assert "going on from step" in (tmp_path / "two" / "log.txt").read_text(encoding="utf-8")
+    assert_same_weights(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), 1e-4)
+
+
 # --- what is kept
 
 
 def test_without_a_score_the_latest_weights_are_kept(tmp_path):
-    run = make_run(tmp_path, step_files=True)
+    run = make_run(tmp_path, keep_step_files=3)
     results = run.train()
     assert results == {"global_step": 9}
-    names = {"step_4_pytorch_model.bin", "step_8_pytorch_model.bin", "step_9_pytorch_model.bin", WEIGHTS_NAME}
+    names = {"step_4_pytorch_model.bin", "step_8_pytorch_model.bin", "step_9_pytorch_model.bin", WEIGHTS_NAME,
+             "train_log.jsonl"}  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {*names, STATE_NAME}
     assert_same_weights(weights_of(tmp_path), run.learner.student.state_dict(), 0)
     assert_same_weights(weights_of(tmp_path, "step_9_pytorch_model.bin"), weights_of(tmp_path), 0)
     run.finish()
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} - {"curves.png"} == names
 
 
 def test_with_a_score_the_weights_of_the_best_one_are_kept(tmp_path):
@@ -313,17 +338,18 @@ def assert_same_states(folder, other):
 
 
 def test_a_run_ended_by_a_signal_goes_on_to_the_same_bytes(tmp_path):
-    make_run(tmp_path / "straight", make_learner(dropout=0.2), step_files=True).train()
+    make_run(tmp_path / "straight", make_learner(dropout=0.2), keep_step_files=3).train()
     handler = signal.getsignal(signal.SIGTERM)
     stopped = tmp_path / "stopped"
     learner = Interrupting(make_learner(dropout=0.2), 6, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as caught:
-        make_run(stopped, learner, step_files=True).train()
+        make_run(stopped, learner, keep_step_files=3).train()
     assert caught.value.code == 143 and learner.calls == 6
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert {path.name for path in stopped.iterdir()} == {"step_4_pytorch_model.bin", WEIGHTS_NAME, STATE_NAME}
+    left = {"step_4_pytorch_model.bin", WEIGHTS_NAME, STATE_NAME, "train_log.jsonl"}
+    assert {path.name for path in stopped.iterdir()} == left
     learner = Interrupting(make_learner(dropout=0.2), 99, fail)
-    assert make_run(stopped, learner, step_files=True).train() == {"global_step": 9}
+    assert make_run(stopped, learner, keep_step_files=3).train() == {"global_step": 9}
     assert learner.calls == 3  # steps 7, 8 and 9
     for path in (tmp_path / "straight").glob(f"*{WEIGHTS_NAME}"):
         assert (stopped / path.name).read_bytes() == path.read_bytes(), path.name
@@ -462,8 +488,57 @@ def test_losses_over_a_data_set_are_means_over_its_examples(batch_size, pad_to):
     losses = mean_losses(learner, sequences, batch_size, place, 0, pad_to)
     with torch.no_grad():
         alone = [learner(sequences.batch(np.array([row]))) for row in range(29)]
-    expected = {name: sum(losses[name].item() for losses in alone) / 29 for name in alone[0]}
+    expected = sum_by_kind({name: sum(losses[name].item() for losses in alone) / 29 for name in alone[0]})
     assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def history_of(folder):
+    return list(map(json.loads, (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()))
+
+
+def test_the_history_has_every_layer_s_losses_and_every_evaluation(tmp_path):
+    scores = iter([0.5, 0.75, 0.625])
+    make_run(tmp_path, evaluate=lambda: (None, {"acc": next(scores)})).train()
+    entries = history_of(tmp_path)
+    assert [entry["step"] for entry in entries] == [4, 4, 8, 8, 9, 9]
+    assert [entry["evaluation"] for entry in entries[1::2]] == [{"acc": 0.5}, {"acc": 0.75}, {"acc": 0.625}]
+    assert set(entries[0]["losses"]) == {"att_loss/1", "att_loss/2", "rep_loss/0", "rep_loss/1", "rep_loss/2"}
+    assert all(entry["learning_rate"] >= 0 and entry["examples_per_second"] > 0 for entry in entries[::2])
+
+
+def test_a_run_that_goes_on_takes_its_history_from_its_last_saved_step(tmp_path):
+    make_run(tmp_path / "straight").train()
+
+    class Killed(Exception):
+        pass
+
+    def die():
+        raise Killed
+
+    with pytest.raises(Killed):
+        make_run(tmp_path / "killed", Interrupting(make_learner(), 6, die)).train()
+    with open(tmp_path / "killed" / "train_log.jsonl", "a") as file:
+        file.write('{"step": 5, "losses": {}}\n{"step": 6, "lo')  # noted after the last saved state, and torn
+    make_run(tmp_path / "killed").train()
+    expected, found = ([(entry["step"], entry.get("losses")) for entry in history_of(tmp_path / name)]
+                       for name in ("straight", "killed"))  # fmt: skip
+    assert found == expected
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_latest_step_files_stay(tmp_path, count):
+    run = make_run(tmp_path, keep_step_files=count)
+    run.train()
+    steps = sorted(int(path.name.split("_")[1]) for path in tmp_path.glob("step_*"))
+    assert steps == [4, 8, 9][-count:]
+
+
+def test_curves_are_drawn_where_matplotlib_is_installed(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = make_run(tmp_path, evaluate=lambda: (None, {"acc": 0.5}))
+    run.train()
+    run.finish()
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_log_line_tells_the_mean_loss_since_the_last_one(caplog):

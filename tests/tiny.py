@@ -130,11 +130,12 @@ def call_script(name, *flags):
 
 
 def tree(folder):
-    """{name: bytes} of every file under `folder`; not the logs, which tell the time, nor caches."""
+    """{name: bytes} of every file under `folder`; not the logs, which tell times, nor caches."""
+    logs = ("log.txt", "train_log.jsonl", "curves.png")
     files = (
         path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "log.txt" and "_cache" not in path.name
+        if path.is_file() and path.name not in logs and "_cache" not in path.name
     )
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 

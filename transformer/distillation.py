@@ -5,6 +5,8 @@ Every loss is the mean over the batch's examples of a mean inside each example, 
 whatever it is batched with: over real tokens by default, over the padding too in the reference's way.
 """
 
+import functools
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,30 +17,57 @@ from torch import nn
 from transformer.file_utils import UserError
 from transformer.tokenization import BertTokenizer
 
+ATTENTION_LOSSES = ("scores", "relations")
+MAX_RELATION_HEADS = 48  # as many as MiniLMv2 found best for a teacher of BERT-base's size
 
-def layer_map(student_layers, teacher_layers):
-    """g(m) for m = 0..M, the uniform mapping of equation 6: g(m) = m * N / M; index 0 is the embedding output.
 
-    Layer m of the student (from 1) learns from layer g(m) of the teacher (from 1). Raises UserError when N is not a
-    multiple of M.
+def layer_map(student_layers, teacher_layers, name="uniform"):
+    """{m: g(m)}: layer m of the student learns from layer g(m) of the teacher (equation 6); 0 is the embedding output.
+
+    Args: name: "uniform" g(m) = m * N / M; "top" the teacher's last M layers, "bottom" its first; "last" only the
+    student's last layer learns, from the teacher's last; or M numbers of teacher layers, from 1: "2,5,8,11".
+    Raises UserError where N is not a multiple of M (uniform), or for numbers that do not fit.
     """
-    if teacher_layers % student_layers:
+    if student_layers > teacher_layers:
+        raise UserError(f"the student has {student_layers} layers, the teacher only {teacher_layers}")
+    layers = range(1, student_layers + 1)
+    if name == "uniform":
+        if teacher_layers % student_layers:
+            raise UserError(
+                f"the teacher's {teacher_layers} layers are not a multiple of the student's {student_layers}: change "
+                "num_hidden_layers in the student's config.json, or name the teacher's layers with --layer_map"
+            )
+        return {0: 0, **{m: m * (teacher_layers // student_layers) for m in layers}}
+    if name == "top":
+        return {0: 0, **{m: m + teacher_layers - student_layers for m in layers}}
+    if name == "bottom":
+        return {0: 0, **{m: m for m in layers}}
+    if name == "last":
+        return {0: 0, student_layers: teacher_layers}
+    numbers = [int(number) if number.strip().isdecimal() else 0 for number in name.split(",")]
+    if len(numbers) != student_layers or not all(1 <= number <= teacher_layers for number in numbers):
         raise UserError(
-            f"the teacher's {teacher_layers} layers are not a multiple of the student's {student_layers}: "
-            "change num_hidden_layers in the student's config.json"
+            f"--layer_map {name}: expected uniform, last, top, bottom, or {student_layers} numbers from 1 to "
+            f"{teacher_layers}, a teacher layer for each student layer"
         )
-    return [m * (teacher_layers // student_layers) for m in range(student_layers + 1)]
+    return {0: 0, **dict(zip(layers, numbers, strict=True))}
 
 
-def check_pair(student, teacher):
-    """Refuse a student that cannot learn from this teacher (two BertConfigs). Raises UserError."""
-    layer_map(student.num_hidden_layers, teacher.num_hidden_layers)
-    if student.num_attention_heads != teacher.num_attention_heads:
+def check_pair(student, teacher, mapping="uniform", attention="scores"):
+    """Refuse a student that cannot learn from this teacher (two BertConfigs) in this way. Raises UserError."""
+    layer_map(student.num_hidden_layers, teacher.num_hidden_layers, mapping)
+    if attention == "scores" and student.num_attention_heads != teacher.num_attention_heads:
         raise UserError(
             f"the student has {student.num_attention_heads} attention heads, the teacher has "
             f"{teacher.num_attention_heads}: the attention loss compares them one by one; "
-            "change num_attention_heads in the student's config.json"
+            "change num_attention_heads in the student's config.json, or take --attention_loss relations"
         )
+
+
+def relation_heads(student, teacher):
+    """How many heads both widths can be cut into for the relations: the most, up to MAX_RELATION_HEADS."""
+    common = math.gcd(student.hidden_size, teacher.hidden_size)
+    return max(count for count in range(1, MAX_RELATION_HEADS + 1) if common % count == 0)
 
 
 def check_same_vocabulary(tokenizer, folder):
@@ -80,6 +109,30 @@ def attention_loss(student_scores, teacher_scores, pair_weights=None):
     return (errors * pair_weights).sum()
 
 
+def relation_loss(student_projections, teacher_projections, num_heads, attention_mask=None):
+    """The relations of MiniLMv2 (arXiv 2012.15828, equations 4 and 5) for one layer, in place of the attention loss.
+
+    Queries, keys and values, (B, L, D) each, are cut into `num_heads` heads of D / num_heads, whatever heads the model
+    has; of each kind the scaled products of all pairs of positions, after the softmax, are compared by their
+    Kullback-Leibler divergence. Neither widths nor head counts of the two models need to be equal.
+    """
+
+    def log_relations(projected):  # (B, L, D) -> (B, A, L, L)
+        heads = projected.float().unflatten(2, (num_heads, -1)).transpose(1, 2)
+        products = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
+        if attention_mask is not None:
+            products = products.masked_fill(attention_mask[:, None, None, :] == 0, torch.finfo(products.dtype).min)
+        return F.log_softmax(products, dim=-1)
+
+    token_weights, total = loss_weights(attention_mask).tokens, 0.0
+    for student, teacher in zip(student_projections, teacher_projections, strict=True):
+        targets = log_relations(teacher)
+        divergence = F.kl_div(log_relations(student), targets, reduction="none", log_target=True)
+        divergence = divergence.sum(dim=3).mean(dim=1)  # (B, L), a query each
+        total = total + (divergence.mean() if token_weights is None else (divergence * token_weights).sum())
+    return total
+
+
 def hidden_loss(projected, teacher_hidden, token_weights=None):
     """L_hidn and, at the embedding output, L_embd (equations 8 and 9): MSE of W_h S and T, (B, L, D) each."""
     if token_weights is None:
@@ -100,49 +153,62 @@ def prediction_loss(student_logits, teacher_logits, temperature=1.0):
     return -(targets * F.log_softmax(student_logits.float() / temperature, dim=1)).mean()
 
 
-def transformer_losses(student, student_output, teacher_output, mapping, weights):
-    """L_attn and L_hidn over all layers, the sums of equation 6 without the prediction layer.
+def transformer_losses(student, student_output, teacher_output, mapping, weights, layer_attention_loss=None):
+    """L_attn and L_hidn of every mapped layer: equation 6 without the prediction layer is their sum.
 
     Args: student: the model, for its projection; student_output, teacher_output: BertOutput; mapping: `layer_map`;
-    weights: `loss_weights`. Returns {"att_loss", "rep_loss"}, scalars.
+    weights: `loss_weights`; layer_attention_loss(student's, teacher's): another loss than `attention_loss`.
+    Returns {"att_loss/m": scalar for each mapped layer, "rep_loss/m": likewise, 0 being the embeddings}.
     """
-    att_loss = sum(
-        attention_loss(
-            student_output.attention_scores[m - 1], teacher_output.attention_scores[mapping[m] - 1], weights.pairs
+    layer_attention_loss = layer_attention_loss or functools.partial(attention_loss, pair_weights=weights.pairs)
+    losses = {
+        f"att_loss/{m}": layer_attention_loss(
+            student_output.attention_scores[m - 1], teacher_output.attention_scores[g - 1]
         )
-        for m in range(1, len(mapping))
-    )
+        for m, g in mapping.items()
+        if m
+    }
     projected = student.project(student_output.hidden_states)
-    rep_loss = sum(
-        hidden_loss(projected[m], teacher_output.hidden_states[mapping[m]], weights.tokens) for m in range(len(mapping))
-    )
-    return {"att_loss": att_loss, "rep_loss": rep_loss}
+    for m, g in mapping.items():
+        losses[f"rep_loss/{m}"] = hidden_loss(projected[m], teacher_output.hidden_states[g], weights.tokens)
+    return losses
 
 
 class TransformerLearner(nn.Module):
     """The learner of general distillation and of the intermediate step: a batch in, attention and hidden losses out.
 
-    Works on any models with a `bert` inside; the student also has `project`. Raises UserError for a pair whose layers
-    or heads do not fit.
+    Works on any models with a `bert` inside; the student also has `project`. Args: over_padding: the reference's means;
+    mapping: a name for `layer_map`; attention: one of ATTENTION_LOSSES; attention_weight, hidden_weight: factors of the
+    two kinds of losses. Raises UserError for a pair whose layers or heads do not fit.
     """
 
-    def __init__(self, student, teacher, over_padding=False):
+    def __init__(self, student, teacher, over_padding=False, mapping="uniform", attention="scores",
+                 attention_weight=1.0, hidden_weight=1.0):  # fmt: skip
         super().__init__()
-        check_pair(student.config, teacher.config)
+        check_pair(student.config, teacher.config, mapping, attention)
         self.student, self.over_padding = student, over_padding
         # In a list, so that the teacher is no submodule: train() must not reach its dropout, nor DDP its weights. The
         # reference left the teacher in training mode and its dropout blurred every target.
         self.frozen = [teacher.eval().requires_grad_(False)]
-        self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers)
-        self.teacher_layers = {layer - 1 for layer in self.mapping[1:]}  # from 0: whose scores are used
+        self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers, mapping)
+        self.student_layers = {m - 1 for m in self.mapping if m}  # from 0: whose scores are used
+        self.teacher_layers = {g - 1 for m, g in self.mapping.items() if m}
+        self.want = "projections" if attention == "relations" else "scores"
+        self.num_relation_heads = relation_heads(student.config, teacher.config)
+        self.weights = {"att_loss": attention_weight, "rep_loss": hidden_weight}
 
     def forward(self, batch):
-        inputs = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
-        with torch.no_grad():
-            teacher_output = self.frozen[0].bert(*inputs, score_layers=self.teacher_layers)
-        student_output = self.student.bert(*inputs)
-        weights = loss_weights(batch["attention_mask"], self.over_padding)
-        return transformer_losses(self.student, student_output, teacher_output, self.mapping, weights)
+        inputs, mask = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]), batch["attention_mask"]
+        with torch.no_grad():  # layers above the last one that teaches are not run
+            last = max(self.mapping.values())
+            teacher_output = self.frozen[0].bert(*inputs, self.teacher_layers, self.want, last)
+        student_output = self.student.bert(*inputs, self.student_layers, self.want)
+        relations = functools.partial(relation_loss, num_heads=self.num_relation_heads, attention_mask=mask)
+        losses = transformer_losses(
+            self.student, student_output, teacher_output, self.mapping, loss_weights(mask, self.over_padding),
+            relations if self.want == "projections" else None,
+        )  # fmt: skip
+        return {name: value * self.weights[name.split("/")[0]] for name, value in losses.items()}
 
 
 class PredictionLearner(nn.Module):

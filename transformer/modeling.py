@@ -154,23 +154,25 @@ class BertSelfAttention(nn.Module):
     def _heads(self, projected):
         return projected.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, L, D) -> (B, H, L, d)
 
-    def forward(self, hidden, mask_bias, need_scores):
-        """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None. Returns context, scores."""
-        query, key, value = (
-            self._heads(self.query(hidden)),
-            self._heads(self.key(hidden)),
-            self._heads(self.value(hidden)),
-        )
+    def forward(self, hidden, mask_bias, want, asking=None):
+        """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None; `asking` (B, Q, D): those
+        of `hidden` that the queries are made from, None = all.
+
+        Returns the context and what is wanted: "scores", "projections" (queries, keys, values) or None.
+        """
+        asking = hidden if asking is None else asking
+        projections = self.query(asking), self.key(hidden), self.value(hidden)  # (B, L, D) each
+        query, key, value = map(self._heads, projections)
         dropout_prob = self.dropout_prob if self.training else 0.0
-        if need_scores:
+        if want == "scores":
             # Scores leave without the mask: the losses choose by themselves which pairs of positions count.
             scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, L, L)
             probs = F.softmax(scores if mask_bias is None else scores + mask_bias, dim=-1)
             context = F.dropout(probs, dropout_prob, training=self.training) @ value
-        else:
-            scores = None  # the fused kernel never writes them to memory
+        else:  # the fused kernel never writes scores to memory
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_bias, dropout_p=dropout_prob)
-        return context.transpose(1, 2).flatten(2), scores  # (B, L, D), (B, H, L, L)
+        wanted = scores if want == "scores" else projections if want == "projections" else None
+        return context.transpose(1, 2).flatten(2), wanted  # (B, L, D), (B, H, L, L) or three times (B, L, D)
 
 
 class BertResidualOutput(nn.Module):
@@ -192,9 +194,9 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertResidualOutput(config, config.hidden_size)
 
-    def forward(self, hidden, mask_bias, need_scores):
-        context, scores = self.self(hidden, mask_bias, need_scores)
-        return self.output(context, hidden), scores
+    def forward(self, hidden, mask_bias, want, asking):
+        context, wanted = self.self(hidden, mask_bias, want, asking)
+        return self.output(context, asking), wanted
 
 
 class BertIntermediate(nn.Module):
@@ -214,9 +216,13 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertResidualOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, mask_bias, need_scores):
-        attended, scores = self.attention(hidden, mask_bias, need_scores)
-        return self.output(self.intermediate(attended), attended), scores
+    def forward(self, hidden, mask_bias, want, positions=None):
+        """The layer's output everywhere, or only at `positions` (B,), one of each sequence: (B, 1, D)."""
+        asking = hidden
+        if positions is not None:
+            asking = hidden[torch.arange(len(hidden), device=hidden.device), positions][:, None]
+        attended, wanted = self.attention(hidden, mask_bias, want, asking)
+        return self.output(self.intermediate(attended), attended), wanted
 
 
 class BertEncoder(nn.Module):
@@ -238,7 +244,8 @@ class BertPooler(nn.Module):
 
 class BertOutput(NamedTuple):
     """hidden_states: 1 + layers tensors (B, L, D), the embedding output first. attention_scores: one (B, H, L, L) for
-    each layer, before mask and softmax, None where not asked for. pooled: (B, D)."""
+    each layer, before mask and softmax, None where not asked for; or queries, keys and values, (B, L, D) each, where
+    "projections" were wanted. pooled: (B, D)."""
 
     hidden_states: list
     attention_scores: list
@@ -255,12 +262,16 @@ class BertModel(nn.Module):
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=None):
+    def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=None, want="scores",
+                num_layers=None, positions=None):  # fmt: skip
         """Run the encoder.
 
         Args: input_ids (B, L) whole numbers; token_type_ids (B, L), 0 where None; attention_mask (B, L), 1 at real
         tokens and 0 at padding, None = no padding; score_layers: the layers (from 0) whose attention scores are wanted,
-        None = all. The other layers run fused attention, which is faster and keeps no (L, L) matrix.
+        None = all; want: "projections" for queries, keys and values in place of the scores; num_layers: run only so
+        many layers, None = all; positions (B,): one position of each sequence, the only one where the last layer's
+        output is computed, (B, 1, D). Layers without scores run fused attention, which is faster and keeps no (L, L)
+        matrix.
         """
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
@@ -272,9 +283,10 @@ class BertModel(nn.Module):
             mask_bias = torch.zeros(attention_mask.shape, dtype=dtype, device=input_ids.device)
             mask_bias = mask_bias.masked_fill(attention_mask == 0, torch.finfo(dtype).min)[:, None, None, :]
         hidden_states, attention_scores = [self.embeddings(input_ids, token_type_ids)], []
-        for index, layer in enumerate(self.encoder.layer):
-            need_scores = score_layers is None or index in score_layers
-            hidden, scores = layer(hidden_states[-1], mask_bias, need_scores)
+        for index, layer in enumerate(self.encoder.layer[:num_layers]):
+            wanted = want if score_layers is None or index in score_layers else None
+            last = index == len(self.encoder.layer) - 1
+            hidden, scores = layer(hidden_states[-1], mask_bias, wanted, positions if last else None)
             hidden_states.append(hidden)
             attention_scores.append(scores)
         return BertOutput(hidden_states, attention_scores, self.pooler(hidden_states[-1]))
@@ -419,10 +431,9 @@ class BertForMaskedLM(BertPreTrainedModel):
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, positions=None):
         """Scores over the vocabulary: (B, L, V), or (B, V) at `positions` (B,), one masked position a sequence."""
-        hidden = self.bert(input_ids, token_type_ids, attention_mask, score_layers=()).hidden_states[-1]
-        if positions is not None:
-            hidden = hidden[torch.arange(len(hidden), device=hidden.device), positions]
-        return self.cls.predictions(hidden)
+        output = self.bert(input_ids, token_type_ids, attention_mask, score_layers=(), positions=positions)
+        hidden = output.hidden_states[-1]
+        return self.cls.predictions(hidden if positions is None else hidden[:, 0])
 
 
 class TinyBertForPreTraining(BertForMaskedLM):

@@ -39,11 +39,12 @@ COMMON = {"seed": 42, "precision": "auto"}
 TRAINING = {
     **COMMON, "train_batch_size": 32, "learning_rate": 5e-5, "weight_decay": 1e-4, "num_train_epochs": 3.0,
     "warmup_proportion": 0.1, "gradient_accumulation_steps": 1, "local_rank": -1, "max_seq_length": 128,
+    "layer_map": "uniform", "attention_loss": "scores", "attention_weight": 1.0, "hidden_weight": 1.0,
 }  # fmt: skip
 
 AUGMENTATION = {
     **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": GLUE, "task_name": "SST-2",
-    "N": 30, "M": 15, "p": 0.4,
+    "N": 30, "M": 15, "p": 0.4, "batch_size": 32,
 }  # fmt: skip
 PREGENERATION = {
     **COMMON, "train_corpus": CORPUS, "output_dir": PREGENERATED, "bert_model": TEACHER, "num_workers": 1,
@@ -52,7 +53,8 @@ PREGENERATION = {
 }  # fmt: skip
 GENERAL_DISTILLATION = {
     **TRAINING, "pregenerated_data": PREGENERATED, "teacher_model": TEACHER, "student_model": STUDENT_CONFIG,
-    "output_dir": GENERAL_STUDENT, "eval_batch_size": 32, "eval_step": 1000,
+    "output_dir": GENERAL_STUDENT, "eval_batch_size": 32, "eval_step": 1000, "keep_checkpoints": 2,
+    "init_student": "random",
 }  # fmt: skip
 
 # task_distill.py does four things, each with its own place to read and to write.
@@ -90,7 +92,7 @@ NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
     "sample", "origins", "pregenerated_data", "output_dir", "data_dir",
     "no_finetune", "do_finetune", "do_eval", "do_predict",
-    "eval_batch_size", "fp16",
+    "eval_batch_size", "fp16", "batch_size", "keep_checkpoints",
 }  # fmt: skip
 
 
@@ -167,6 +169,8 @@ def check_training(args):
                    "eval_step", "max_seq_length", "max_steps", "limit")  # fmt: skip
     if not 0 <= args.warmup_proportion < 1:
         raise UserError(f"--warmup_proportion {args.warmup_proportion}: expected 0 up to 1, 1 excluded")
+    if args.attention_weight < 0 or args.hidden_weight < 0:
+        raise UserError("--attention_weight and --hidden_weight must not be negative")
     if args.learning_rate < 0 or args.weight_decay < 0:
         raise UserError(
             f"--learning_rate {args.learning_rate} --weight_decay {args.weight_decay}: must not be negative"
@@ -230,7 +234,11 @@ def _end_at_once(signum, frame):
 
 
 def fingerprint(path):
-    """A short digest of an input: a file's size, first and last MiB; of a folder, its model files' digests."""
+    """A short digest of an input: a file's size, first and last MiB; of a folder, its model files' digests; of a list
+    of files, all of theirs."""
+    if isinstance(path, list):
+        digests = "+".join(map(fingerprint, path))
+        return digests if len(path) == 1 else hashlib.sha256(digests.encode()).hexdigest()[:12]
     path = Path(path)
     if path.is_dir():
         names = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "model.safetensors")
@@ -265,7 +273,7 @@ class OutputRecord:
                     raise UserError(f"--output_dir {self.path.parent}: is the folder of --{name}, choose another")
         settings = {name: value for name, value in vars(args).items()
                     if value not in (None, False) and name not in NOT_THE_RESULT and name not in inputs}  # fmt: skip
-        contents = {name: "+".join(map(fingerprint, _listed(file))) for name, file in inputs.items() if _listed(file)}
+        contents = {name: fingerprint(file) for name, file in inputs.items() if file is not None}
         self.values = {"script": script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(self.values))  # as it will read back
         self.progress = None  # what the run in this output had done when it was last saved
@@ -355,7 +363,8 @@ def make_output_folder(path):
 def model_outputs(folder):
     """The files of a training run's output folder that are there (the resume state and the log among them)."""
     names = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin",
-             "training_state.bin", "eval_results.txt", "log.txt")  # fmt: skip
+             "training_state.bin", "teacher_logits.npy", "eval_results.txt", "log.txt", "train_log.jsonl",
+             "curves.png")  # fmt: skip
     return [path for name in names for path in sorted(Path(folder).glob(name))]
 
 

@@ -6,6 +6,8 @@ which examples come when, gradients, optimizer, logging, evaluation, saving, and
 
 import contextlib
 import ctypes
+import importlib.util
+import json
 import logging
 import math
 import os
@@ -22,13 +24,14 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from transformer.data import epoch_batches, sorted_batches
+from transformer.distillation import ATTENTION_LOSSES, TransformerLearner
 from transformer.file_utils import UserError, atomic_write
 from transformer.modeling import WEIGHTS_NAME, save_weights
 from transformer.stages import flag
 
 logger = logging.getLogger(__name__)
 
-STATE_NAME = "training_state.bin"
+STATE_NAME, HISTORY_NAME, CURVES_NAME = "training_state.bin", "train_log.jsonl", "curves.png"
 LOG_STEPS = 50  # steps between two log lines; also the only places where the loop waits for the device
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,6 +49,14 @@ def add_training_flags(parser):
     flag(group, "--eval_step", type=int, help="evaluate and save every so many optimizer steps")
     flag(group, "--pad_to_max_length", action="store_true",
          help="pad every batch to the maximum and average over the padding, as the reference does")  # fmt: skip
+    flag(group, "--compile", action="store_true", help="compile the models: minutes at the start, faster steps on GPUs")
+    group = parser.add_argument_group("what the student learns from")
+    flag(group, "--layer_map", help="which teacher layers teach: uniform, last, top, bottom, or their numbers from 1, "
+         "one for each student layer: 3,6,9,12 (uniform)")  # fmt: skip
+    flag(group, "--attention_loss", choices=ATTENTION_LOSSES, help="scores, as in the paper, or MiniLMv2's relations, "
+         "for which the head counts may differ (scores)")  # fmt: skip
+    flag(group, "--attention_weight", type=float, help="factor of the attention losses (1)")
+    flag(group, "--hidden_weight", type=float, help="factor of the losses of hidden states and embeddings (1)")
     group = parser.add_argument_group("device")
     flag(group, "--no_cuda", action="store_true", help="stay on the CPU")
     flag(
@@ -65,6 +76,7 @@ class Launch:
     rank: int
     world_size: int
     dtype: torch.dtype
+    group: object = None  # the processes as `gather` sees them, made when it is first called
 
     def __str__(self):
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
@@ -140,20 +152,53 @@ def keep_freed_memory():
         pass  # another C library: slower, nothing else
 
 
+def transformer_learner(student, teacher, args):
+    """The learner of general distillation and of the intermediate step, as the flags have it."""
+    return TransformerLearner(
+        student, teacher, args.pad_to_max_length, args.layer_map, args.attention_loss, args.attention_weight,
+        args.hidden_weight,
+    )  # fmt: skip
+
+
 def claim(record, outputs, overwrite, place):
     """`OutputRecord.claim`, decided by the first process for all of them."""
-    if place.world_size == 1:
-        return record.claim(outputs, overwrite)
-    answer = [None]
+    answer = None
     if place.first:
         try:
-            answer = [record.claim(outputs, overwrite)]
+            answer = record.claim(outputs, overwrite)
         except UserError as error:
-            answer = [error]
-    distributed.broadcast_object_list(answer)
-    if isinstance(answer[0], UserError):
-        raise answer[0]
-    return answer[0]
+            answer = error
+    answer = from_first(answer, place)
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
+
+
+def from_first(value, place):
+    """The first process's value, in every process."""
+    if place.world_size == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values)
+    return values[0]
+
+
+def gather(value, place):
+    """The values of all processes in the first one, in their order; None in the others. Not through GPUs' memory."""
+    if place.world_size == 1:
+        return [value]
+    if place.group is None:
+        place.group = distributed.new_group(backend="gloo")
+    values = [None] * place.world_size if place.first else None
+    distributed.gather_object(value, values, group=place.group)
+    return values
+
+
+def sum_over_processes(tensor, place):
+    """The sum of all processes' tensors, in every process."""
+    if place.world_size > 1:
+        distributed.all_reduce(tensor)
+    return tensor
 
 
 def begin(record, place):
@@ -177,7 +222,16 @@ def mean_losses(learner, sequences, batch_size, place, pad_token_id, pad_to=None
         with torch.inference_mode(), place.autocast():
             for name, value in learner(batch).items():
                 sums[name] = sums.get(name, 0) + value * len(indices)
-    return {name: value.item() / len(sequences) for name, value in sums.items()}
+    return sum_by_kind({name: value.item() / len(sequences) for name, value in sums.items()})
+
+
+def sum_by_kind(losses):
+    """{"att_loss": the sum over its layers, ...} of {"att_loss/1": ..., "att_loss/2": ..., ...}."""
+    sums = {}
+    for name, value in losses.items():
+        kind = name.split("/")[0]
+        sums[kind] = sums.get(kind, 0) + value
+    return sums
 
 
 class Plan:
@@ -224,18 +278,20 @@ class TrainingRun:
     {name: loss}, means over the batch's examples; optimizer; plan: Plan; place: Launch; eval_step; accumulation: parts
     of a batch; pad_to: length of every batch, or None for the longest of it; pad_token_id; evaluate(): (score or None,
     {name: number}), called every `eval_step` steps and at the end; the weights with the best score are kept, without a
-    score the latest; step_files: also keep the weights of each evaluation as step_N_pytorch_model.bin.
+    score the latest; keep_step_files: so many evaluations' weights stay as step_N_pytorch_model.bin, the latest ones;
+    compiled: through torch.compile.
     """
 
     def __init__(self, folder, learner, optimizer, plan, place, *, eval_step, accumulation=1, pad_to=None,
-                 pad_token_id=0, evaluate=None, step_files=False):  # fmt: skip
+                 pad_token_id=0, evaluate=None, keep_step_files=0, compiled=False):  # fmt: skip
         self.folder, self.learner, self.optimizer, self.plan, self.place = Path(folder), learner, optimizer, plan, place
-        self.eval_step, self.accumulation, self.step_files = eval_step, accumulation, step_files
-        self.pad_to, self.pad_token_id = pad_to, pad_token_id
+        self.eval_step, self.accumulation, self.keep_step_files = eval_step, accumulation, keep_step_files
+        self.pad_to, self.pad_token_id, self.compiled = pad_to, pad_token_id, compiled
         self.evaluate = evaluate or (lambda: (None, {}))
         self.scaler = torch.amp.GradScaler(place.device.type, enabled=place.dtype == torch.float16)
         self.step, self.best_score, self.results = 0, None, {}
         self.stop_signal = None
+        self.history = History(self.folder, place)
 
     # --- the one state
 
@@ -248,10 +304,14 @@ class TrainingRun:
             with atomic_write(self.folder / STATE_NAME, "wb") as file:
                 torch.save(state, file)
 
+    def has_state(self):
+        """Whether a stopped run left a state to go on from."""
+        return (self.folder / STATE_NAME).is_file()
+
     def load_state(self):
         """Go on from a saved state, if there is one. Returns whether there was."""
         path = self.folder / STATE_NAME
-        if not path.is_file():
+        if not self.has_state():
             return False
         try:
             state = torch.load(path, map_location=self.place.device, weights_only=True)
@@ -271,14 +331,21 @@ class TrainingRun:
         self.learner.train()
         if results:
             logger.info("step %d | %s", self.step, format_results(results))
+            self.history.add({"step": self.step, "evaluation": results})
         if self.place.first and (score is None or self.best_score is None or score > self.best_score):
             weights = self.learner.student.state_dict()
-            if self.step_files:
-                save_weights(weights, self.folder / f"step_{self.step}_{WEIGHTS_NAME}")
+            if self.keep_step_files:
+                self._save_step_file(weights)
             save_weights(weights, self.folder / WEIGHTS_NAME)
         if score is None or self.best_score is None or score > self.best_score:
             self.best_score, self.results = score, {"global_step": self.step, **results}
         self.save_state()
+
+    def _save_step_file(self, weights):
+        save_weights(weights, self.folder / f"step_{self.step}_{WEIGHTS_NAME}")
+        steps = sorted(int(path.name.split("_")[1]) for path in self.folder.glob(f"step_*_{WEIGHTS_NAME}"))
+        for step in steps[: -self.keep_step_files]:
+            (self.folder / f"step_{step}_{WEIGHTS_NAME}").unlink()
 
     # --- the loop
 
@@ -291,6 +358,9 @@ class TrainingRun:
         else:
             self.save_state()
         learner = self._distributed_learner()
+        if self.compiled:
+            learner = torch.compile(learner, dynamic=True)  # batches differ in length
+        self.history.start(self.step)
         meter = Meter(self.plan.total_steps, self.step, self.place)
         self.learner.train()
         with self._catch_signals():
@@ -310,7 +380,8 @@ class TrainingRun:
                 # keeps nothing of what comes after the last multiple.
                 evaluating = last or self.step % self.eval_step == 0
                 if evaluating or self.step % LOG_STEPS == 0:
-                    meter.log(self.step, rate)  # before saving: weights that are no numbers must not replace good ones
+                    # Before saving: weights that are no numbers must not replace good ones.
+                    self.history.add(meter.log(self.step, rate))
                 if evaluating:
                     self.evaluate_and_save()
                 stop = self._stop_signal_of_any()
@@ -375,6 +446,7 @@ class TrainingRun:
     def finish(self):
         """The run's files are complete: nothing is left to go on from."""
         if self.place.first:
+            self.history.draw()
             (self.folder / STATE_NAME).unlink(missing_ok=True)
 
 
@@ -395,7 +467,7 @@ class Meter:
         self.steps, self.examples, self.tokens = self.steps + 1, self.examples + examples, self.tokens + int(tokens)
 
     def log(self, step, rate):
-        """One line. Raises UserError when the loss is no longer a number."""
+        """One line; returns its numbers, each layer's losses too. Raises UserError where a loss is no number."""
         if self.place.world_size > 1:
             for value in self.sums.values():  # each process has the sum over its own examples
                 distributed.all_reduce(value)
@@ -408,10 +480,64 @@ class Meter:
         left = (now - self.started) / max(step - self.first_step, 1) * (self.total_steps - step)
         logger.info(
             "step %d/%d | %s | lr %.2e | %.0f examples/s %.0f tokens/s | %s left | %.2f GB",
-            step, self.total_steps, format_results(losses), rate, self.examples / seconds, self.tokens / seconds,
-            format_seconds(left), peak_memory(self.place.device),
+            step, self.total_steps, format_results(sum_by_kind(losses)), rate, self.examples / seconds,
+            self.tokens / seconds, format_seconds(left), peak_memory(self.place.device),
         )  # fmt: skip
+        entry = {
+            "step": step, "losses": losses, "learning_rate": rate, "examples_per_second": self.examples / seconds,
+            "tokens_per_second": self.tokens / seconds, "memory_gb": peak_memory(self.place.device),
+        }  # fmt: skip
         self._restart()
+        return entry
+
+
+class History:
+    """train_log.jsonl, what the log lines tell as numbers and each layer's losses too, and curves.png drawn from it.
+
+    Only the first process writes.
+    """
+
+    def __init__(self, folder, place):
+        self.path, self.curves, self.place = folder / HISTORY_NAME, folder / CURVES_NAME, place
+
+    def start(self, step):
+        """Forget what a killed run noted after its last saved step: it comes again."""
+        if self.place.first:
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
+            with atomic_write(self.path) as file:
+                file.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+
+    def add(self, entry):
+        if self.place.first:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def draw(self):
+        """Losses and evaluations by step, where matplotlib is installed."""
+        if importlib.util.find_spec("matplotlib") is None:
+            return
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        panels = {"losses": {}, "evaluation": {}}
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            for panel, curves in panels.items():
+                for name, value in entry.get(panel, {}).items():
+                    curves.setdefault(name, []).append((entry["step"], value))
+        panels = {title: curves for title, curves in panels.items() if curves}
+        figure, axes = pyplot.subplots(1, max(len(panels), 1), figsize=(7 * max(len(panels), 1), 5), squeeze=False)
+        for axis, (title, curves) in zip(axes[0], panels.items(), strict=False):
+            for name, points in curves.items():
+                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=name)
+            axis.set(title=title, xlabel="optimizer step", yscale="log" if title == "losses" else "linear")
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize="small")
+        figure.tight_layout()
+        figure.savefig(self.curves, dpi=100)
+        pyplot.close(figure)
 
 
 def peak_memory(device):

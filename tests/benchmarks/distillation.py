@@ -1,0 +1,184 @@
+"""Stages 3 and 4 against the reference's way: examples a second, memory, and the share of the machine's peak.
+
+Reads:  a task's train.tsv (SST-2), an epoch file of stage 2 made with --max_seq_len 128, a vocabulary
+Prints: a table in Markdown; weights are random, the work is the real one
+
+    python tests/benchmarks/distillation.py --train_tsv SST-2/train.tsv --epoch 2_pregenerate_data --vocab vocab.txt
+
+Each measurement is a process of its own; the ways take turns and the medians of the rounds count. The share of the
+peak counts the arithmetic of real tokens only, against the fastest float32 product of two large matrices here.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np  # noqa: E402  (the path above comes first)
+import slow_distillation  # noqa: E402
+import torch  # noqa: E402
+
+from transformer import training  # noqa: E402
+from transformer.data import encode_task_file, pregenerated_epochs, read_epoch, sorted_batches  # noqa: E402
+from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
+from transformer.glue import TaskFile, find_task  # noqa: E402
+from transformer.modeling import BertConfig, TinyBertForSequenceClassification  # noqa: E402
+from transformer.optimization import BertAdam, decay_groups  # noqa: E402
+from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
+from transformer.training import Plan, TrainingRun, launch  # noqa: E402
+
+BATCH, LENGTH = 32, 128
+WORKS = ("intermediate", "prediction, first epoch", "prediction, later epochs", "general")
+WAYS = ("ours", "reference")
+
+
+def make_models(args):
+    torch.manual_seed(1)
+    sizes = (4, 312, 1200), (args.layers, args.width, 4 * args.width)
+    return [
+        TinyBertForSequenceClassification(
+            BertConfig(
+                num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=args.heads,
+                fit_size=args.width if width == 312 else None,
+            )  # fmt: skip
+        )
+        for layers, width, inner in sizes
+    ]
+
+
+def read_data(args, work):
+    tokenizer = BertTokenizer(load_vocab(args.vocab))
+    if work == "general":
+        path, metrics = pregenerated_epochs(args.epoch)[0]
+        return read_epoch(path, metrics, tokenizer, LENGTH)
+    task = find_task("SST-2")
+    return encode_task_file(TaskFile(args.train_tsv, task), tokenizer, LENGTH, task.labels)
+
+
+def reference_rate(args, work, data):
+    """Examples a second of the reference's way."""
+    student, teacher = make_models(args)
+    prediction = work.startswith("prediction")
+    loss_of = slow_distillation.prediction_loss if prediction else slow_distillation.transformer_loss
+    rows = np.random.default_rng(3).permutation(len(data))[: BATCH * (args.slow_steps + 1)].reshape(-1, BATCH)
+    batches = (data.batch(indices, pad_to=LENGTH) for indices in rows)
+    return slow_distillation.examples_per_second(loss_of, student, teacher, batches), LENGTH
+
+
+def our_rate(args, work, data):
+    """Examples a second of the suite's own loop, the first steps not counted; and the mean length of an example."""
+    place = launch(argparse.Namespace(no_cuda=args.no_cuda, seed=1, precision=args.precision))
+    student, teacher = (model.to(place.device) for model in make_models(args))
+    rows = np.random.default_rng(3).permutation(len(data))[: BATCH * args.steps]
+    seconds_of_teacher = 0.0  # an example
+    if work.startswith("prediction"):
+        teacher.eval()
+        started = time.monotonic()
+        with torch.inference_mode(), place.autocast():
+            for indices in sorted_batches(data.lengths[rows], BATCH):
+                batch = place.to_device(data.batch(rows[indices]))
+                teacher(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])[0].float().cpu()
+        if work.endswith("first epoch"):
+            seconds_of_teacher = (time.monotonic() - started) / len(rows)
+        learner = PredictionLearner(student, torch.zeros(len(data), 2, device=place.device), 1.0)
+    else:
+        learner = TransformerLearner(student, teacher)
+    training.LOG_STEPS = args.steps
+    plan = Plan(lambda epoch: data, [len(data)], BATCH, 9, 1, max_steps=2 * args.steps)
+    optimizer = BertAdam(decay_groups(student, 1e-4), 5e-5, 0.1, plan.total_steps, "warmup_linear")
+    with tempfile.TemporaryDirectory() as folder:
+        run = TrainingRun(folder, learner, optimizer, plan, place, eval_step=10**9, compiled=args.compile)
+        run.save_state = run.evaluate_and_save = lambda: None  # what is measured is the steps
+        run.train()
+        entry = json.loads((Path(folder) / training.HISTORY_NAME).read_text().splitlines()[-1])
+    length = entry["tokens_per_second"] / entry["examples_per_second"]
+    return 1 / (1 / entry["examples_per_second"] + seconds_of_teacher), length
+
+
+def operations(args, work, length):
+    """Floating-point operations of one example of `length` tokens: forward 2, forward and backward 6 a weight."""
+
+    def encoder(layers, width, inner):
+        return layers * (4 * width * width + 2 * width * inner) * length + layers * 2 * length * length * width
+
+    teacher, student = encoder(args.layers, args.width, 4 * args.width), encoder(4, 312, 1200)
+    if work == "prediction, later epochs":
+        return 6 * student
+    projection = 0 if work.startswith("prediction") else 5 * 312 * args.width * length
+    return 2 * teacher + 6 * (student + projection)
+
+
+def matrix_peak(seconds=3.0):
+    """The fastest float32 product of two matrices on this machine, in operations a second."""
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    best, stop = float("inf"), time.monotonic() + seconds
+    while time.monotonic() < stop:
+        started = time.monotonic()
+        a @ b
+        best = min(best, time.monotonic() - started)
+    return 2 * 2048**3 / best
+
+
+def measure(args, way, work):
+    """In a process of its own: print one measurement as JSON."""
+    data = read_data(args, work)
+    rate, length = (our_rate if way == "ours" else reference_rate)(args, work, data)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if torch.cuda.is_available() and not args.no_cuda:
+        peak = torch.cuda.max_memory_allocated()
+    print(json.dumps({"rate": rate, "length": length, "memory": peak / 1e9}))
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train_tsv", type=Path, required=True)
+    parser.add_argument("--epoch", type=Path, required=True, help="folder of stage 2")
+    parser.add_argument("--vocab", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=12, help="of the teacher")
+    parser.add_argument("--width", type=int, default=768, help="of the teacher")
+    parser.add_argument("--heads", type=int, default=12, help="of both")
+    parser.add_argument("--steps", type=int, default=12, help="steps of a measurement of ours, after as many others")
+    parser.add_argument("--slow_steps", type=int, default=2, help="steps of a measurement of the reference's way")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS)
+    parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument("--no_cuda", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "WORK"), help="only this measurement, as JSON")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    if args.one:
+        return measure(args, *args.one)
+    found = {(way, work): [] for work in args.works for way in WAYS}
+    for _ in range(args.rounds):
+        for way, work in found:
+            command = [sys.executable, *sys.argv, "--one", way, work]
+            output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
+            found[way, work].append(json.loads(output.splitlines()[-1]))
+    peak = matrix_peak()
+    print(f"float32 matrix peak {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads, {args.rounds} rounds\n")
+    print("| work | way | examples/s | times the reference's | share of the peak | peak memory, GB |")
+    print("|---|---|---|---|---|---|")
+    for work in args.works:
+        slow = statistics.median(run["rate"] for run in found["reference", work])
+        length = statistics.median(run["length"] for run in found["ours", work])
+        for way in WAYS:
+            rate = statistics.median(run["rate"] for run in found[way, work])
+            memory = max(run["memory"] for run in found[way, work])
+            share = rate * operations(args, work, length) / peak
+            print(f"| {work} | {way} | {rate:.1f} | {rate / slow:.1f} | {share:.0%} | {memory:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""A student that starts from its teacher: the teacher's weights, projected onto the student's width.
+
+Shapes: B batch, L length, D teacher's width, d student's width, N and M their layers, R the rank of a student head.
+The teacher's hidden states h on a sample of text, all mapped layers together, have mean mu and principal directions
+V (D, d). The student's hidden state s stands for V'h, so that h is near V s + r with r = mu - V V' mu. Every weight of
+the student is the teacher's, seen through this map; `fit_dense` is the map itself, and the hidden losses start small.
+"""
+
+import torch
+
+from transformer.file_utils import UserError
+
+
+class Moments:
+    """Mean (n,) and second moment (n, n) of vectors that come in batches, in float64; `diagonal`: only its (n,)."""
+
+    def __init__(self, diagonal=False):
+        self.count, self.sum, self.products, self.diagonal = 0, 0.0, 0.0, diagonal
+
+    def add(self, vectors):  # (tokens, n)
+        self.count += len(vectors)
+        self.sum = self.sum + vectors.sum(dim=0, dtype=torch.float64)
+        products = vectors.square().sum(dim=0) if self.diagonal else vectors.T @ vectors
+        self.products = self.products + products.double()
+
+    @property
+    def mean(self):
+        return self.sum / self.count
+
+    @property
+    def second(self):
+        return self.products / self.count
+
+
+@torch.no_grad()
+def initialize_from_teacher(student, teacher, mapping, batches):
+    """Set the weights of `student` (all but pooler and heads) from those of `teacher`, in place.
+
+    Args: student, teacher: models with a `bert` inside, the student with a projection onto the teacher's width;
+    mapping: {m: g} of `distillation.layer_map`; a layer that is not in it starts from the nearest teacher layer;
+    batches: an iterable of `Sequences.batch`, a few thousand tokens in all. The result depends on nothing else.
+    Raises UserError where the projection has another width.
+    """
+    config, depth = student.config, teacher.config.num_hidden_layers
+    if config.fit_size != (width := teacher.config.hidden_size):
+        raise UserError(f"the student projects onto width {config.fit_size}, the teacher has {width}")
+    layers = range(1, config.num_hidden_layers + 1)
+    sources = {m: mapping.get(m) or max(round(m * depth / config.num_hidden_layers), 1) for m in layers}
+    hidden, attended, units = collect(teacher, sources.values(), batches)
+    view = View([hidden[g] for g in (0, *sources.values())], config.hidden_size)
+
+    for fit in student.fit_denses if config.fit_per_layer else [student.fit_dense]:
+        put(fit.weight, view.directions)
+        put(fit.bias, view.rest)
+    put_embeddings(student.bert.embeddings, teacher.bert.embeddings, view, hidden[0])
+    for m, g in sources.items():
+        layer, source = student.bert.encoder.layer[m - 1], teacher.bert.encoder.layer[g - 1]
+        put_attention(layer.attention, source.attention, view, hidden[g - 1])
+        put_norm(layer.attention.output.LayerNorm, source.attention.output.LayerNorm, view, attended[g])
+        put_feed_forward(layer, source, view, units[g])
+        put_norm(layer.output.LayerNorm, source.output.LayerNorm, view, hidden[g])
+
+
+def collect(teacher, layers, batches):
+    """Moments over real tokens: {layer: hidden states} of `layers`, their inputs and the embeddings, {layer: outputs of
+    the attention} and {layer: activations of the intermediate units}."""
+    hidden = {layer: Moments() for g in (0, *layers) for layer in (g, max(g - 1, 0))}
+    attended, units = ({g: Moments(diagonal) for g in layers} for diagonal in (False, True))
+    real = None  # (B, L), of the batch at hand
+    def adding_to(moments):
+        return lambda module, inputs, output: moments.add(output[real].float())
+
+    hooks = []
+    for g in attended:
+        layer = teacher.bert.encoder.layer[g - 1]
+        hooks.append(layer.attention.output.register_forward_hook(adding_to(attended[g])))
+        hooks.append(layer.intermediate.register_forward_hook(adding_to(units[g])))
+    was_training = teacher.training
+    teacher.eval()
+    try:
+        for batch in batches:
+            mask = batch["attention_mask"]
+            real = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
+            output = teacher.bert(batch["input_ids"], batch["token_type_ids"], mask, score_layers=())
+            for layer, moments in hidden.items():
+                moments.add(output.hidden_states[layer][real].float())
+    finally:
+        teacher.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return hidden, attended, units
+
+
+class View:
+    """What the student's width sees of the teacher's: V (D, d) and r (D,), for a teacher's weights in float64."""
+
+    def __init__(self, moments, width):
+        mean = torch.stack([each.mean for each in moments]).mean(dim=0)
+        self.teacher_width, self.width, self.padded = len(mean), width, width >= len(mean)
+        if self.padded:  # all of it, and nothing in the dimensions beyond
+            self.directions = torch.eye(len(mean), width, dtype=mean.dtype, device=mean.device)
+        else:
+            second = torch.stack([each.second for each in moments]).mean(dim=0)
+            vectors = torch.linalg.eigh(second - torch.outer(mean, mean)).eigenvectors.flip(1)[:, :width]
+            # An eigenvector's sign is free: the largest component counts as positive.
+            largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+            self.directions = vectors * largest.sign()
+        self.rest = mean - self.directions @ (self.directions.T @ mean)
+
+    def into(self, weight, bias):
+        """A linear map of the teacher's h as one of u = [s; 1]: W (n, D), b (n,) -> (n, d + 1)."""
+        weight = weight.double()
+        return torch.cat([weight @ self.directions, (weight @ self.rest + bias.double())[:, None]], dim=1)
+
+    def onto(self, weight):
+        """A map to the teacher's h as one to s: V'W, (D, n) -> (d, n), or (D,) -> (d,)."""
+        return self.directions.T @ weight.double()
+
+    def metric(self, moments):
+        """S^(1/2) and its inverse, (d + 1, d + 1), with S = E[u u']: how much an error in each direction matters."""
+        second, mean = self.onto(moments.second) @ self.directions, self.onto(moments.mean)
+        whole = torch.cat([torch.cat([second, mean[:, None]], dim=1), torch.cat([mean, mean.new_ones(1)])[None]])
+        values, vectors = torch.linalg.eigh(whole)
+        roots = values.clamp(min=1e-9 * values.max().item()).sqrt()
+        return (vectors * roots) @ vectors.T, (vectors / roots) @ vectors.T
+
+
+def low_rank(product, rank):
+    """The best factors of a matrix: P (rank, n), Q (rank, m) with P'Q nearest to `product` (n, m), evenly split."""
+    left, values, right = torch.linalg.svd(product, full_matrices=False)
+    count = min(rank, len(values))
+    roots = values[:count].sqrt()[:, None]
+    factors = roots * left.T[:count], roots * right[:count]
+    return [torch.cat([factor, factor.new_zeros(rank - count, factor.shape[1])]) for factor in factors]
+
+
+def put(parameter, value):
+    parameter.copy_(value.to(parameter.dtype))
+
+
+def put_rows(parameter, value):
+    """Set as many rows as both have; the others stay as they were drawn."""
+    count = min(len(parameter), len(value))
+    put(parameter[:count], value[:count])
+
+
+def put_embeddings(embeddings, source, view, moments):
+    for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
+        put_rows(getattr(embeddings, name).weight, getattr(source, name).weight.double() @ view.directions)
+    put_norm(embeddings.LayerNorm, source.LayerNorm, view, moments)
+
+
+def put_norm(norm, source, view, moments):
+    """A LayerNorm whose output, before its bias, has the size of V'(h - b), h the teacher's output there."""
+    bias = source.bias.double()
+    if view.padded:
+        size = view.onto(source.weight) * (view.teacher_width / view.width) ** 0.5
+    else:
+        second = moments.second - torch.outer(moments.mean, bias) - torch.outer(bias, moments.mean - bias)
+        size = (torch.trace(view.onto(second) @ view.directions) / view.width).sqrt().expand(view.width)
+    put(norm.weight, size)
+    put(norm.bias, view.onto(bias))
+
+
+def put_attention(attention, source, view, moments):
+    """Per head the best low-rank factors, in the metric of the data, of the scores' and of the output's products."""
+    heads, own = source.self.num_heads, attention.self
+    width = view.width // own.num_heads  # R
+    half, inverse = view.metric(moments)
+    projections = {
+        name: view.into(getattr(source.self, name).weight, getattr(source.self, name).bias).unflatten(0, (heads, -1))
+        for name in ("query", "key", "value")
+    }  # (H, D / H, d + 1)
+    outputs = view.onto(source.output.dense.weight).unflatten(1, (heads, -1))  # (d, H, D / H)
+    chosen = [head * heads // own.num_heads for head in range(own.num_heads)]
+    for head, taken in enumerate(chosen):
+        query, key, value = (projections[name][taken] for name in ("query", "key", "value"))
+        # u'A u are the teacher's scores; the student divides by the root of its own head width.
+        scores = query.T @ key * (width / query.shape[0]) ** 0.5
+        query, key = (factor @ inverse for factor in low_rank(half @ scores @ half, width))
+        # A teacher's head that several of the student's take is shared out among them.
+        product = outputs[:, taken] @ value / chosen.count(taken)  # (d, d + 1)
+        output, value = low_rank(product @ half, width)
+        rows = slice(head * width, (head + 1) * width)
+        for linear, factor in ((own.query, query), (own.key, key), (own.value, value @ inverse)):
+            put(linear.weight[rows], factor[:, :-1])
+            put(linear.bias[rows], factor[:, -1])
+        put(attention.output.dense.weight[:, rows], output.T)
+    put(attention.output.dense.bias, view.onto(source.output.dense.bias))
+
+
+def put_feed_forward(layer, source, view, moments):
+    """The units whose loss would cost most; of the others, their mean goes into the bias."""
+    inner, outer = source.intermediate.dense, source.output.dense
+    incoming, outgoing = view.into(inner.weight, inner.bias), view.onto(outer.weight)  # (I, d + 1), (d, I)
+    deviation = (moments.second - moments.mean.square()).clamp(min=0).sqrt()
+    order = (deviation * outgoing.norm(dim=0)).argsort(descending=True, stable=True)
+    count = len(layer.intermediate.dense.bias)
+    kept, dropped = order[:count].sort().values, order[count:]
+    layer.output.dense.weight.zero_()  # units beyond the teacher's say nothing at first
+    put(layer.intermediate.dense.weight[: len(kept)], incoming[kept, :-1])
+    put(layer.intermediate.dense.bias[: len(kept)], incoming[kept, -1])
+    put(layer.output.dense.weight[:, : len(kept)], outgoing[:, kept])
+    put(layer.output.dense.bias, view.onto(outer.bias) + outgoing[:, dropped] @ moments.mean[dropped])
