@@ -42,8 +42,8 @@ from transformer.file_utils import UserError, atomic_write, model_folder, upload
 from transformer.glue import TaskFile, find_task, read_lines
 from transformer.modeling import BertConfig, BertForMaskedLM, check_vocabulary, load_state_dict
 from transformer.stages import flag
-from transformer.tokenization import _CJK_RANGES, BertTokenizer
-from transformer.training import begin, claim, format_seconds, from_first, gather, launch
+from transformer.tokenization import CJK_RANGES, BertTokenizer
+from transformer.training import begin, claim, format_seconds, from_first, gather, launch, leave
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "limit": 20}.
 HEADER = {}
@@ -76,7 +76,7 @@ _STOP_WORDS = """
     所以 如果 虽然 但是 而且 吗 呢 吧 啊 个 之 其 過 著 與 還 沒 沒有 們 我們 你們 他們 這 這個 那個 個 嗎 從 對 為
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-CHINESE = "".join(f"{chr(first)}-{chr(last)}" for first, last in _CJK_RANGES)  # for a class of characters
+CHINESE = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)  # for a class of characters
 WORD = re.compile(f"[a-z]+|[{CHINESE}]+")  # only such words are replaced, in any case of letters
 CHINESE_WORD = re.compile(f"[{CHINESE}]{{2,8}}")  # what characters are joined to
 # Where no space stands between two words: both are Chinese or its punctuation; quotes and dashes are so beside one.
@@ -137,9 +137,10 @@ def main():
     status = claim(record, [output], args.overwrite_output, place)
     if status != "finished":
         augment_file(train_file, output, bert, args, record, place)
-    if place.first:
-        if status != "finished":
+        if place.first:
             record.finish()
+    leave(place)
+    if place.first:
         upload([output], args.data_url)
     logging.info("%s: %s", "written" if status != "finished" else "finished before", output)
     stages.hint_next("pregenerate_training_data.py", args)

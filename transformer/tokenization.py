@@ -19,11 +19,11 @@ SPECIAL_TOKENS = {
 _SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
 
 # Hugging Face's ranges. Extension E starts at 2B820 in Unicode and at 2B920 there; we follow Hugging Face.
-_CJK_RANGES = (
+CJK_RANGES = (
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF),
     (0x2A700, 0x2B81F), (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
-_CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in _CJK_RANGES)
+_CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)
 _CJK_CHAR_OR_CHUNK = re.compile(f"[{_CJK}]|[^ {_CJK}]+")
 
 
@@ -140,7 +140,7 @@ class BasicTokenizer:
         # Unassigned characters (Cn) stay, as in Hugging Face; Google's BERT deleted them.
         if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs"):
             return ""
-        is_chinese = any(first <= ord(char) <= last for first, last in _CJK_RANGES)
+        is_chinese = any(first <= ord(char) <= last for first, last in CJK_RANGES)
         return f" {char} " if is_chinese and self.tokenize_chinese_chars else char
 
     def _fold(self, char):

@@ -214,6 +214,13 @@ def wait_for_all(place):
         distributed.barrier()
 
 
+def leave(place):
+    """Part from the other processes, all at once: one that goes while another still listens can make that one abort."""
+    if place.world_size > 1:
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def mean_losses(learner, sequences, batch_size, place, pad_token_id, pad_to=None):
     """A learner's losses over a data set, without training: {name: mean over its examples}."""
     sums = {}
