@@ -56,7 +56,8 @@ SIMILAR = 0.85  # of a batch's longest sequence: the shortest that belongs in it
 # Two scores of one mask nearer to each other than this, in standard deviations of its scores over the vocabulary, are
 # compared in float64. Float32's noise in the same unit, largest of 1.5 million scores: 3e-6 in a random BERT-base with
 # weights of deviation 0.02, 6e-6 with 0.05 (a trained one's are between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
-TIE = 1e-4
+# Two scores err by at most 1.2e-5 in a trained model, then; 1e-4 here would send 6% of the words through float64.
+TIE = 3e-5
 DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
 
 CACHED_BYTES = 16 << 20  # from this size on, a text of vectors gets a binary copy
