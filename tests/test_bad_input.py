@@ -1,6 +1,9 @@
 """Bad input ends in one line that says what is wrong and where, with status 2, and leaves everything as it was."""
 
+import fcntl
 import json
+import math
+import os
 import re
 import shutil
 
@@ -8,6 +11,7 @@ import pytest
 import torch
 from tiny import VOCABULARY, call_script, make_all, make_student_config, make_teacher, run_script, scripts, tree
 
+from transformer import stages
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
 
 
@@ -392,3 +396,31 @@ def test_debug_shows_the_traceback(folder):
 def test_a_model_that_carries_code_is_refused(folder):
     torch.save({"weights": shutil.copytree}, folder / "teacher" / "pytorch_model.bin")
     assert "refused" in refused(folder, "general")
+
+
+def test_weights_that_are_no_numbers_are_named(folder):
+    state = torch.load(folder / "3" / "pytorch_model.bin", weights_only=True)
+    state["bert.pooler.dense.bias"][3] = math.nan
+    torch.save(state, folder / "3" / "pytorch_model.bin")
+    assert "bert.pooler.dense.bias holds NaN or infinite numbers" in refused(folder, "intermediate")
+
+
+@pytest.mark.parametrize("name, output", [("augment", "glue/SST-2"), ("pregenerate", "2"), ("general", "out"),
+                                          ("finetune", "teacher/SST-2"), ("intermediate", "4")])  # fmt: skip
+def test_a_second_run_in_the_same_folder_is_refused(folder, name, output, monkeypatch):
+    monkeypatch.setattr(stages, "LOCK_SECONDS", 0.1)
+    (folder / output).mkdir(exist_ok=True)
+    descriptor = os.open(folder / output, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert "another run is writing there" in refused(folder, name, "--overwrite_output")
+    finally:
+        os.close(descriptor)
+    script, flags = scripts(folder)[name]
+    assert call_script(script, *flags, "--overwrite_output").returncode == 0
+
+
+def test_a_doubled_column_is_named(folder):
+    train = folder / "glue" / "SST-2" / "train.tsv"
+    train.write_text("sentence\tlabel\tlabel\na film\t0\t1\n")
+    assert "train.tsv line 1: more than one column 'label'" in refused(folder, "finetune", "--overwrite_output")

@@ -260,25 +260,34 @@ def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, na
         assert tree(copy) == expected, number
 
 
-@pytest.mark.parametrize("name", ["augment", "pregenerate", "packed"])
+@pytest.mark.parametrize("name", ["augment", "pregenerate", "packed", "general", "prediction"])
 def test_ten_kills_at_random_moments_lose_nothing(pipeline, copy, name):
     flags = ["--num_workers", 1, "--packed"] if name == "packed" else []
     name = "pregenerate" if name == "packed" else name
     if name == "augment":
         shutil.copy(pipeline[0] / "glue/SST-2/train_aug.tsv", copy / "glue/SST-2/train_aug.tsv")
-    clear(copy, name)
+
+    def run_anew():
+        for file in (names(copy) - names(pipeline[0])) | LEAVES[name]:
+            (copy / file).unlink(missing_ok=True)
+
+    run_anew()
     started = time.monotonic()
     assert call(copy, name, *flags).returncode == 0
-    expected, seconds, rng = tree(copy), time.monotonic() - started, random.Random(11)
-    for file in (names(copy) - names(pipeline[0])) | LEAVES[name]:
-        (copy / file).unlink(missing_ok=True)
+    expected, seconds, rng, kills = tree(copy), time.monotonic() - started, random.Random(11), 0
+    run_anew()
     script, usual = command(copy, name)
-    for _ in range(10):
+    while kills < 10:
         process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, [*usual, *flags])],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        time.sleep(rng.uniform(0.2, 0.5 + seconds))
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        process.stdout.readline()  # it has imported what it needs
+        time.sleep(rng.uniform(0, 0.4 * seconds))
         process.kill()
-        process.wait()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            assert tree(copy) == expected
+            run_anew()
     assert call(copy, name, *flags).returncode == 0
     assert tree(copy) == expected
 

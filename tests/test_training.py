@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -555,27 +556,36 @@ def test_a_log_line_tells_the_mean_loss_since_the_last_one(caplog):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_ends_the_run(value):
-    meter = Meter(40, 0, Launch(CPU, 0, 1, torch.float32))
-    meter.add({"att_loss": torch.tensor(1.0), "rep_loss": torch.tensor(value)}, 13, 100)
-    meter.add({"att_loss": torch.tensor(1.0), "rep_loss": torch.tensor(1.0)}, 13, 100)
-    with pytest.raises(UserError, match="step 7: the loss is .*--learning_rate"):
-        meter.log(7, 1e-3)
+def test_a_loss_that_is_no_number_ends_the_run_with_a_saved_state_and_names_the_rows(tmp_path, value):
+    learner = make_learner()
+    plan, lossy = make_plan(), Interrupting(learner, 6, lambda: learner_spoiled.append(True))
+    learner_spoiled, whole = [], TransformerLearner.forward
+
+    def forward(self, batch):
+        losses = whole(self, batch)
+        return losses if not learner_spoiled else {**losses, "rep_loss/0": losses["rep_loss/0"] * value}
+
+    indices = [indices for _, indices in plan.steps()][5]
+    with mock.patch.object(TransformerLearner, "forward", forward), pytest.raises(UserError) as told:
+        make_run(tmp_path, lossy, plan, eval_step=100).train()
+    assert str(told.value).startswith(f"step 6: the loss is {value}") and "--learning_rate" in str(told.value)
+    assert f" {', '.join(map(str, indices))};" in str(told.value)
+    state = torch.load(tmp_path / STATE_NAME, weights_only=True)
+    assert state["step"] == 5 and all(weight.isfinite().all() for weight in state["model"].values())
 
 
-@pytest.mark.parametrize("eval_step, told_at", [(2, 4), (100, 9)])
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, eval_step, told_at):
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     def spoil():
         with torch.no_grad():
             learner.student.fit_dense.bias[0] = math.nan
 
-    learner = Interrupting(make_learner(), 3, spoil)
-    with pytest.raises(UserError, match=f"step {told_at}: the loss is"):
-        make_run(tmp_path, learner, eval_step=eval_step).train()
+    learner = Interrupting(make_learner(), 4, spoil)
+    with pytest.raises(UserError, match="step 4: the loss is"):
+        make_run(tmp_path, learner, eval_step=2).train()
     state = torch.load(tmp_path / STATE_NAME, weights_only=True)
-    assert state["step"] == (2 if eval_step == 2 else 0)
+    assert state["step"] == 2
     assert all(value.isfinite().all() for value in state["model"].values())
-    assert (tmp_path / WEIGHTS_NAME).exists() == (eval_step == 2)
+    assert all(value.isfinite().all() for value in weights_of(tmp_path).values())
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import io
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -126,6 +127,8 @@ def call_script(name, *flags):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             root.handlers[:], root.level = logged
+            while stages.LOCKS:  # as the end of a process does
+                os.close(stages.LOCKS.popitem()[1])
     return subprocess.CompletedProcess([name, *flags], status, out.getvalue(), err.getvalue())
 
 

@@ -135,7 +135,8 @@ class TaskFile:
     """A task's TSV file. Iterating yields `Row`s one at a time; `header` is its header line or None.
 
     Args: labelled: whether the label column must be there (train, dev) or is not read (test).
-    Raises UserError: a missing or empty file, a missing column, a row with another number of columns, an unknown label.
+    Raises UserError: a missing or empty file, a missing or doubled column, a row with another number of columns,
+    an unknown label.
     After the iteration `skipped` counts the short rows left out (tasks with skip_short_rows only).
     """
 
@@ -154,6 +155,9 @@ class TaskFile:
             raise UserError(
                 f"{path} line 1: no column {absent[0]!r} for {task.name}; found {', '.join(self.names[:12])}"
             )
+        twice = [name for name in wanted if self.names.count(name) > 1]
+        if twice:
+            raise UserError(f"{path} line 1: more than one column {twice[0]!r}")
         self.text_indices = [self.names.index(name) for name in task.text_columns]
         self.label_index = self.names.index(task.label_column) if labelled else None
 

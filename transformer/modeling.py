@@ -471,7 +471,8 @@ def weights_file(folder):
 
 
 def load_state_dict(folder):
-    """Read a checkpoint's tensors under today's key names. Raises UserError: none there, truncated, code inside."""
+    """Read a checkpoint's tensors under today's key names. Raises UserError: none there, truncated,
+    code inside, numbers that are none."""
     path = weights_file(folder)
     if path is None:
         raise UserError(
@@ -498,6 +499,9 @@ def load_state_dict(folder):
         raise UserError(f"{path}: cannot be read as weights: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: expected a dictionary of tensors")
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path}: {key} holds NaN or infinite numbers: damaged, or its training failed")
     return {rename_key(key): value for key, value in state.items() if not key.endswith("position_ids")}
 
 

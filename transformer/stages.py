@@ -11,11 +11,14 @@ import logging
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from transformer.file_utils import UserError, atomic_write, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+
+LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice its end
 
 
 def at_root(name):
@@ -280,7 +283,10 @@ class OutputRecord:
         self.replaced = None  # files that `begin` removes; None = it goes on with what is there
 
     def claim(self, outputs, overwrite):
-        """Compare with what is there. `outputs`: the files that would be replaced. Raises UserError: made otherwise."""
+        """Compare with what is there. `outputs`: the files that would be replaced. Raises UserError: made otherwise, or
+        another run is at it."""
+        if self.path.parent.is_dir():
+            lock_folder(self.path.parent)
         found = read_json(self.path) if self.path.is_file() and not overwrite else None
         present = [path for path in outputs if Path(path).exists()]
         gone = isinstance(found, dict) and (
@@ -307,7 +313,8 @@ class OutputRecord:
         return "finished" if found.get("finished") else "resume"
 
     def begin(self):
-        """Note what the output is made with, and remove what it replaces."""
+        """Note what the output is made with, and remove what it replaces. Raises UserError: another run is at it."""
+        lock_folder(make_output_folder(self.path.parent))
         if self.replaced is not None:
             # A run killed among the removals must not take what is left for its own.
             self._write(finished=False, clearing=True)
@@ -332,6 +339,32 @@ class OutputRecord:
         progress = {} if self.progress is None else {"progress": self.progress}
         clearing = {"clearing": True} if clearing else {}
         write_json(self.path, {**self.values, **progress, **clearing, "finished": finished})
+
+
+LOCKS = {}  # {folder that this process writes into: its open descriptor}; the process's end, however it comes, unlocks
+
+
+def lock_folder(folder):
+    """Keep other runs out of an output folder until this process ends. Raises UserError where another is in it."""
+    try:
+        import fcntl
+    except ImportError:
+        return  # Windows: two runs in one folder are the user's care
+    folder = Path(folder).resolve()
+    if folder in LOCKS:
+        return
+    LOCKS[folder] = os.open(folder, os.O_RDONLY)
+    stop = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(LOCKS[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > stop:
+                os.close(LOCKS.pop(folder))
+                raise UserError(f"{folder}: another run is writing there; wait for its end or stop it") from None
+            time.sleep(0.05)
+        except OSError:
+            return  # a file system without locks
 
 
 def _listed(value):

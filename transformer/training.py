@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,18 @@ def launch(args):
     else:
         keep_freed_memory()
     if world_size > 1 and not distributed.is_initialized():
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
         distributed.init_process_group("nccl" if cuda else "gloo")
     set_seed(args.seed)
     return Launch(device, rank, world_size, choose_precision(args.precision, device))
+
+
+def end_with_parent(parent):
+    """End this process when `parent` has ended: torchrun's processes outlive one that was killed, and would go on
+    writing beside the run that is started in its place."""
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def choose_precision(name, device):
@@ -369,14 +379,17 @@ class TrainingRun:
             learner = torch.compile(learner, dynamic=True)  # batches differ in length
         self.history.start(self.step)
         meter = Meter(self.plan.total_steps, self.step, self.place)
+        suspects = []  # steps whose losses nobody has looked at: looking waits for the device
         self.learner.train()
         with self._catch_signals():
             for sequences, indices in self.plan.steps(self.step):
                 # Each step draws from its own seed: a run that goes on draws what an uninterrupted one would.
                 torch.manual_seed(step_seed(self.plan.seed, self.step, self.place.rank))
-                meter.add(
-                    self._forward_backward(learner, sequences, indices), len(indices), sequences.lengths[indices].sum()
-                )
+                losses = self._forward_backward(learner, sequences, indices)
+                meter.add(losses, len(indices), sequences.lengths[indices].sum())
+                suspects.append((self.step, indices, sum(losses.values())))
+                if self.place.device.type == "cpu":  # where looking costs no wait
+                    self._check_finite(suspects)
                 rate = self.optimizer.get_lr()
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
@@ -388,6 +401,7 @@ class TrainingRun:
                 evaluating = last or self.step % self.eval_step == 0
                 if evaluating or self.step % LOG_STEPS == 0:
                     # Before saving: weights that are no numbers must not replace good ones.
+                    self._check_finite(suspects)
                     self.history.add(meter.log(self.step, rate))
                 if evaluating:
                     self.evaluate_and_save()
@@ -419,6 +433,24 @@ class TrainingRun:
                 totals[name] = totals.get(name, 0) + value.detach() * weight
         self.scaler.unscale_(self.optimizer)
         return totals
+
+    def _check_finite(self, suspects):
+        """Raise UserError for the first of some steps, (number, its examples, loss), whose loss is no number; forget
+        them otherwise. Where the weights are still good, those before that step, they are saved."""
+        if not suspects:
+            return
+        losses = sum_over_processes(torch.stack([loss for *_, loss in suspects]), self.place).tolist()
+        for (step, indices, _), loss in zip(suspects, losses, strict=True):
+            if not math.isfinite(loss):
+                weights = self.learner.student.state_dict().values()
+                if step == self.step and all(weight.isfinite().all() for weight in weights):
+                    self.save_state()
+                rows = ", ".join(map(str, indices.tolist()))
+                raise UserError(
+                    f"step {step + 1}: the loss is {loss}, of the rows (counted from 0) {rows}; {STATE_NAME} is from "
+                    "before it; a lower --learning_rate or --precision fp32 may help"
+                )
+        suspects.clear()
 
     def _stop_signal_of_any(self):
         """The signal that some process got, 0 = none: all stop at the same step, or the others would wait for ever."""
@@ -474,14 +506,12 @@ class Meter:
         self.steps, self.examples, self.tokens = self.steps + 1, self.examples + examples, self.tokens + int(tokens)
 
     def log(self, step, rate):
-        """One line; returns its numbers, each layer's losses too. Raises UserError where a loss is no number."""
+        """One line; returns its numbers, each layer's losses too."""
         if self.place.world_size > 1:
             for value in self.sums.values():  # each process has the sum over its own examples
                 distributed.all_reduce(value)
         # .item() waits for the device; this is the only place of the loop that does.
         losses = {name: value.item() / self.steps for name, value in self.sums.items()}
-        if not all(map(math.isfinite, losses.values())):
-            raise UserError(f"step {step}: the loss is {losses}; a lower --learning_rate or --precision fp32 may help")
         now = time.monotonic()
         seconds = max(now - self.since, 1e-9)
         left = (now - self.started) / max(step - self.first_step, 1) * (self.total_steps - step)
