@@ -67,7 +67,11 @@ class BertConfig:
     def __init__(self, **values):
         """Raises UserError for a value of the wrong kind or a width that the heads do not divide."""
         if values.get("id2label"):
-            values["id2label"] = {int(index): name for index, name in values["id2label"].items()}
+            names = values["id2label"]
+            try:
+                values["id2label"] = {int(index): str(name) for index, name in names.items()}
+            except (AttributeError, ValueError):
+                raise UserError(f"{CONFIG_NAME}: id2label is {names!r}, expected a name for each number") from None
             values["num_labels"] = len(values["id2label"])
         self.__dict__.update(self.DEFAULTS)
         self.__dict__.update(values)
@@ -82,7 +86,13 @@ class BertConfig:
             value = getattr(self, key)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 raise UserError(f"{CONFIG_NAME}: {key} is {value!r}, expected a number from 0 up to 1")
-        if self.hidden_act not in ACTIVATIONS:
+        for key in ("initializer_range", "layer_norm_eps"):
+            value = getattr(self, key)
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise UserError(f"{CONFIG_NAME}: {key} is {value!r}, expected a number that is not negative")
+        if not isinstance(self.pad_token_id, int) or not 0 <= self.pad_token_id < self.vocab_size:
+            raise UserError(f"{CONFIG_NAME}: pad_token_id is {self.pad_token_id!r}, expected a token's number")
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACTIVATIONS:
             known = ", ".join(sorted(ACTIVATIONS))
             raise UserError(f"{CONFIG_NAME}: hidden_act is {self.hidden_act!r}, expected one of {known}")
         if self.hidden_size % self.num_attention_heads:

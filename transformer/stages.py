@@ -295,7 +295,8 @@ class OutputRecord:
         if overwrite or gone or (found is None and not present):
             self.replaced = present
             return "fresh"
-        if not isinstance(found, dict):
+        if not (isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("settings", "inputs"))):
+            present = present or [self.path]
             raise UserError(f"{present[0]}: already there, made by something else; --overwrite_output replaces it")
         differences = [
             f"{name} was {_short(found.get(part, {}).get(name))}, is now {_short(self.values[part].get(name))}"
