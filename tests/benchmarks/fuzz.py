@@ -5,8 +5,8 @@ Prints: strings tried and differences, by settings; ends with status 1 where the
 
     python tests/benchmarks/fuzz.py --strings 100000 --vocab vocab.txt
 
-Half of the strings mix scripts, marks, controls, special tokens and long words, half are random code points. Left out are
-the characters that tests/test_tokenization.py lists with the reason: Unicode's tables differ between the two sides.
+Half of the strings mix scripts, marks, controls, special tokens and long words, half are random code points. Left
+out are the characters that tests/test_tokenization.py lists with the reason: the two sides' Unicode tables differ.
 """
 
 import argparse
