@@ -112,6 +112,19 @@ def test_a_short_row_elsewhere_is_an_error_with_its_line(tmp_path):
         list(TaskFile(path, find_task("SST-2")))
 
 
+def test_labels_come_in_any_case_of_letters(tmp_path):
+    rows = "0\ta\tb\tEntailment", "1\ta\tb\tNOT_entailment"
+    path = write(tmp_path / "train.tsv", "index\tsentence1\tsentence2\tlabel", *rows)
+    assert [row.label for row in TaskFile(path, find_task("RTE"))] == ["entailment", "not_entailment"]
+
+
+def test_nul_bytes_and_lines_of_megabytes_are_text(tmp_path):
+    path = write(tmp_path / "train.tsv", "sentence\tlabel", "the f\0ilm is good\t1", f"{'good film ' * 300_000}\t0")
+    task, tokenizer = find_task("SST-2"), make_tokenizer()
+    sequences = encode_task_file(TaskFile(path, task), tokenizer, 31, task.labels)
+    assert sequences.lengths.tolist() == [6, 31] and sequences.labels.tolist() == [1, 0]
+
+
 def test_regression_labels_are_numbers(tmp_path):
     path = write(tmp_path / "dev.tsv", f"{STS_START}\tscore", f"{STS_ROW}\t2.5", f"{STS_ROW}\t0")
     task = find_task("STS-B")

@@ -3,7 +3,10 @@
 import argparse
 import gzip
 import json
+import multiprocessing
+import os
 import random
+import signal
 from collections import Counter
 
 import numpy as np
@@ -282,6 +285,21 @@ def expected(folder, tmp_path_factory):
 def test_the_output_does_not_depend_on_the_number_of_workers(folder, expected, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(pregenerate_training_data, "CHUNK_SENTENCES", 20)
     assert run(folder, tmp_path, "--num_workers", workers) == expected
+
+
+def test_a_worker_that_dies_is_told_and_the_same_command_goes_on(folder, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(pregenerate_training_data, "CHUNK_SENTENCES", 20)
+    real = InstanceMaker.instances
+
+    def instances(self, index, rng):
+        if multiprocessing.parent_process() is not None and index > 4:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
+        return real(self, index, rng)
+
+    monkeypatch.setattr(InstanceMaker, "instances", instances)
+    with pytest.raises(AssertionError, match="error: a worker process died .* fewer --num_workers may help"):
+        run(folder, tmp_path, "--num_workers", 2)
+    assert run(folder, tmp_path, "--num_workers", 1) == expected
 
 
 def test_workers_end_without_a_word(folder, tmp_path):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -392,6 +393,29 @@ def test_a_complete_state_trains_no_further(tmp_path):
     before = (tmp_path / WEIGHTS_NAME).read_bytes()
     assert make_run(tmp_path, Interrupting(make_learner(), 1, fail)).train() == results
     assert (tmp_path / WEIGHTS_NAME).read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_leaves_the_last_good_state_to_go_on_from(tmp_path, monkeypatch):
+    def fill():
+        monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: real_open(
+            "/dev/full" if "w" in "".join(map(str, args)) else path, *args, **kwargs))  # fmt: skip
+
+    make_run(tmp_path / "whole").train()
+    real_open = open
+    with pytest.raises(UserError, match="cannot be written .No space left on device"):
+        make_run(tmp_path / "cut", Interrupting(make_learner(), 6, fill)).train()
+    monkeypatch.undo()
+    assert torch.load(tmp_path / "cut" / STATE_NAME, weights_only=True)["step"] == 4
+    make_run(tmp_path / "cut").train()
+    assert_same_states(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
+    make_run(tmp_path / "one").train()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    make_run(tmp_path / "other").train()
+    assert_same_states(tmp_path / "one", tmp_path / "other")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])

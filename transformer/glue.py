@@ -189,9 +189,10 @@ class TaskFile:
             except ValueError:
                 pass
             raise UserError(f"{self.path} line {line}: label {label!r}, expected a number")
-        if label not in self.task.labels:
-            raise UserError(f"{self.path} line {line}: label {label!r}, expected one of {', '.join(self.task.labels)}")
-        return label
+        for known in self.task.labels:
+            if label.lower() == known.lower():
+                return known
+        raise UserError(f"{self.path} line {line}: label {label!r}, expected one of {', '.join(self.task.labels)}")
 
 
 def compute_metrics(task, predictions, labels):
