@@ -21,12 +21,12 @@ import logging
 import math
 
 import numpy as np
-from transformer.initialization import initialize_from_teacher
 
 from transformer import stages
 from transformer.data import pregenerated_epochs, read_epoch
 from transformer.distillation import check_pair, check_same_vocabulary
 from transformer.file_utils import UserError, model_folder, upload
+from transformer.initialization import initialize_from_teacher
 from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTraining, check_vocabulary, describe
 from transformer.optimization import BertAdam, decay_groups
 from transformer.stages import flag
