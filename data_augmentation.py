@@ -6,9 +6,9 @@ neighbours. Every sentence is tried --N times; what comes out new is kept, with 
 Chinese text works too: its characters are joined to the words that the vectors know; a word of one character is masked,
 a longer one gets its neighbours.
 
-Reads:   <glue_dir>/<task>/train.tsv, a BERT with a masked-LM head, GloVe vectors (text)
-Writes:  <glue_dir>/<task>/train_aug.tsv: the header, then each row itself followed by its variants; beside vectors of
-         more than 16 MB a binary copy, <glove_embs>.npz, which loads faster
+Reads:   <glue_dir>/<task>/train.tsv (.csv, .jsonl), a BERT with a masked-LM head, GloVe vectors (text)
+Writes:  <glue_dir>/<task>/train_aug.tsv (.csv, .jsonl): the header, then each row itself followed by its variants;
+         beside vectors of more than 16 MB a binary copy, <glove_embs>.npz, which loads faster
 
 The output depends on the inputs, the flags and the seed, not on --batch_size, the number of processes or a stop between
 (in bf16 and fp16, candidates with nearly equal scores may change places with the batch). On several GPUs or processes:
@@ -39,9 +39,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformer import stages
 from transformer.data import SequencesBuilder
 from transformer.file_utils import UserError, atomic_write, model_folder, upload
-from transformer.glue import TaskFile, find_task, read_lines
+from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, BertForMaskedLM, check_vocabulary, load_state_dict
+from transformer.own_tasks import find_task
 from transformer.stages import flag
+from transformer.tables import read_lines
 from transformer.tokenization import CJK_RANGES, BertTokenizer
 from transformer.training import begin, claim, format_seconds, from_first, gather, launch, leave
 
@@ -96,7 +98,7 @@ def parse_args(argv=None):
         "Chinese ones, whose words the text is then cut into",
     )
     flag(group, "--glue_dir", help="folder that holds the task's folder (.)")
-    flag(group, "--task_name", help="a GLUE task, in any case of letters (SST-2)")
+    flag(group, "--task_name", help="a GLUE task, in any case of letters, or a folder of your own data (SST-2)")
     group = parser.add_argument_group("augmentation")
     flag(group, "--N", type=int, help="tries a sentence; repeated results are dropped (30)")
     flag(group, "--M", type=int, help="candidates a word (15)")
@@ -127,13 +129,13 @@ def main():
     stages.set_up_logging(quiet=not place.first)
     logging.info("data augmentation: %s on %s", args.task_name, place)
     stages.print_settings(args)
-    task = find_task(args.task_name)
+    task = find_task(args.task_name, Path(args.glue_dir) / args.task_name)
     folder = Path(args.glue_dir) / task.name
-    output = folder / "train_aug.tsv"
+    output = folder / task.augmented_file
     bert = model_folder(args.pretrained_bert_model, args.cache_dir)
-    train_file = TaskFile(folder / "train.tsv", task)
+    train_file = TaskFile(folder / task.train_file, task)
 
-    inputs = {"pretrained_bert_model": bert, "glove_embs": args.glove_embs, "glue_dir": folder / "train.tsv"}
+    inputs = {"pretrained_bert_model": bert, "glove_embs": args.glove_embs, "glue_dir": folder / task.train_file}
     record = stages.OutputRecord(folder / "train_aug.run.json", output, "data_augmentation", args, inputs)
     status = claim(record, [output], args.overwrite_output, place)
     if status != "finished":
@@ -251,13 +253,13 @@ def augment_rows(rows, first_number, train_file, proposer, args):
         # Each row draws from its own generator, so the output depends on the seed only, not on what came before. The
         # reference draws from generators that nobody seeds.
         rng = np.random.default_rng([args.seed, number])
-        lines.append("\t".join(row.columns))
-        for text, index in zip(row.texts, train_file.text_indices, strict=True):
+        lines.append(train_file.table.line(row.columns))
+        for text, key in zip(row.texts, train_file.text_keys, strict=True):
             for variant in make_variants(text, *candidates[text], args.N, args.p, rng):
                 # The row's other sentence stays the original one; in the reference it keeps its last variant.
-                columns = list(row.columns)
-                columns[index] = variant
-                lines.append("\t".join(columns))
+                columns = row.columns.copy()
+                columns[key] = variant
+                lines.append(train_file.table.line(columns))
     return lines
 
 

@@ -28,8 +28,9 @@ from data_augmentation import (
     rounds,
 )
 from transformer.file_utils import UserError
-from transformer.glue import TaskFile, find_task
+from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, BertForMaskedLM
+from transformer.own_tasks import find_task
 from transformer.stages import OutputRecord
 from transformer.tokenization import BertTokenizer
 from transformer.training import Launch

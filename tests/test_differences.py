@@ -32,8 +32,9 @@ import task_distill
 from data_augmentation import CandidateProposer, WordVectors, augment_rows
 from transformer.data import Sequences, encode_task_file
 from transformer.distillation import PredictionLearner, TransformerLearner
-from transformer.glue import TASKS, TaskFile, find_task, label_order
+from transformer.glue import TASKS, TaskFile, label_order
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification, label_names
+from transformer.own_tasks import find_task
 from transformer.training import Launch, Plan, TrainingRun
 
 CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)

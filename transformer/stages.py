@@ -57,7 +57,7 @@ PREGENERATION = {
 GENERAL_DISTILLATION = {
     **TRAINING, "pregenerated_data": PREGENERATED, "teacher_model": TEACHER, "student_model": STUDENT_CONFIG,
     "output_dir": GENERAL_STUDENT, "eval_batch_size": 32, "eval_step": 1000, "keep_checkpoints": 2,
-    "init_student": "random",
+    "init_student": "teacher",
 }  # fmt: skip
 
 # task_distill.py does four things, each with its own place to read and to write.
@@ -95,7 +95,7 @@ NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
     "sample", "origins", "pregenerated_data", "output_dir", "data_dir",
     "no_finetune", "do_finetune", "do_eval", "do_predict",
-    "eval_batch_size", "fp16", "batch_size", "keep_checkpoints",
+    "eval_batch_size", "fp16", "batch_size", "keep_checkpoints", "seeds",
 }  # fmt: skip
 
 
@@ -406,6 +406,12 @@ def write_results(path, results):
     """Write eval_results.txt: one `key = value` line a result."""
     with atomic_write(path) as file:
         file.writelines(f"{name} = {value}\n" for name, value in results.items())
+
+
+def read_results(path):
+    """The numbers of an eval_results.txt, {name: value}."""
+    pairs = (line.split(" = ") for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return {name: float(value) for name, value in pairs}
 
 
 def hint_next(command, args):

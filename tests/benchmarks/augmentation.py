@@ -26,8 +26,9 @@ import torch  # noqa: E402
 from slow_augmentation import slow_candidates, slow_neighbours, slow_vectors  # noqa: E402
 
 from data_augmentation import CandidateProposer, WordVectors  # noqa: E402
-from transformer.glue import TaskFile, find_task  # noqa: E402
+from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, BertForMaskedLM  # noqa: E402
+from transformer.own_tasks import find_task  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
 from transformer.training import Launch, keep_freed_memory, peak_memory  # noqa: E402
 
