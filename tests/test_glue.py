@@ -45,6 +45,7 @@ LAYOUTS = [
     ("QNLI", "train.tsv", "index\tquestion\tsentence\tlabel", "0\tis the film good\tthe plot is dull\tentailment",
      ("is the film good", "the plot is dull"), "entailment"),
     ("QNLI", "test.tsv", "index\tquestion\tsentence", "0\ta\tb", ("a", "b"), None),
+    ("RTE", "test.tsv", "index\tsentence1\tsentence2", "0\ta film\ta song", ("a film", "a song"), None),
     ("RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel", "0\ta film\ta song\tnot_entailment", ("a film", "a song"),
      "not_entailment"),
     ("WNLI", "train.tsv", "index\tsentence1\tsentence2\tlabel", "0\ta film\ta song\t1", ("a film", "a song"), "1"),

@@ -433,10 +433,10 @@ def write_results(path, results):
         file.writelines(f"{name} = {value}\n" for name, value in results.items())
 
 
-def read_results(path):
-    """The numbers of an eval_results.txt, {name: value}."""
-    pairs = (line.split(" = ") for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return {name: float(value) for name, value in pairs}
+def read_results(path, numbers=True):
+    """What an eval_results.txt says, {name: value}; `numbers` False: as text."""
+    pairs = (line.split(" = ", 1) for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return {name: float(value) if numbers else value for name, value in pairs}
 
 
 def hint_next(command, args):
