@@ -46,7 +46,7 @@ from transformer.own_tasks import find_task
 from transformer.stages import flag
 from transformer.tables import read_lines
 from transformer.tokenization import CJK_RANGES, BertTokenizer
-from transformer.training import begin, claim, format_seconds, from_first, gather, launch, leave
+from transformer.training import begin, claim, from_first, gather, launch, leave
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "limit": 20}.
 HEADER = {}
@@ -125,7 +125,7 @@ def parse_args(argv=None):
 
 
 def main():
-    args = parse_args()
+    args, started = parse_args(), time.monotonic()
     place = launch(args)
     # Products in TF32 would not only be noisier than TIE allows for: they would also miss neighbours of words.
     torch.set_float32_matmul_precision("highest")
@@ -141,16 +141,17 @@ def main():
 
     inputs = {"pretrained_bert_model": bert, "glove_embs": args.glove_embs, "glue_dir": folder / task.train_file}
     record = stages.OutputRecord(folder / "train_aug.run.json", output, "data_augmentation", args, inputs)
-    status = claim(record, [output], args.overwrite_output, place)
+    status, done = claim(record, [output], args.overwrite_output, place), ""
     if status != "finished":
-        augment_file(train_file, output, bert, args, record, place)
+        done = augment_file(train_file, output, bert, args, record, place)
         if place.first:
             record.finish()
     leave(place)
     if place.first:
         upload([output], args.data_url)
-    logging.info("%s: %s", "written" if status != "finished" else "finished before", output)
-    stages.hint_next("pregenerate_training_data.py", args)
+    stages.sum_up(status, output, started, done)
+    defaults = {**stages.PREGENERATION, **(stages.SAMPLE_PREGENERATION if args.sample else {})}
+    stages.hint_next("pregenerate_training_data.py", args, {"bert_model": args.pretrained_bert_model}, defaults)
 
 
 def load_masked_lm(folder, place):
@@ -166,12 +167,16 @@ def load_masked_lm(folder, place):
 
 
 def augment_file(train_file, output, bert, args, record, place):
-    """Write the header, then every row and its variants; goes on after the last round that a killed run saved."""
+    """Write the header, then every row and its variants; goes on after the last round that a killed run saved.
+
+    Returns a phrase that tells how many rows came in and went out.
+    """
     part = output.with_name(f"{output.name}.part")
     # What the first process sees counts: it alone knows the record and changes the files.
     progress = from_first(find_progress(output, part, record), place)
     if progress is None:
-        return
+        return "all rows were written before"
+    before = progress["rows"]
     model, tokenizer = load_masked_lm(bert, place)
     vectors = WordVectors(args.glove_embs, keep_copy=place.first)
     proposer = CandidateProposer(model, tokenizer, vectors, args.M, place, args.batch_size)
@@ -185,6 +190,9 @@ def augment_file(train_file, output, bert, args, record, place):
         os.replace(part, output)
     else:
         write_rounds(train_file, proposer, progress, total, None, record, args, place)
+    here = f" ({before} of them before)" if before else ""
+    skipped = f", {train_file.skipped} left out" if train_file.skipped else ""
+    return f"{progress['rows']} rows in{here}{skipped}, {progress['written']} rows out"
 
 
 def find_progress(output, part, record):
@@ -231,7 +239,7 @@ def rounds(train_file, start, limit, place):
 
 def write_rounds(train_file, proposer, progress, total, file, record, args, place):
     """Compute the lines of all rounds; the first process writes them to `file` and saves how far it came."""
-    started, before = time.monotonic(), progress["rows"]
+    before = progress["rows"]
     bar = tqdm(total=total, initial=before, unit="row", disable=None if place.first else True)
     with bar, logging_redirect_tqdm():
         for rows, first_number, mine in rounds(train_file, before, args.limit, place):
@@ -244,11 +252,6 @@ def write_rounds(train_file, proposer, progress, total, file, record, args, plac
                 progress["bytes"] = file.tell()
                 record.save_progress(file, progress)
                 bar.update(rows)
-    seconds = time.monotonic() - started
-    here = f" ({before} of them before)" if before else ""
-    skipped = f", {train_file.skipped} left out" if train_file.skipped else ""
-    logging.info("%d rows in%s%s, %d rows out, %s", progress["rows"], here, skipped, progress["written"],
-                 format_seconds(seconds))  # fmt: skip
 
 
 def augment_rows(rows, first_number, train_file, proposer, args):

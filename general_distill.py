@@ -19,6 +19,7 @@ Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, 
 
 import logging
 import math
+import time
 
 import numpy as np
 
@@ -39,6 +40,7 @@ from transformer.training import (
     claim,
     format_results,
     launch,
+    leave,
     mean_losses,
     transformer_learner,
 )
@@ -62,7 +64,7 @@ def parse_args(argv=None):
     flag(group, "--reduce_memory", action="store_true", help="keep ids that cannot be mapped in a file, not in memory")
     flag(group, "--continue_train", action="store_true", help="start from the student's weights, not at random")
     flag(group, "--init_student", choices=["random", "teacher"], help="a new student's weights: drawn at random, or "
-         "projected from the teacher's (random)")  # fmt: skip
+         "projected from the teacher's (teacher)")  # fmt: skip
     flag(group, "--keep_checkpoints", type=int, help="how many of the latest step_N_pytorch_model.bin stay (2)")
     flag(group, "--do_eval", action="store_true", help="only measure the losses of --output_dir's student")
     add_training_flags(parser)
@@ -78,7 +80,7 @@ def parse_args(argv=None):
 
 
 def main():
-    args = parse_args()
+    args, started = parse_args(), time.monotonic()
     place = launch(args)
     output = stages.make_output_folder(args.output_dir)
     stages.set_up_logging(quiet=not place.first)
@@ -89,24 +91,29 @@ def main():
     tokenizer = BertTokenizer.from_pretrained(teacher_folder, args.do_lower_case)
     teacher = load_teacher(teacher_folder, tokenizer, place)
     if args.do_eval:
-        return evaluate_output(output, teacher, epochs, tokenizer, args, place)
+        if place.first:
+            evaluate_output(output, teacher, epochs, tokenizer, args, place)
+        return leave(place)
 
     student_folder = model_folder(args.student_model, args.cache_dir, need_weights=bool(args.continue_train))
     student = make_student(student_folder, teacher, tokenizer, args).to(place.device)
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder,
               **{path.name: path for path, _ in epochs}}  # fmt: skip
     record = stages.OutputRecord(output / "run.json", output / WEIGHTS_NAME, "general_distill", args, inputs)
-    status = claim(record, stages.model_outputs(output), args.overwrite_output, place)
+    status, done = claim(record, stages.model_outputs(output), args.overwrite_output, place), ""
     if status != "finished":
         logging.info("teacher %s", describe(teacher))
         logging.info("student %s", describe(student))
-        distill(student, teacher, epochs, tokenizer, record, args, place)
+        done = distill(student, teacher, epochs, tokenizer, record, args, place)
         if place.first:
             record.finish()
     if place.first:
         upload([output], args.data_url)
-    logging.info("%s: %s", "written" if status != "finished" else "finished before", output / WEIGHTS_NAME)
-    stages.hint_next("task_distill.py", args)
+    stages.sum_up(status, output / WEIGHTS_NAME, started, done)
+    sample = stages.SAMPLE_TASK_STEPS["intermediate"] if args.sample else {}
+    flags = {"teacher_model": args.teacher_model, "student_model": args.output_dir,
+             "do_lower_case": args.do_lower_case}  # fmt: skip
+    stages.hint_next("task_distill.py", args, flags, {**stages.TASK_STEPS["intermediate"], **sample})
 
 
 def load_teacher(folder, tokenizer, place):
@@ -119,20 +126,25 @@ def load_teacher(folder, tokenizer, place):
 def make_student(folder, teacher, tokenizer, args):
     """A student with a projection onto the teacher's width: new, or with --continue_train from its weights."""
     config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size)
-    check_pair(config, teacher.config, args.layer_map, args.attention_loss)
-    check_vocabulary(config, tokenizer, folder)
-    for who, its_config in (("student", config), ("teacher", teacher.config)):
-        positions = its_config.max_position_embeddings
-        if args.max_seq_length > positions:
-            raise UserError(f"--max_seq_length {args.max_seq_length}: the {who} has {positions} positions")
+    check_student(config, folder, teacher, tokenizer, args)
     if not args.continue_train:
         return TinyBertForPreTraining(config)
     check_same_vocabulary(tokenizer, folder)
     return TinyBertForPreTraining.from_pretrained(folder, fit_size=teacher.config.hidden_size)
 
 
+def check_student(config, folder, teacher, tokenizer, args):
+    """Raise UserError for a student that this teacher cannot teach with these flags."""
+    check_pair(config, teacher.config, args.layer_map, args.attention_loss)
+    check_vocabulary(config, tokenizer, folder)
+    for who, its_config in (("student", config), ("teacher", teacher.config)):
+        positions = its_config.max_position_embeddings
+        if args.max_seq_length > positions:
+            raise UserError(f"--max_seq_length {args.max_seq_length}: the {who} has {positions} positions")
+
+
 def distill(student, teacher, epochs, tokenizer, record, args, place):
-    """Train the student over the epochs."""
+    """Train the student over the epochs. Returns a phrase: sequences in, steps."""
     output = record.path.parent
     learner = transformer_learner(student, teacher, args)
     read = epoch_reader(epochs, tokenizer, output, args)
@@ -158,6 +170,7 @@ def distill(student, teacher, epochs, tokenizer, record, args, place):
         start_from_teacher(student, teacher, first, tokenizer, learner.mapping, place)
     run.train()
     run.finish()
+    return f"{sum(sizes)} sequences in, {plan.total_steps} steps of {args.train_batch_size}"
 
 
 def start_from_teacher(student, teacher, sequences, tokenizer, mapping, place):
@@ -190,6 +203,13 @@ def epoch_reader(epochs, tokenizer, output, args):
 def evaluate_output(output, teacher, epochs, tokenizer, args, place):
     """--do_eval: the losses of the student in --output_dir over the first epoch file, without training."""
     student = TinyBertForPreTraining.from_pretrained(output).to(place.device)
+    check_student(student.config, output, teacher, tokenizer, args)
+    check_same_vocabulary(tokenizer, output)
+    if student.config.fit_size != teacher.config.hidden_size:
+        raise UserError(
+            f"{output}: its projection is onto width {student.config.fit_size}, the teacher has "
+            f"{teacher.config.hidden_size}; give the teacher that taught it"
+        )
     learner = transformer_learner(student, teacher, args).eval()
     sequences = epoch_reader(epochs, tokenizer, output, args)(0)
     results = mean_losses(learner, sequences, args.eval_batch_size, place, tokenizer.pad_token_id,

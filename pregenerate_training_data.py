@@ -37,11 +37,12 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from transformer import stages
 from transformer.corpus import Corpus, CorpusWriter, corpus_files, read_blocks, tokenize_block
 from transformer.data import EpochFiles, id_typecode, packed_dtypes, vocabulary_digest
-from transformer.file_utils import UserError, model_folder, upload, write_json
+from transformer.file_utils import UserError, model_folder, read_json, upload, write_json
 from transformer.stages import flag
 from transformer.tokenization import TOKENIZER_FILES, BertTokenizer
 
@@ -99,7 +100,7 @@ def parse_args(argv=None):
 
 
 def main():
-    args = parse_args()
+    args, started = parse_args(), time.monotonic()
     stages.set_up_logging()
     logging.info("pregeneration: %s", " ".join(args.train_corpus))
     stages.print_settings(args)
@@ -114,15 +115,18 @@ def main():
     read = [bert] if bert.is_file() else [bert / name for name in TOKENIZER_FILES]
     inputs = {"train_corpus": files, "bert_model": read}
     record = stages.OutputRecord(folder / "run.json", last, "pregenerate_training_data", args, inputs)
-    if record.claim(outputs, args.overwrite_output) != "finished":
+    status, done = record.claim(outputs, args.overwrite_output), ""
+    if status != "finished":
         tokenize_corpus(files, tokenizer, record, args)
-        generate_epochs(folder, tokenizer, record, args)
+        done = generate_epochs(folder, tokenizer, record, args)
         record.finish()
-    else:
-        logging.info("finished before: %s", folder)
     CorpusWriter.remove(folder)
     upload([folder], args.data_url)
-    stages.hint_next("general_distill.py", args)
+    stages.sum_up(status, folder, started, done)
+    defaults = {**stages.GENERAL_DISTILLATION, **(stages.SAMPLE_GENERAL_DISTILLATION if args.sample else {})}
+    flags = {"pregenerated_data": args.output_dir, "teacher_model": None if bert.is_file() else args.bert_model,
+             "max_seq_length": args.max_seq_len, "do_lower_case": args.do_lower_case}  # fmt: skip
+    stages.hint_next("general_distill.py", args, flags, defaults)
 
 
 def tokenize_corpus(files, tokenizer, record, args):
@@ -131,7 +135,13 @@ def tokenize_corpus(files, tokenizer, record, args):
     made_from = {"inputs": record.values["inputs"], "lower": tokenizer.do_lower_case, "limit": args.limit}
     writer = CorpusWriter(record.path.parent, typecode, made_from)
     if not writer.complete:
-        add_documents(writer, files, partial(tokenize_block, tokenizer, typecode), args)
+        try:
+            add_documents(writer, files, partial(tokenize_block, tokenizer, typecode), args)
+        except WorkerDied:
+            raise  # what was saved is good
+        except UserError:
+            CorpusWriter.remove(writer.folder)
+            raise
     if writer.num_documents < (1 if args.one_seq else 2):
         CorpusWriter.remove(writer.folder)
         if not writer.num_documents:
@@ -144,7 +154,7 @@ def tokenize_corpus(files, tokenizer, record, args):
 def add_documents(writer, files, tokenize, args):
     """Tokenize what is not in `writer` yet."""
     saved, total = time.monotonic(), sum(path.stat().st_size for path in files)
-    bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None)
+    bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokens", disable=None, leave=False)
     before = files[: writer.position[0]]
     bar.update(sum(path.stat().st_size for path in before) + writer.position[1])  # of .gz, what it was unpacked
     with Workers(tokenize, args.num_workers) as workers:
@@ -161,29 +171,36 @@ def add_documents(writer, files, tokenize, args):
 
 
 def generate_epochs(folder, tokenizer, record, args):
-    """Write the epochs that are not there yet."""
-    maker = InstanceMaker(Corpus(folder, id_typecode(len(tokenizer.vocab))), tokenizer, args)
+    """Write the epochs that are not there yet. Returns a phrase: documents in, sequences out."""
+    maker, total = InstanceMaker(Corpus(folder, id_typecode(len(tokenizer.vocab))), tokenizer, args), 0
     record.begin()
     digest = {"vocabulary": vocabulary_digest(tokenizer)} if args.packed else {}
-    with Workers(maker.make_chunk, args.num_workers) as workers:
+    documents = len(maker.corpus)
+    bar = tqdm(total=documents * args.epochs_to_generate, unit="doc", desc="sequences", disable=None)
+    with bar, logging_redirect_tqdm(), Workers(maker.make_chunk, args.num_workers) as workers:
         for epoch in range(args.epochs_to_generate):
             metrics_path = folder / f"epoch_{epoch}_metrics.json"
-            if metrics_path.is_file():
-                continue  # complete: a killed run comes by here again
-            count = write_epoch(folder, epoch, maker, workers, record)
+            if metrics_path.is_file():  # complete: a killed run comes by here again
+                bar.update(documents)
+                total += read_json(metrics_path)["num_training_examples"]
+                continue
+            count = write_epoch(folder, epoch, maker, workers, record, bar)
             if not count:
                 raise UserError(f"{folder}: no sequence came out of the corpus")
             write_json(metrics_path, {"num_training_examples": count, "max_seq_len": args.max_seq_len, **digest})
             logging.info("epoch %d: %d sequences", epoch, count)
+            total += count
+    return f"{documents} documents in, {total} sequences out"
 
 
-def write_epoch(folder, epoch, maker, workers, record):
+def write_epoch(folder, epoch, maker, workers, record, bar):
     """Write the files of one epoch, from where a killed run left them; returns the number of sequences."""
     corpus, done = maker.corpus, record.progress or {}
     files = EpochFiles(folder / f"epoch_{epoch}", maker.dtypes, done["sizes"] if done.get("epoch") == epoch else None)
     first, count = (0, 0) if files.fresh else (done["documents"], done["sequences"])
+    bar.update(first)
     saved = time.monotonic()
-    with files, tqdm(total=len(corpus), initial=first, unit="doc", disable=None) as bar:
+    with files:
         # In the order of the documents, whichever worker is done first.
         for (_, start, stop), (chunk_count, parts) in workers.map(chunks(corpus, epoch, first)):
             files.write(parts)
@@ -204,6 +221,10 @@ def chunks(corpus, epoch, start):
         stop = min(max(end, start + 1), len(corpus))
         yield epoch, start, stop
         start = stop
+
+
+class WorkerDied(UserError):
+    """A process ended that should not have; the same command goes on."""
 
 
 class Workers:
@@ -241,7 +262,7 @@ class Workers:
                 done, future = pending.popleft()
                 yield done, future.result()
         except BrokenProcessPool:
-            raise UserError("a worker process died (out of memory?); fewer --num_workers may help") from None
+            raise WorkerDied("a worker process died (out of memory?); fewer --num_workers may help") from None
 
     @staticmethod
     def start(work):

@@ -166,16 +166,17 @@ def main():
 
 def run_step(task, args, place):
     """The one thing that this run is for."""
-    if args.do_predict:
+    if args.do_predict and place.first:
         predict(task, args, place)
-    if args.do_eval:
+    if args.do_eval and place.first:
         evaluate(task, args, place)
     if args.step == "evaluation":
-        return
+        return wait_for_all(place)
     teacher_folder = model_folder(args.teacher_model, args.cache_dir)
     if args.do_finetune:
         finetune_teacher(task, teacher_folder, args, place)
-        stages.hint_next("general_distill.py", args)
+        defaults = {**stages.GENERAL_DISTILLATION, **(stages.SAMPLE_GENERAL_DISTILLATION if args.sample else {})}
+        stages.hint_next("general_distill.py", args, {"teacher_model": args.teacher_model}, defaults)
     else:
         distill(task, teacher_folder, args, place)
 
@@ -258,13 +259,13 @@ def load_classifier(folder, place, args, fresh=(), tokenizer=None, **overrides):
     return model.to(place.device), tokenizer
 
 
-def load_finished(folder, task, place, args):
+def load_finished(folder, task, place, args, **overrides):
     """A model that knows the task, and its tokenizer. Raises UserError where its classifier is not the task's."""
     classes = stored_labels(folder)
     if classes != task.num_labels:
         found = f"a classifier of {classes} classes" if classes else "no classifier"
         raise UserError(f"{folder}: has {found}, {task.name} needs {task.num_labels}; give a model made for the task")
-    return load_classifier(folder, place, args)
+    return load_classifier(folder, place, args, **overrides)
 
 
 def class_names(task, labels):
@@ -307,7 +308,7 @@ def ready_teacher(task, folder, args, place):
     # What concerns this teacher and this data carries over; rates and epochs are those of fine-tuning.
     kept = ("teacher_model", "data_dir", "task_name", "sample", "seed", "precision", "limit", "max_steps", "no_cuda",
             "do_lower_case", "max_seq_length", "cache_dir", "data_url", "local_rank", "debug",
-            "pad_to_max_length")  # fmt: skip
+            "pad_to_max_length", "gradient_accumulation_steps", "eval_batch_size", "compile")  # fmt: skip
     values = {name: value if name in kept else None for name, value in vars(args).items()}
     del values["step"], values["origins"]
     replace = found is not None or args.overwrite_output
@@ -341,11 +342,14 @@ class FinetuneLearner(nn.Module):
 
 def finetune_teacher(task, folder, args, place):
     """Fine-tune `folder`'s BERT on the task into args.output_dir or <folder>/<task>; returns that folder."""
+    started = time.monotonic()
     output = stages.make_output_folder(args.output_dir or Path(folder) / task.name)
     train_name = train_file_name(task, args)
     status, record = claim_output("finetune", output, {"teacher_model": folder}, [train_name], task, args, place)
     if status == "finished":
-        logging.info("finished before: %s", output)
+        stages.sum_up(status, output, started, "")
+        if place.first:
+            upload([output], args.data_url)
         return output
     labels = label_order(task, None)
     fresh = () if find_fine_tuned(folder, task) == Path(folder) else ("classifier",)
@@ -358,12 +362,13 @@ def finetune_teacher(task, folder, args, place):
     results = run_training(
         FinetuneLearner(model), data, tokenizer, output, "warmup_linear", evaluate_teacher, args, place
     )
-    complete(output, record, results, args, place)
+    complete(output, record, results, data, started, args, place)
     return output
 
 
 def distill(task, base_teacher, args, place):
     """One step of task distillation, from --student_model to --output_dir."""
+    started = time.monotonic()
     output = stages.make_output_folder(args.output_dir)
     student_folder = model_folder(args.student_model, args.cache_dir)
     train_name = train_file_name(task, args)
@@ -371,11 +376,11 @@ def distill(task, base_teacher, args, place):
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder}
     status, record = claim_output("task_distill", output, inputs, [train_name], task, args, place)
     if status == "finished":
-        logging.info("finished before: %s", output)
+        stages.sum_up(status, output, started, "")
         if place.first:
             upload([output], args.data_url)
     else:
-        teacher, tokenizer = load_classifier(teacher_folder, place, args, fit_size=None)
+        teacher, tokenizer = load_finished(teacher_folder, task, place, args, fit_size=None)
         labels = label_order(task, label_names(teacher.config))
         check_same_vocabulary(tokenizer, student_folder)
         if args.step == "intermediate":
@@ -388,14 +393,31 @@ def distill(task, base_teacher, args, place):
         )
         logging.info("teacher %s", describe(teacher))
         logging.info("student %s", describe(student))
-        results = distill_step(task, student, teacher, tokenizer, labels, train_name, record, args, place)
-        complete(output, record, results, args, place)
-    stages.hint_next("task_distill.py " + ("--do_eval" if args.step == "prediction" else "--pred_distill"), args)
+        data = read_data(task, train_name, tokenizer, labels, args)
+        results = distill_step(task, student, teacher, tokenizer, data, record, args, place)
+        complete(output, record, results, data, started, args, place)
+    hint_next_step(task, args)
 
 
-def distill_step(task, student, teacher, tokenizer, labels, train_name, record, args, place):
+def hint_next_step(task, args):
+    """Tell the command of the prediction step, or of the evaluation."""
+    following = {"intermediate": ("prediction", "--pred_distill"), "prediction": ("evaluation", "--do_eval")}
+    step, more = following[args.step]
+    defaults = {**stages.TASK_STEPS[step], "data_dir": str(Path(stages.GLUE) / task.name),
+                "max_seq_length": task.max_seq_length,
+                **(stages.SAMPLE_TASK_STEPS[step] if args.sample else {})}  # fmt: skip
+    kept = ("teacher_model", "task_name", "data_dir", "max_seq_length", "do_lower_case", "cache_dir", "no_cuda")
+    flags = {**{name: getattr(args, name) for name in kept}, "student_model": args.output_dir}
+    if step == "prediction":
+        flags["aug_train"] = args.aug_train and not defaults.get("aug_train")
+    else:
+        flags["output_dir"] = args.output_dir
+    stages.hint_next("task_distill.py", args, flags, defaults, more)
+
+
+def distill_step(task, student, teacher, tokenizer, data, record, args, place):
     """Train the student by the step's losses; returns the results."""
-    data, output = read_data(task, train_name, tokenizer, labels, args), record.path.parent
+    output = record.path.parent
     start_output(record, place)
     # Printed first of all: a teacher near chance teaches nothing, and nothing later would say so.
     logging.info("teacher on dev: %s", format_results(score(task, teacher, data.dev, tokenizer, args, place)))
@@ -419,11 +441,13 @@ def teacher_logits_of(data, teacher, tokenizer, path, args, place):
 
     They are kept in `path` until the run is finished, for a stopped run to go on with.
     """
-    if from_first(path.is_file(), place):
-        return torch.from_numpy(np.load(path)).to(place.device)
+    shape = len(data.train), teacher.config.num_labels
+    logits = from_first(read_logits(path, shape) if place.first else None, place)
+    if logits is not None:
+        return logits.to(place.device)
     rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
     logging.info("teacher's logits of %d rows", len(rows))
-    logits = torch.zeros(len(data.train), teacher.config.num_labels)
+    logits = torch.zeros(shape)
     mine = rows[place.rank :: place.world_size]
     logits[mine] = run_model(teacher, data.train, mine, tokenizer, args, place, progress=place.first)
     logits = sum_over_processes(logits.to(place.device), place)
@@ -431,6 +455,15 @@ def teacher_logits_of(data, teacher, tokenizer, path, args, place):
         with atomic_write(path, "wb") as file:
             np.save(file, logits.cpu().numpy())
     return logits
+
+
+def read_logits(path, shape):
+    """The logits that a stopped run left, or None: nothing there, torn, or of other rows."""
+    try:
+        logits = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(logits) if logits.shape == shape and logits.dtype == np.float32 else None
 
 
 def run_training(learner, data, tokenizer, output, schedule, evaluate_student, args, place):
@@ -486,13 +519,15 @@ def start_output(record, place):
         stages.log_to(record.path.with_name("log.txt"))
 
 
-def complete(output, record, results, args, place):
+def complete(output, record, results, data, started, args, place):
     """The last things a run does: the output is whole from here on."""
     if place.first:
         record.finish()
         upload([output], args.data_url)
     wait_for_all(place)  # what is written here may be read next, by every process
-    logging.info("written: %s (%s)", output / WEIGHTS_NAME, format_results(results))
+    logging.info("result: %s", format_results(results))
+    done = f"{len(data.train)} rows in, {data.plan.total_steps} steps of {args.train_batch_size}"
+    stages.sum_up("", output / WEIGHTS_NAME, started, done)
 
 
 def run_model(model, sequences, rows, tokenizer, args, place, progress=False):

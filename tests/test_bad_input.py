@@ -12,7 +12,7 @@ import torch
 from tiny import VOCABULARY, call_script, make_all, make_student_config, make_teacher, run_script, scripts, tree
 
 from transformer import stages
-from transformer.modeling import BertConfig, TinyBertForSequenceClassification
+from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +204,50 @@ def test_a_train_file_that_cannot_be_used_is_named_with_its_line(folder, name, l
     assert told in broken_task(folder, name, lines)
 
 
+def test_a_fine_tuned_teacher_of_other_classes_is_refused(folder):
+    config = BertConfig.from_pretrained(folder / "teacher", num_labels=3)
+    TinyBertForSequenceClassification(config).save_pretrained(folder / "teacher" / "SST-2")
+    assert "a classifier of 3 classes, SST-2 needs 2" in refused(folder, "intermediate")
+
+
+@pytest.mark.parametrize("change", ["no projection", "width", "vocabulary"])
+def test_a_general_student_that_is_not_the_teacher_s_is_not_evaluated(folder, change):
+    output = folder / "out"
+    if change == "vocabulary":
+        config = BertConfig.from_pretrained(folder / "3", fit_size=24)
+        TinyBertForPreTraining(config).save_pretrained(folder / "3")
+        words = (folder / "3" / "vocab.txt").read_text().splitlines()
+        (folder / "3" / "vocab.txt").write_text("\n".join([*words[:-2], words[-1], words[-2]]) + "\n")
+    elif change == "width":
+        TinyBertForPreTraining(BertConfig.from_pretrained(folder / "3", fit_size=20)).save_pretrained(folder / "3")
+    shutil.copytree(folder / "3", output)
+    message = refused(folder, "general", "--do_eval")
+    told = {"no projection": "its projection is onto width None, the teacher has 24", "width": "onto width 20",
+            "vocabulary": "differs from the teacher's vocabulary"}  # fmt: skip
+    assert told[change] in message
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--learning_rate", "nan"], ["--wd", "inf"], ["--attention_weight", "-1"], ["--hidden_weight", "nan"],
+     ["--attention_weight", "0", "--hidden_weight", "0"], ["--seed", "99999999999999999999"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_numbers_that_are_none_are_refused(folder, flags):
+    assert flags[0].replace("wd", "weight_decay") in refused(folder, "general", *flags)
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    def opened(path, *args, **kwargs):
+        if str(path).endswith("dev.tsv"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    real = open
+    monkeypatch.setattr("builtins.open", opened)
+    assert "dev.tsv: Permission denied" in refused(folder, "intermediate")
+
+
 def test_a_missing_dev_file_is_named_before_anything_is_trained(folder):
     (folder / "glue" / "SST-2" / "dev.tsv").unlink()
     assert "dev.tsv: no such file" in refused(folder, "intermediate")
@@ -218,8 +262,9 @@ def test_the_missing_augmented_file_names_the_script_that_makes_it(folder):
 
 @pytest.mark.parametrize("name", ["augment", "intermediate"])
 def test_an_unknown_task_is_named_with_the_known_ones(folder, name):
-    message = refused(folder, name, "--task_name", "SST-3")
-    assert "SST-3: unknown, expected one of CoLA, SST-2" in message
+    place = "--glue_dir" if name == "augment" else "--data_dir"
+    message = refused(folder, name, "--task_name", "SST-3", place, folder / "absent")
+    assert "SST-3: neither one of CoLA, SST-2" in message and "train.tsv" in message
 
 
 def test_no_finetune_refuses_a_teacher_without_a_classifier(folder):
@@ -236,11 +281,11 @@ def test_no_finetune_refuses_a_teacher_without_a_classifier(folder):
         (None, "glove.txt: no such file"),
         (b"", "glove.txt: the file is empty"),
         (b"a 1 2 3\nb 1 2\n", "glove.txt line 2: 2 numbers after the word, expected 3"),
-        (b"a 1 2 3\n\nb 1 2 3\n", "glove.txt line 2: 0 numbers after the word, expected 3"),
+        (b"a 1 2 3\nb\nc 1 2 3\n", "glove.txt line 2: 0 numbers after the word, expected 3"),
         (b"a 1 2 3\nb 1 two 3\n", "glove.txt line 2: expected a word and 3 numbers"),
         (b"a 1 2 3\n\xff 1 2 3\n", "glove.txt line 2: not UTF-8"),
     ],
-    ids=["missing", "empty", "too short", "empty line", "no numbers", "not UTF-8"],
+    ids=["missing", "empty", "too short", "a word alone", "no numbers", "not UTF-8"],
 )
 def test_word_vectors_that_cannot_be_used_are_named_with_their_line(folder, lines, told):
     fresh(folder, "augment")

@@ -268,6 +268,14 @@ def restated_relation_loss(student, teacher, heads, lengths):
     return total
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_relation_loss_is_computed_in_float32_whatever_the_precision(dtype):
+    student, teacher = ([torch.randn(3, 7, width) * 60 for _ in range(3)] for width in (12, 24))
+    exact = relation_loss(student, teacher, 3)
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(relation_loss(student, teacher, 3), exact) and exact.isfinite()
+
+
 def test_the_relation_loss_is_the_divergence_of_queries_keys_and_values():
     torch.manual_seed(4)
     student, teacher = torch.randn(3, 4, 7, 6), torch.randn(3, 4, 7, 15)

@@ -36,7 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 class FileServer(http.server.ThreadingHTTPServer):
     """Serves `files` (address -> bytes) with ETags and ranges; `troubles` (address -> list) go wrong first, in order.
 
-    A trouble is a status, a number of bytes after which the connection is cut, written "cut:N", or "redirect:ADDRESS".
+    A trouble is a status, "cut:N", after so many bytes the connection is cut, "stall:N", after so many bytes nothing
+    more comes, or "redirect:ADDRESS".
     """
 
     daemon_threads = True
@@ -44,7 +45,7 @@ class FileServer(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.troubles, self.headers_of, self.log = {}, {}, {}, []
-        self.ranges, self.etags, self.delay = True, True, 0.0
+        self.ranges, self.etags, self.delay, self.stalls = True, True, 0.0, 1.5
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def statuses(self, address):
@@ -85,9 +86,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.ranges and self.headers.get("Range") and current:
             start, status = int(self.headers["Range"][len("bytes=") : -1]), 206
             headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        end = start + int(trouble[len("cut:") :]) if trouble else len(body)
+        end = start + int(trouble.split(":")[1]) if trouble else len(body)
+        if trouble == "stall:0":
+            time.sleep(server.stalls)  # before the headers
         self.answer(status, body[start:end], length=len(body) - start, **headers)
         if trouble:
+            self.wfile.flush()
+            time.sleep(server.stalls if trouble.startswith("stall") else 0)
             self.close_connection = True
 
 
@@ -364,6 +369,18 @@ def test_without_a_connection_the_cached_copy_is_used_and_one_line_says_so(serve
     assert len(caplog.messages) == 1 and "using the copy" in caplog.messages[0]
     with pytest.raises(UserError, match=r"b\.txt: cannot be reached .* not in the cache"):
         cached_path(server.url + "/b.txt")
+
+
+@pytest.mark.parametrize("trouble", ["stall:0", "stall:70001"])
+def test_a_server_that_stalls_is_left_and_asked_again(server, monkeypatch, trouble):
+    monkeypatch.setattr(file_utils, "TIMEOUT", 0.3)
+    body = server.files["/big.bin"] = noise(200_003)
+    server.troubles["/big.bin"] = [trouble]
+    started = time.monotonic()
+    assert cached_path(server.url + "/big.bin").read_bytes() == body
+    assert time.monotonic() - started < server.stalls
+    if trouble == "stall:70001":  # what had come was kept
+        assert server.statuses("/big.bin") == [200, 206]
 
 
 def test_two_processes_download_once(server, tmp_path):

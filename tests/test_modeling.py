@@ -364,6 +364,14 @@ def test_an_encoder_saved_by_hugging_face_without_heads_loads_under_ours(tmp_pat
     assert "not in the checkpoint, drawn at random: classifier.weight, classifier.bias" in caplog.text
 
 
+@pytest.mark.parametrize("gone", ["bert.encoder.layer.1.", "bert.embeddings.word_embeddings"])
+def test_a_checkpoint_that_lacks_a_part_of_the_encoder_is_refused(tmp_path, gone):
+    state = make_model(TinyBertForPreTraining).state_dict()
+    folder = save_state(tmp_path, {key: value for key, value in state.items() if not key.startswith(gone)})
+    with pytest.raises(UserError, match=f"the weights lack {gone}.*, which config.json asks for"):
+        TinyBertForPreTraining.from_pretrained(folder)
+
+
 def test_old_key_names_load(tmp_path, caplog):
     model = make_model(TinyBertForPreTraining)
     renamed = {}

@@ -1,7 +1,9 @@
 """Settling flags, and the record that decides whether a run starts, goes on, or leaves an output alone."""
 
 import argparse
+import logging
 import re
+import time
 
 import pytest
 from tiny import call_script
@@ -220,3 +222,51 @@ def test_an_interruption_ends_with_status_130_and_one_line(monkeypatch):
     process = call_script("pregenerate_training_data.py")
     assert process.returncode == 130
     assert process.stderr.count("\n") == 1 and "Traceback" not in process.stderr
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot be written .Is a directory"):
+        stages.log_to(tmp_path)
+
+
+def test_an_unfinished_output_goes_on_though_its_command_says_overwrite(tmp_path):
+    record = make_record(tmp_path)
+    assert record.claim([], True) == "fresh"
+    record.begin()
+    assert make_record(tmp_path).claim([], True) == "resume"
+    assert make_record(tmp_path, seed=8).claim([], True) == "fresh"
+    (tmp_path / "result.txt").write_text("done")
+    record.finish()
+    assert make_record(tmp_path).claim([], False) == "finished"
+    assert make_record(tmp_path).claim([tmp_path / "result.txt"], True) == "fresh"
+
+
+def test_zeros_are_settings_too(tmp_path):
+    record = make_record(tmp_path, seed=0)
+    record.claim([], False)
+    record.begin()
+    with pytest.raises(UserError, match="seed was 0, is now not given"):
+        make_record(tmp_path, seed=None).claim([], False)
+    with pytest.raises(UserError, match="seed was 0, is now 3"):
+        make_record(tmp_path, seed=3).claim([], False)
+
+
+@pytest.mark.parametrize("place", [0, 1_000_003, 2_500_000, 4_194_303, 6_000_000])
+def test_a_byte_anywhere_in_an_input_makes_it_another(tmp_path, place):
+    data = bytearray(b"abcdefg" * 857_143 + b"z")
+    (tmp_path / "input").write_bytes(data)
+    before = stages.fingerprint(tmp_path / "input")
+    assert stages.fingerprint(tmp_path / "input") == before
+    data[place] ^= 1
+    (tmp_path / "input").write_bytes(data)
+    assert stages.fingerprint(tmp_path / "input") != before
+
+
+def test_a_summary_tells_what_was_done_and_the_command_to_paste(caplog):
+    args = argparse.Namespace(sample=None)
+    with caplog.at_level(logging.INFO):
+        stages.sum_up("fresh", "5/model", time.monotonic() - 61, "29 rows in, 88 rows out")
+        stages.hint_next("task_distill.py", args, {"a": "x y", "b": 3, "c": True, "d": None, "e": 5}, {"b": 3}, "--go")
+    assert caplog.messages == [
+        "29 rows in, 88 rows out, 1:01", "written: 5/model", "next: python task_distill.py --go --a 'x y' --c --e 5"
+    ]  # fmt: skip

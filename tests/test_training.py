@@ -241,6 +241,10 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
         assert_same_weights(weights_of(tmp_path / "two", name), weights_of(tmp_path / "one", name), 1e-5)
     losses = logged_losses(tmp_path / "one")
     assert len(losses) == 2 and logged_losses(tmp_path / "two") == pytest.approx(losses, abs=2e-4)
+    logged = [[json.loads(line) for line in (tmp_path / name / "train_log.jsonl").read_text().splitlines()]
+              for name in ("one", "two")]  # fmt: skip
+    for one, two in zip(*logged, strict=True):
+        assert one["step"] == two["step"] and two["losses"] == pytest.approx(one["losses"], rel=1e-5)
 
 
 def test_a_run_killed_on_two_processes_goes_on_with_one(tmp_path):
@@ -396,10 +400,11 @@ def test_a_complete_state_trains_no_further(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_disk_that_fills_leaves_the_last_good_state_to_go_on_from(tmp_path, monkeypatch):
+@pytest.mark.parametrize("mode", ["w", "a"])  # the state's and the weights' files; the history's
+def test_a_disk_that_fills_leaves_the_last_good_state_to_go_on_from(tmp_path, monkeypatch, mode):
     def fill():
         monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: real_open(
-            "/dev/full" if "w" in "".join(map(str, args)) else path, *args, **kwargs))  # fmt: skip
+            "/dev/full" if mode in "".join(map(str, args)) else path, *args, **kwargs))  # fmt: skip
 
     make_run(tmp_path / "whole").train()
     real_open = open
@@ -413,7 +418,9 @@ def test_a_disk_that_fills_leaves_the_last_good_state_to_go_on_from(tmp_path, mo
 
 def test_a_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):
     make_run(tmp_path / "one").train()
-    monkeypatch.setattr(time, "time", lambda: 0.0)
+    clock = iter([5e8 * (-1) ** number for number in range(10_000)])
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(time, name, lambda: next(clock))
     make_run(tmp_path / "other").train()
     assert_same_states(tmp_path / "one", tmp_path / "other")
 
@@ -424,8 +431,46 @@ def test_a_damaged_state_is_told(tmp_path, share):
     run.save_state()
     path = tmp_path / STATE_NAME
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(UserError, match="training_state.bin: damaged .*--overwrite_output"):
+    with pytest.raises(UserError, match="training_state.bin: damaged .*without that file the run starts again"):
         make_run(tmp_path).train()
+    path.unlink()
+    make_run(tmp_path).train()
+
+
+@pytest.mark.parametrize("change", [{"step": None}, {"model": {}}, {"optimizer": {}}, None])
+def test_a_state_of_something_else_is_told(tmp_path, change):
+    make_run(tmp_path).save_state()
+    state = torch.load(tmp_path / STATE_NAME, weights_only=True)
+    if change and None in change.values():
+        del state["step"]
+    torch.save([1, 2] if change is None else {**state, **change} if change != {"step": None} else state,
+               tmp_path / STATE_NAME)  # fmt: skip
+    with pytest.raises(UserError, match="training_state.bin: damaged"):
+        make_run(tmp_path).train()
+
+
+def test_lines_of_a_history_that_are_none_are_passed_over(tmp_path):
+    run = make_run(tmp_path)
+    run.train()
+    path = tmp_path / "train_log.jsonl"
+    whole = path.read_text()
+    path.write_text('{"step": 1, "lo\n[]\n{"a": 1}\n\n' + whole + '{"step": 4')
+    run.history.start(99)
+    assert path.read_text() == whole
+
+
+def test_a_matplotlib_that_does_not_work_costs_a_picture_and_no_more(tmp_path, monkeypatch, caplog):
+    run = make_run(tmp_path)
+    run.train()
+    monkeypatch.setattr(run.history, "draw", lambda: 1 / 0)
+    run.finish()
+    assert not (tmp_path / STATE_NAME).exists() and "no curves.png: division by zero" in caplog.text
+
+
+def test_a_file_of_the_user_s_that_looks_like_a_step_file_stays(tmp_path):
+    (tmp_path / f"step_best_{WEIGHTS_NAME}").write_bytes(b"mine")
+    make_run(tmp_path, eval_step=2, keep_step_files=1).train()
+    assert {path.name for path in tmp_path.glob("step_*")} == {f"step_{name}_{WEIGHTS_NAME}" for name in ("best", "9")}
 
 
 # --- arithmetic
@@ -598,13 +643,72 @@ def test_a_loss_that_is_no_number_ends_the_run_with_a_saved_state_and_names_the_
     assert state["step"] == 5 and all(weight.isfinite().all() for weight in state["model"].values())
 
 
+@pytest.mark.parametrize("bad_step", [3, 4, 8, 9])
+def test_an_update_that_makes_no_numbers_leaves_the_last_good_weights_and_state(tmp_path, bad_step):
+    run = make_run(tmp_path, eval_step=4)
+    update, count = run.optimizer.step, 0
+
+    def spoil(*args):
+        nonlocal count
+        update(*args)
+        count += 1
+        if count == bad_step:
+            with torch.no_grad():
+                run.learner.student.fit_dense.bias[0] = math.inf
+
+    run.optimizer.step = spoil
+    with pytest.raises(UserError, match=f"step {bad_step}: its update left fit_dense.bias|step 4: the loss is"):
+        run.train()
+    saved = 0 if bad_step < 5 else 4 if bad_step == 8 else 8
+    assert torch.load(tmp_path / STATE_NAME, weights_only=True)["step"] == saved
+    make_run(tmp_path / "whole", eval_step=4).train()
+    make_run(tmp_path, eval_step=4).train()
+    assert_same_states(tmp_path / "whole", tmp_path)
+
+
+def test_a_stop_does_not_save_what_nobody_has_looked_at(tmp_path):
+    def spoil():
+        with torch.no_grad():
+            learner.student.fit_dense.bias[0] = math.nan
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    learner = Interrupting(make_learner(), 6, spoil)
+    run = make_run(tmp_path, learner)
+    run._check_finite = lambda suspects: None  # as between two looks on a GPU
+    with pytest.raises(UserError, match="step 6: its update left"):
+        run.train()
+    assert torch.load(tmp_path / STATE_NAME, weights_only=True)["step"] == 4
+
+
+def test_a_score_that_is_no_number_does_not_count_as_the_best(tmp_path):
+    scores = iter([math.nan, 0.5, 0.9])
+    run = make_run(tmp_path, eval_step=4, evaluate=lambda: ((score := next(scores)), {"acc": score}))
+    assert run.train() == {"global_step": 9, "acc": 0.9}
+
+
+def test_the_schedule_goes_on_over_steps_that_float16_skips(tmp_path):
+    run = make_run(tmp_path, place=Launch(CPU, 0, 1, torch.float16))
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    run.train()
+    assert all(group["step"] == 9 for group in run.optimizer.param_groups) and run.optimizer.get_lr() == 0
+
+
+def test_the_speed_is_that_of_the_steps_without_evaluations(tmp_path):
+    run = make_run(tmp_path, eval_step=4, evaluate=lambda: (time.sleep(0.5), (None, {}))[1])
+    run.train()
+    entries = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [4, 8, 9]
+    assert all(entry["examples_per_second"] > 13 * 4 / 0.5 or entry["step"] == 9 for entry in entries)
+    assert entries[-1]["examples_per_second"] > 3 / 0.5
+
+
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     def spoil():
         with torch.no_grad():
             learner.student.fit_dense.bias[0] = math.nan
 
     learner = Interrupting(make_learner(), 4, spoil)
-    with pytest.raises(UserError, match="step 4: the loss is"):
+    with pytest.raises(UserError, match="step 4: "):
         make_run(tmp_path, learner, eval_step=2).train()
     state = torch.load(tmp_path / STATE_NAME, weights_only=True)
     assert state["step"] == 2

@@ -118,11 +118,12 @@ def relation_loss(student_projections, teacher_projections, num_heads, attention
     """
 
     def log_relations(projected):  # (B, L, D) -> (B, A, L, L)
-        heads = projected.float().unflatten(2, (num_heads, -1)).transpose(1, 2)
-        products = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
-        if attention_mask is not None:
-            products = products.masked_fill(attention_mask[:, None, None, :] == 0, torch.finfo(products.dtype).min)
-        return F.log_softmax(products, dim=-1)
+        with torch.autocast(projected.device.type, enabled=False):  # products in float32: float16's overflow
+            heads = projected.float().unflatten(2, (num_heads, -1)).transpose(1, 2)
+            products = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
+            if attention_mask is not None:
+                products = products.masked_fill(attention_mask[:, None, None, :] == 0, torch.finfo(products.dtype).min)
+            return F.log_softmax(products, dim=-1)
 
     token_weights, total = loss_weights(attention_mask).tokens, 0.0
     for student, teacher in zip(student_projections, teacher_projections, strict=True):
@@ -199,7 +200,9 @@ class TransformerLearner(nn.Module):
 
     def forward(self, batch):
         inputs, mask = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]), batch["attention_mask"]
-        with torch.no_grad():  # layers above the last one that teaches are not run
+        # Layers above the last one that teaches are not run. Not inference_mode(): the losses keep the teacher's
+        # tensors for the backward pass.
+        with torch.no_grad():
             last = max(self.mapping.values())
             teacher_output = self.frozen[0].bert(*inputs, self.teacher_layers, self.want, last)
         student_output = self.student.bert(*inputs, self.student_layers, self.want)

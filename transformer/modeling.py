@@ -523,9 +523,16 @@ def rename_key(key):
 
 
 def report_keys(source, keys, fresh=()):
-    """Say which weights the checkpoint did not have, and which of its weights found no place."""
+    """Say which weights the checkpoint did not have, and which of its weights found no place.
+
+    Raises UserError where a part of the encoder is missing: drawn at random, it would teach and answer nonsense.
+    """
     missing, unexpected = keys
     missing = [key for key in missing if not key.startswith(("fit_dense", *fresh))]
+    gaps = [key for key in missing if key.startswith(("bert.embeddings.", "bert.encoder."))]
+    if gaps:
+        more = f" and {len(gaps) - 1} more keys" if len(gaps) > 1 else ""
+        raise UserError(f"{source}: the weights lack {gaps[0]}{more}, which {CONFIG_NAME} asks for")
     for title, names in (
         ("not in the checkpoint, drawn at random", missing),
         ("in the checkpoint, not used", unexpected),

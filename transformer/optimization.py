@@ -61,6 +61,11 @@ class BertAdam(Optimizer):
         group = self.param_groups[0]
         return group["lr"] * SCHEDULES[group["schedule"]](group["step"] / group["t_total"], group["warmup"])
 
+    def advance_to(self, step):
+        """Let the next step be number `step`, whether or not every one before it made an update."""
+        for group in self.param_groups:
+            group["step"] = step
+
     @torch.no_grad()
     def step(self, closure=None):
         """One update of every parameter that has a gradient."""

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -168,18 +169,22 @@ def check_positive(args, *names):
             raise UserError(f"--{name} {value}: expected a number above 0")
 
 
+def check_not_negative(args, *names):
+    """Raise UserError for a number that is negative, infinite or none."""
+    for name in names:
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise UserError(f"--{name} {getattr(args, name)}: expected a number that is not negative")
+
+
 def check_training(args):
     """Raise UserError for training flags out of range."""
     check_positive(args, "train_batch_size", "eval_batch_size", "num_train_epochs", "gradient_accumulation_steps",
                    "eval_step", "max_seq_length", "max_steps", "limit")  # fmt: skip
     if not 0 <= args.warmup_proportion < 1:
         raise UserError(f"--warmup_proportion {args.warmup_proportion}: expected 0 up to 1, 1 excluded")
-    if args.attention_weight < 0 or args.hidden_weight < 0:
-        raise UserError("--attention_weight and --hidden_weight must not be negative")
-    if args.learning_rate < 0 or args.weight_decay < 0:
-        raise UserError(
-            f"--learning_rate {args.learning_rate} --weight_decay {args.weight_decay}: must not be negative"
-        )
+    check_not_negative(args, "attention_weight", "hidden_weight", "learning_rate", "weight_decay")
+    if not args.attention_weight and not args.hidden_weight:
+        raise UserError("--attention_weight 0 --hidden_weight 0: nothing is left to learn")
 
 
 def print_settings(args):
@@ -196,6 +201,7 @@ def set_up_logging(quiet=False):
         root.removeHandler(handler)
         handler.close()
     root.setLevel(logging.WARNING if quiet else logging.INFO)
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
     add_handler(logging.StreamHandler(sys.stdout))
 
 
@@ -205,7 +211,10 @@ def log_to(path):
         if isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
             handler.close()
-    add_handler(logging.FileHandler(path, encoding="utf-8"))
+    try:
+        add_handler(logging.FileHandler(path, encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def add_handler(handler):
@@ -229,6 +238,13 @@ def run(main):
             raise
         place = f"{error.filename}: " if error.filename else "a file cannot be read or written: "
         print(f"error: {place}{error.strerror}; the same command goes on from the last saved state", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        # Named by its name: torch is loaded only where a model runs.
+        if "--debug" in sys.argv or "OutOfMemory" not in type(error).__name__ and "allocate memory" not in str(error):
+            raise
+        print("error: out of memory; a smaller batch size, or more --gradient_accumulation_steps, may help; the same "
+              "command goes on from the last saved state", file=sys.stderr)  # fmt: skip
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last saved state", file=sys.stderr)
@@ -439,8 +455,30 @@ def read_results(path, numbers=True):
     return {name: float(value) if numbers else value for name, value in pairs}
 
 
-def hint_next(command, args):
-    """Tell the command of the next stage."""
-    task = getattr(args, "task_name", None)
-    task = f" --task_name {task}" if task not in (None, "SST-2") and command.startswith("task_distill") else ""
-    logging.info("next: python %s%s%s", command, task, " --sample" if args.sample else "")
+def sum_up(status, result, started, done):
+    """What a stage tells at its end. `status`: of its record's claim; `done`: rows in, rows out."""
+    if status == "finished":
+        logging.info("finished before: %s", result)
+    else:
+        logging.info("%s, %s", done, format_seconds(time.monotonic() - started))
+        logging.info("written: %s", result)
+
+
+def hint_next(script, args, flags, defaults, *more):
+    """Tell the command of the next stage, to be pasted.
+
+    Args: flags: {flag: value} that it needs from this one, where they are not its `defaults` anyway; more: flags as
+    they stand.
+    """
+    words = ["python", script, *more]
+    for name, value in flags.items():
+        if value in (None, False) or str(value) == str(defaults.get(name)):
+            continue
+        words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
+    logging.info("next: %s%s", " ".join(words), " --sample" if args.sample else "")
+
+
+def format_seconds(seconds):
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -23,12 +24,14 @@ import numpy as np
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from transformer.data import epoch_batches, sorted_batches
 from transformer.distillation import ATTENTION_LOSSES, TransformerLearner
 from transformer.file_utils import UserError, atomic_write
 from transformer.modeling import WEIGHTS_NAME, save_weights
-from transformer.stages import flag
+from transformer.stages import flag, format_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +80,7 @@ class Launch:
     rank: int
     world_size: int
     dtype: torch.dtype
-    group: object = None  # the processes as `gather` sees them, made when it is first called
+    group: object = None  # the processes as `cpu_group` makes them
 
     def __str__(self):
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
@@ -197,11 +200,16 @@ def gather(value, place):
     """The values of all processes in the first one, in their order; None in the others. Not through GPUs' memory."""
     if place.world_size == 1:
         return [value]
+    values = [None] * place.world_size if place.first else None
+    distributed.gather_object(value, values, group=cpu_group(place))
+    return values
+
+
+def cpu_group(place):
+    """The processes as they talk past their GPUs; all of them must come by here for the first time together."""
     if place.group is None:
         place.group = distributed.new_group(backend="gloo")
-    values = [None] * place.world_size if place.first else None
-    distributed.gather_object(value, values, group=place.group)
-    return values
+    return place.group
 
 
 def sum_over_processes(tensor, place):
@@ -313,7 +321,8 @@ class TrainingRun:
     # --- the one state
 
     def save_state(self):
-        """Write everything the run needs to go on, into one file."""
+        """Write everything the run needs to go on, into one file. Raises UserError for weights that are no numbers."""
+        self._check_weights()
         if self.place.first:
             state = {"model": self.learner.student.state_dict(), "optimizer": self.optimizer.state_dict(),
                      "scaler": self.scaler.state_dict(), "step": self.step, "best_score": self.best_score,
@@ -328,40 +337,44 @@ class TrainingRun:
     def load_state(self):
         """Go on from a saved state, if there is one. Returns whether there was."""
         path = self.folder / STATE_NAME
-        if not self.has_state():
+        if not from_first(self.has_state(), self.place):
             return False
+        if not self.has_state():
+            raise UserError(f"{path}: not here, but where the first process runs; all machines need one output folder")
         try:
             state = torch.load(path, map_location=self.place.device, weights_only=True)
+            self.learner.student.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step, self.best_score, self.results = state["step"], state["best_score"], state["results"]
         except Exception as error:  # a damaged file raises many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: damaged ({reason}); without that file the run starts again") from error
-        self.learner.student.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best_score, self.results = state["step"], state["best_score"], state["results"]
         return True
 
     def evaluate_and_save(self):
         """Evaluate, keep the weights that deserve it, then save the state: a stop in between repeats this step."""
+        self._check_weights()  # ahead of everything that replaces good ones
         self.learner.eval()
         score, results = self.evaluate()
         self.learner.train()
         if results:
             logger.info("step %d | %s", self.step, format_results(results))
             self.history.add({"step": self.step, "evaluation": results})
-        if self.place.first and (score is None or self.best_score is None or score > self.best_score):
+        better = score is None or self.best_score is None or score > self.best_score or math.isnan(self.best_score)
+        if better and self.place.first:
             weights = self.learner.student.state_dict()
             if self.keep_step_files:
                 self._save_step_file(weights)
             save_weights(weights, self.folder / WEIGHTS_NAME)
-        if score is None or self.best_score is None or score > self.best_score:
+        if better:
             self.best_score, self.results = score, {"global_step": self.step, **results}
         self.save_state()
 
     def _save_step_file(self, weights):
         save_weights(weights, self.folder / f"step_{self.step}_{WEIGHTS_NAME}")
-        steps = sorted(int(path.name.split("_")[1]) for path in self.folder.glob(f"step_*_{WEIGHTS_NAME}"))
-        for step in steps[: -self.keep_step_files]:
+        found = (re.fullmatch(rf"step_(\d+)_{WEIGHTS_NAME}", path.name) for path in self.folder.iterdir())
+        for step in sorted(int(match[1]) for match in found if match)[: -self.keep_step_files]:
             (self.folder / f"step_{step}_{WEIGHTS_NAME}").unlink()
 
     # --- the loop
@@ -381,7 +394,9 @@ class TrainingRun:
         meter = Meter(self.plan.total_steps, self.step, self.place)
         suspects = []  # steps whose losses nobody has looked at: looking waits for the device
         self.learner.train()
-        with self._catch_signals():
+        quiet = None if self.place.first else True  # None: a bar on terminals only
+        bar = tqdm(total=self.plan.total_steps, initial=self.step, unit="step", disable=quiet)
+        with self._catch_signals(), bar, logging_redirect_tqdm():
             for sequences, indices in self.plan.steps(self.step):
                 # Each step draws from its own seed: a run that goes on draws what an uninterrupted one would.
                 torch.manual_seed(step_seed(self.plan.seed, self.step, self.place.rank))
@@ -395,6 +410,8 @@ class TrainingRun:
                 self.scaler.update()
                 self.optimizer.zero_grad(set_to_none=True)
                 self.step += 1
+                self.optimizer.advance_to(self.step)  # where float16 overflowed, no update was made
+                bar.update()
                 last = self.step == self.plan.total_steps
                 # Once in so many optimizer steps and always at the end; the reference asks at each part of a batch, and
                 # keeps nothing of what comes after the last multiple.
@@ -405,8 +422,10 @@ class TrainingRun:
                     self.history.add(meter.log(self.step, rate))
                 if evaluating:
                     self.evaluate_and_save()
+                    meter.resume()
                 stop = self._stop_signal_of_any()
                 if stop and not last:
+                    self._check_finite(suspects)
                     self.save_state()
                     logger.info("stopped at step %d; the same command goes on from here", self.step)
                     sys.exit(128 + stop)
@@ -452,12 +471,21 @@ class TrainingRun:
                 )
         suspects.clear()
 
+    def _check_weights(self):
+        """Raise UserError where the last update left weights that are no numbers."""
+        for name, weight in self.learner.student.state_dict().items():
+            if not weight.isfinite().all():
+                raise UserError(
+                    f"step {self.step}: its update left {name} with NaN or infinite numbers; {STATE_NAME} is from "
+                    "before it; a lower --learning_rate or --precision fp32 may help"
+                )
+
     def _stop_signal_of_any(self):
         """The signal that some process got, 0 = none: all stop at the same step, or the others would wait for ever."""
         if self.place.world_size == 1:
             return self.stop_signal or 0
-        signals = torch.tensor([self.stop_signal or 0], device=self.place.device)
-        distributed.all_reduce(signals, op=distributed.ReduceOp.MAX)
+        signals = torch.tensor([self.stop_signal or 0])  # between the CPUs, so that nobody waits for a GPU
+        distributed.all_reduce(signals, op=distributed.ReduceOp.MAX, group=cpu_group(self.place))
         return int(signals)
 
     def _distributed_learner(self):
@@ -485,8 +513,11 @@ class TrainingRun:
     def finish(self):
         """The run's files are complete: nothing is left to go on from."""
         if self.place.first:
-            self.history.draw()
             (self.folder / STATE_NAME).unlink(missing_ok=True)
+            try:
+                self.history.draw()
+            except Exception as error:  # a matplotlib that is there and broken must not cost a run its end
+                logger.warning("no %s: %s", CURVES_NAME, error)
 
 
 class Meter:
@@ -499,6 +530,10 @@ class Meter:
 
     def _restart(self):
         self.sums, self.steps, self.examples, self.tokens, self.since = {}, 0, 0, 0, time.monotonic()
+
+    def resume(self):
+        """An evaluation is over: its time is no training step's."""
+        self.since = time.monotonic()
 
     def add(self, losses, examples, tokens):
         for name, value in losses.items():
@@ -528,6 +563,17 @@ class Meter:
         return entry
 
 
+def read_history(path):
+    """The entries of a train_log.jsonl. Lines that are none, as a full disk or a killed run leaves, are passed over."""
+    entries = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entries.append(entry)
+    return entries
+
+
 class History:
     """train_log.jsonl, what the log lines tell as numbers and each layer's losses too, and curves.png drawn from it.
 
@@ -540,14 +586,17 @@ class History:
     def start(self, step):
         """Forget what a killed run noted after its last saved step: it comes again."""
         if self.place.first:
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True) if self.path.is_file() else []
+            entries = read_history(self.path) if self.path.is_file() else []
             with atomic_write(self.path) as file:
-                file.writelines(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+                file.writelines(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step)
 
     def add(self, entry):
         if self.place.first:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     def draw(self):
         """Losses and evaluations by step, where matplotlib is installed."""
@@ -587,12 +636,6 @@ def peak_memory(device):
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
-
-
-def format_seconds(seconds):
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def format_results(results):
