@@ -48,7 +48,7 @@ def make_teacher(folder, **overrides):
 
 def make_student_config(folder, **overrides):
     folder.mkdir(parents=True, exist_ok=True)
-    config = BertConfig(vocab_size=len(VOCABULARY), **{**STUDENT, **overrides})
+    config = BertConfig(**{"vocab_size": len(VOCABULARY), **STUDENT, **overrides})
     config.save_pretrained(folder, "BertForPreTraining")
     return folder
 
