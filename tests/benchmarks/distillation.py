@@ -6,7 +6,7 @@ Prints: a table in Markdown; weights are random, the work is the real one
     python tests/benchmarks/distillation.py --train_tsv SST-2/train.tsv --epoch 2_pregenerate_data --vocab vocab.txt
 
 Each measurement is a process of its own; the ways take turns and the medians of the rounds count. The share of the
-peak counts the arithmetic of real tokens only, against the fastest float32 product of two large matrices here.
+peak counts the arithmetic of real tokens only, against the fastest product of two large matrices here, in --precision.
 """
 
 import argparse
@@ -64,19 +64,24 @@ def read_data(args, work):
     return encode_task_file(TaskFile(args.train_tsv, task), tokenizer, LENGTH, task.labels)
 
 
+def start(args):
+    return launch(argparse.Namespace(no_cuda=args.no_cuda, seed=1, precision=args.precision))
+
+
 def reference_rate(args, work, data):
-    """Examples a second of the reference's way."""
-    student, teacher = make_models(args)
+    """Examples a second of the reference's way, which knows float32 only."""
+    place = start(args)
+    student, teacher = (model.to(place.device) for model in make_models(args))
     prediction = work.startswith("prediction")
     loss_of = slow_distillation.prediction_loss if prediction else slow_distillation.transformer_loss
     rows = np.random.default_rng(3).permutation(len(data))[: BATCH * (args.slow_steps + 1)].reshape(-1, BATCH)
-    batches = (data.batch(indices, pad_to=LENGTH) for indices in rows)
+    batches = (place.to_device(data.batch(indices, pad_to=LENGTH)) for indices in rows)
     return slow_distillation.examples_per_second(loss_of, student, teacher, batches), LENGTH
 
 
 def our_rate(args, work, data):
     """Examples a second of the suite's own loop, the first steps not counted; and the mean length of an example."""
-    place = launch(argparse.Namespace(no_cuda=args.no_cuda, seed=1, precision=args.precision))
+    place = start(args)
     student, teacher = (model.to(place.device) for model in make_models(args))
     rows = np.random.default_rng(3).permutation(len(data))[: BATCH * args.steps]
     seconds_of_teacher = 0.0  # an example
@@ -117,15 +122,19 @@ def operations(args, work, length):
     return 2 * teacher + 6 * (student + projection)
 
 
-def matrix_peak(seconds=3.0):
-    """The fastest float32 product of two matrices on this machine, in operations a second."""
-    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+def matrix_peak(args, seconds=3.0):
+    """The fastest product of two matrices on this device in the precision of ours: (operations a second, in words)."""
+    place = start(args)
+    size = 2048 if place.device.type == "cpu" else 8192
+    a, b = torch.rand(2, size, size, device=place.device)
     best, stop = float("inf"), time.monotonic() + seconds
     while time.monotonic() < stop:
         started = time.monotonic()
-        a @ b
+        with place.autocast():
+            product = a @ b
+        product[0, 0].item()  # waits for the device
         best = min(best, time.monotonic() - started)
-    return 2 * 2048**3 / best
+    return 2 * size**3 / best, str(place)
 
 
 def measure(args, way, work):
@@ -167,8 +176,9 @@ def main():
             command = [sys.executable, *sys.argv, "--one", way, work]
             output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
             found[way, work].append(json.loads(output.splitlines()[-1]))
-    peak = matrix_peak()
-    print(f"float32 matrix peak {peak / 1e9:.0f} GFLOP/s, {torch.get_num_threads()} threads, {args.rounds} rounds\n")
+    peak, device = matrix_peak(args)
+    threads = torch.get_num_threads()
+    print(f"matrix peak {peak / 1e9:.0f} GFLOP/s on {device}; {threads} threads, {args.rounds} rounds\n")
     print("| work | way | examples/s | times the reference's | share of the peak | peak memory, GB |")
     print("|---|---|---|---|---|---|")
     for work in args.works:

@@ -6,6 +6,7 @@ Prints: a table, a row a script: kills, finished runs that were compared, files 
 """
 
 import argparse
+import os
 import random
 import shutil
 import signal
@@ -21,15 +22,31 @@ from tiny import ROOT, make_all, make_sst2, scripts, tree  # noqa: E402
 
 # Long enough to be killed in the middle.
 LONGER = {"augment": [], "pregenerate": ["--epochs_to_generate", 16, "--num_workers", 2],
+          "packed": ["--epochs_to_generate", 16, "--packed"],
           "general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps", 80],
           "finetune": ["--num_train_epochs", 2, "--eval_step", 20],
           "intermediate": ["--num_train_epochs", 8, "--eval_step", 10, "--max_steps", 80],
           "prediction": ["--num_train_epochs", 8, "--eval_step", 10, "--max_steps", 80]}  # fmt: skip
 
 
+# So little data is done between two saved states; these let the data stages save many of them.
+OFTEN = """
+import sys
+import {script} as script
+from transformer import corpus, stages
+for name, value in (("SAVE_SECONDS", 0.01), ("CHUNK_SENTENCES", 20), ("CHUNK_ROWS", 50)):
+    if hasattr(script, name):
+        setattr(script, name, value)
+corpus.BLOCK_BYTES = 400
+stages.run(script.main)
+"""
+
+
 def start(folder, name):
-    script, flags = scripts(folder)[name]
-    command = [sys.executable, str(ROOT / script), *map(str, [*flags, *LONGER[name]])]
+    script, flags = scripts(folder)["pregenerate" if name == "packed" else name]
+    command = [sys.executable, "-c", OFTEN.format(script=Path(script).stem)]
+    command += map(str, [*flags, *LONGER[name]])
+    os.environ["PYTHONPATH"] = str(ROOT)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -64,7 +81,7 @@ def killed_runs(folder, before, expected, name, kills, seconds, rng):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100, help="in all, divided among the scripts' six steps")
+    parser.add_argument("--kills", type=int, default=100, help="in all, divided among the scripts' steps")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     rng, wrong = random.Random(args.seed), 0
