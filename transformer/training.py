@@ -6,7 +6,7 @@ which examples come when, gradients, optimizer, logging, evaluation, saving, and
 
 import contextlib
 import ctypes
-import importlib.util
+import functools
 import json
 import logging
 import math
@@ -24,6 +24,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from transformer import drawing
 from transformer.data import epoch_batches, sorted_batches
 from transformer.distillation import ATTENTION_LOSSES, TransformerLearner
 from transformer.file_utils import UserError, atomic_write
@@ -551,30 +552,13 @@ class History:
 
     def draw(self):
         """Losses and evaluations by step, where matplotlib is installed."""
-        if importlib.util.find_spec("matplotlib") is None:
-            return
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        panels = {"losses": {}, "evaluation": {}}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            for panel, curves in panels.items():
-                for name, value in entry.get(panel, {}).items():
-                    curves.setdefault(name, []).append((entry["step"], value))
-        panels = {title: curves for title, curves in panels.items() if curves}
-        figure, axes = pyplot.subplots(1, max(len(panels), 1), figsize=(7 * max(len(panels), 1), 5), squeeze=False)
-        for axis, (title, curves) in zip(axes[0], panels.items(), strict=False):
-            for name, points in curves.items():
-                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=name)
-            axis.set(title=title, xlabel="optimizer step", yscale="log" if title == "losses" else "linear")
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize="small")
-        figure.tight_layout()
-        figure.savefig(self.curves, dpi=100)
-        pyplot.close(figure)
+        curves = drawing.read_curves(self.path)
+        panels = [
+            functools.partial(drawing.lines, title=kind, curves=found, log=kind == "losses")
+            for kind, found in curves.items()
+            if found
+        ]
+        drawing.save_panels(self.curves, panels)
 
 
 def peak_memory(device):
