@@ -6,12 +6,13 @@ neighbours. Every sentence is tried --N times; what comes out new is kept, with 
 Chinese text works too: its characters are joined to the words that the vectors know; a word of one character is masked,
 a longer one gets its neighbours.
 
-Reads:   <glue_dir>/<task>/train.tsv, a BERT with a masked-LM head, GloVe vectors (text)
-Writes:  <glue_dir>/<task>/train_aug.tsv: the header, then each row itself followed by its variants; beside vectors of
-         more than 16 MB a binary copy, <glove_embs>.npz, which loads faster
+Reads:   <glue_dir>/<task>/train.tsv (.csv, .jsonl), a BERT with a masked-LM head, GloVe vectors (text)
+Writes:  <glue_dir>/<task>/train_aug.tsv (.csv, .jsonl): the header, then each row itself followed by its variants;
+         beside vectors of more than 16 MB a binary copy, <glove_embs>.npz, which loads faster
 
 The output depends on the inputs, the flags and the seed, not on --batch_size, the number of processes or a stop between
-(in bf16 and fp16, candidates with nearly equal scores may change places with the batch). On several GPUs or processes:
+(that is why --precision is fp32 here; in bf16 and fp16, candidates with nearly equal scores may change places with the
+batch). On several GPUs or processes:
 torchrun --nproc_per_node=2 data_augmentation.py ...
 
     python data_augmentation.py --pretrained_bert_model teacher_model --glove_embs 1_pre_data/glove.6B.100d.txt \\
@@ -39,9 +40,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformer import stages
 from transformer.data import SequencesBuilder
 from transformer.file_utils import UserError, atomic_write, model_folder, upload
-from transformer.glue import TaskFile, find_task, read_lines
+from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, BertForMaskedLM, check_vocabulary, load_state_dict
+from transformer.own_tasks import find_task
 from transformer.stages import flag
+from transformer.tables import read_lines
 from transformer.tokenization import CJK_RANGES, BertTokenizer
 from transformer.training import begin, claim, format_seconds, from_first, gather, launch, leave
 
@@ -60,6 +63,8 @@ SIMILAR = 0.85  # of a batch's longest sequence: the shortest that belongs in it
 TIE = 3e-5
 DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
 
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+EXPONENT = re.compile(rb"[eE][+-]?\d+(?= |$)")
 CACHED_BYTES = 16 << 20  # from this size on, a text of vectors gets a binary copy
 COSINES = 16 << 20  # cosines computed at once: 64 MB
 SPARE = 16  # neighbours beyond those asked for that are compared in float64
@@ -96,7 +101,7 @@ def parse_args(argv=None):
         "Chinese ones, whose words the text is then cut into",
     )
     flag(group, "--glue_dir", help="folder that holds the task's folder (.)")
-    flag(group, "--task_name", help="a GLUE task, in any case of letters (SST-2)")
+    flag(group, "--task_name", help="a GLUE task, in any case of letters, or a folder of your own data (SST-2)")
     group = parser.add_argument_group("augmentation")
     flag(group, "--N", type=int, help="tries a sentence; repeated results are dropped (30)")
     flag(group, "--M", type=int, help="candidates a word (15)")
@@ -127,13 +132,14 @@ def main():
     stages.set_up_logging(quiet=not place.first)
     logging.info("data augmentation: %s on %s", args.task_name, place)
     stages.print_settings(args)
-    task = find_task(args.task_name)
+    task = find_task(args.task_name, Path(args.glue_dir) / args.task_name)
+    args.task_name = task.name  # the record knows one way to write it
     folder = Path(args.glue_dir) / task.name
-    output = folder / "train_aug.tsv"
+    output = folder / task.augmented_file
     bert = model_folder(args.pretrained_bert_model, args.cache_dir)
-    train_file = TaskFile(folder / "train.tsv", task)
+    train_file = TaskFile(folder / task.train_file, task)
 
-    inputs = {"pretrained_bert_model": bert, "glove_embs": args.glove_embs, "glue_dir": folder / "train.tsv"}
+    inputs = {"pretrained_bert_model": bert, "glove_embs": args.glove_embs, "glue_dir": folder / task.train_file}
     record = stages.OutputRecord(folder / "train_aug.run.json", output, "data_augmentation", args, inputs)
     status = claim(record, [output], args.overwrite_output, place)
     if status != "finished":
@@ -240,7 +246,9 @@ def write_rounds(train_file, proposer, progress, total, file, record, args, plac
                 bar.update(rows)
     seconds = time.monotonic() - started
     here = f" ({before} of them before)" if before else ""
-    logging.info("%d rows in%s, %d rows out, %s", progress["rows"], here, progress["written"], format_seconds(seconds))
+    skipped = f", {train_file.skipped} left out" if train_file.skipped else ""
+    logging.info("%d rows in%s%s, %d rows out, %s", progress["rows"], here, skipped, progress["written"],
+                 format_seconds(seconds))  # fmt: skip
 
 
 def augment_rows(rows, first_number, train_file, proposer, args):
@@ -251,13 +259,13 @@ def augment_rows(rows, first_number, train_file, proposer, args):
         # Each row draws from its own generator, so the output depends on the seed only, not on what came before. The
         # reference draws from generators that nobody seeds.
         rng = np.random.default_rng([args.seed, number])
-        lines.append("\t".join(row.columns))
-        for text, index in zip(row.texts, train_file.text_indices, strict=True):
+        lines.append(train_file.table.line(row.columns))
+        for text, key in zip(row.texts, train_file.text_keys, strict=True):
             for variant in make_variants(text, *candidates[text], args.N, args.p, rng):
                 # The row's other sentence stays the original one; in the reference it keeps its last variant.
-                columns = list(row.columns)
-                columns[index] = variant
-                lines.append("\t".join(columns))
+                columns = row.columns.copy()
+                columns[key] = variant
+                lines.append(train_file.table.line(columns))
     return lines
 
 
@@ -446,8 +454,8 @@ def batches(rows, lengths, tokens):
 
 
 def is_special(token):
-    """[UNK], [PAD], [MASK], [unused7], ..."""
-    return len(token) > 2 and token[0] == "[" and token[-1] == "]"
+    """[UNK], [PAD], [MASK], [unused7], ...; in word vectors <unk>, </s>."""
+    return len(token) > 2 and token[0] + token[-1] in ("[]", "<>")
 
 
 class WordVectors:
@@ -496,7 +504,12 @@ def read_vectors(path):
     words, seen, blocks, block, width = [], set(), [], [], None
     for line, text in read_lines(path):
         word, _, numbers = text.rstrip(" ").partition(" ")
+        if not word:
+            continue
         count = numbers.count(" ") + 1
+        if width and count > width:
+            word, numbers = split_line(text.rstrip(" "), width)
+            count = numbers.count(" ") + 1
         if line == 2 and words[0].isdigit() and block == [str(count)]:
             words, seen, block, width = [], set(), [], None
         width = width or count
@@ -518,23 +531,42 @@ def read_vectors(path):
     return words, vectors
 
 
+def split_line(text, width):
+    """(word, its numbers) where more than `width` things follow the first: some of GloVe's words have spaces inside."""
+    *parts, numbers = text.split(" ", text.count(" ") - width + 1)
+    if any(NUMBER.fullmatch(part) for part in parts[1:]):
+        return text.split(" ", 1)  # more numbers than there should be
+    return " ".join(parts), numbers
+
+
+def well_formed(text):
+    """Whether a text (bytes) is numbers with spaces between, but for what a parser of numbers would stumble over."""
+    if text.translate(None, b"0123456789.eE+- ") or b".." in text.translate(None, b"0123456789"):
+        return False
+    codes = np.frombuffer(b" " + text, dtype=np.uint8)
+    signs = np.flatnonzero((codes == ord("-")) | (codes == ord("+")))
+    exponents = text.count(b"e") + text.count(b"E")
+    return bool(np.isin(codes[signs - 1], list(b" eE")).all()) and exponents == len(EXPONENT.findall(text))
+
+
 def parse_numbers(block, width, last_line, path):
     """The numbers of some lines as float32 (lines, width). Raises UserError naming the line that is not all numbers."""
     from scipy.io import mmread  # late: a fifth of a second
 
-    text = " ".join(block)
+    text = " ".join(block).encode()
     # The reader of Matrix Market's text (column by column, a number a line) is five times as fast as NumPy's. It passes
-    # over whatever follows a number, so other characters than a number's go the slow way.
-    if not text.encode().translate(None, b"0123456789.eE+- "):
-        header = f"%%MatrixMarket matrix array real general\n{width} {len(block)}\n"
+    # over whatever follows a number, so what may be no number goes the slow way.
+    if well_formed(text):
+        header = b"%%%%MatrixMarket matrix array real general\n%d %d\n" % (width, len(block))
         with contextlib.suppress(ValueError), np.errstate(over="ignore"):
-            values = mmread(io.BytesIO((header + text.replace(" ", "\n") + "\n").encode())).T.astype(np.float32)
+            values = mmread(io.BytesIO(header + text.replace(b" ", b"\n") + b"\n")).T.astype(np.float32)
             if np.isfinite(values).all():
                 return np.ascontiguousarray(values)
     lines = []
     for line, numbers in enumerate(block, last_line - len(block) + 1):
-        with contextlib.suppress(ValueError), np.errstate(over="ignore"):
-            lines.append(np.array(numbers.split(" "), dtype=np.float32))
+        if all(map(NUMBER.fullmatch, numbers.split(" "))):
+            with np.errstate(over="ignore"):
+                lines.append(np.array(numbers.split(" "), dtype=np.float32))
             if np.isfinite(lines[-1]).all():
                 continue
         raise UserError(f"{path} line {line}: expected a word and {width} numbers")

@@ -33,6 +33,7 @@ from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -42,7 +43,7 @@ from transformer.corpus import Corpus, CorpusWriter, corpus_files, read_blocks, 
 from transformer.data import EpochFiles, id_typecode, packed_dtypes, vocabulary_digest
 from transformer.file_utils import UserError, model_folder, upload, write_json
 from transformer.stages import flag
-from transformer.tokenization import BertTokenizer
+from transformer.tokenization import TOKENIZER_FILES, BertTokenizer
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "limit": 20}.
 HEADER = {}
@@ -55,12 +56,14 @@ def parse_args(argv=None):
     parser = stages.make_parser(__doc__)
     group = parser.add_argument_group("input and output")
     flag(group, "--train_corpus", nargs="+", help="files, folders or addresses of the corpus: .txt (a sentence a line, "
-         "documents apart by an empty line), .jsonl (a document a line, field text), both also .gz")  # fmt: skip
+         "documents apart by an empty line), .jsonl (a document a line, field text), both also .gz; what is not here "
+         "is fetched into the cache")  # fmt: skip
     flag(group, "--output_dir", help="folder of the epoch files (2_pregenerate_data)")
     flag(
         group,
         "--bert_model",
-        help="folder or name of the model whose tokenizer is used; no weights needed (teacher_model)",
+        help="folder or name of the model whose tokenizer is used, or a vocabulary file; no weights needed "
+        "(teacher_model)",
     )
     flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
     flag(group, "--packed", action="store_true", help="write arrays of token ids that general_distill.py maps without "
@@ -101,13 +104,15 @@ def main():
     logging.info("pregeneration: %s", " ".join(args.train_corpus))
     stages.print_settings(args)
     folder = stages.make_output_folder(args.output_dir)
-    bert = model_folder(args.bert_model, args.cache_dir, need_weights=False)
+    bert = Path(args.bert_model)
+    bert = bert if bert.is_file() else model_folder(args.bert_model, args.cache_dir, need_weights=False)
     tokenizer = BertTokenizer.from_pretrained(bert, args.do_lower_case)
     files = corpus_files(args.train_corpus, args.cache_dir)
     outputs = sorted(path for path in folder.glob("epoch_*") if path.suffix in (".json", ".npy", ".part"))
 
     last = folder / f"epoch_{args.epochs_to_generate - 1}_metrics.json"
-    inputs = {"train_corpus": files, "bert_model": bert / "vocab.txt", "casing": bert / "tokenizer_config.json"}
+    read = [bert] if bert.is_file() else [bert / name for name in TOKENIZER_FILES]
+    inputs = {"train_corpus": files, "bert_model": read}
     record = stages.OutputRecord(folder / "run.json", last, "pregenerate_training_data", args, inputs)
     if record.claim(outputs, args.overwrite_output) != "finished":
         tokenize_corpus(files, tokenizer, record, args)
@@ -125,16 +130,13 @@ def tokenize_corpus(files, tokenizer, record, args):
     typecode = id_typecode(len(tokenizer.vocab))
     made_from = {"inputs": record.values["inputs"], "lower": tokenizer.do_lower_case, "limit": args.limit}
     writer = CorpusWriter(record.path.parent, typecode, made_from)
-    try:
-        if not writer.complete:
-            add_documents(writer, files, partial(tokenize_block, tokenizer, typecode), args)
+    if not writer.complete:
+        add_documents(writer, files, partial(tokenize_block, tokenizer, typecode), args)
+    if writer.num_documents < (1 if args.one_seq else 2):
+        CorpusWriter.remove(writer.folder)
         if not writer.num_documents:
             raise UserError(f"{files[0]}: no text in it; expected a sentence a line and empty lines between documents")
-        if writer.num_documents < 2 and not args.one_seq:
-            raise UserError(f"{files[0]}: one document only, and a pair needs two; put empty lines between documents")
-    except UserError:
-        CorpusWriter.remove(writer.folder)
-        raise
+        raise UserError(f"{files[0]}: one document only, and a pair needs two; put empty lines between documents")
     logging.info("%d documents, %d sentences, %d tokens",
                  writer.num_documents, writer.num_sentences, writer.num_ids)  # fmt: skip
 
@@ -143,6 +145,8 @@ def add_documents(writer, files, tokenize, args):
     """Tokenize what is not in `writer` yet."""
     saved, total = time.monotonic(), sum(path.stat().st_size for path in files)
     bar = tqdm(total=total, unit="B", unit_scale=True, desc="tokenizing", disable=None)
+    before = files[: writer.position[0]]
+    bar.update(sum(path.stat().st_size for path in before) + writer.position[1])  # of .gz, what it was unpacked
     with Workers(tokenize, args.num_workers) as workers:
         for block, found in workers.map(read_blocks(files, tuple(writer.position))):
             writer.add(*found, block.next, args.limit)
@@ -286,25 +290,29 @@ class InstanceMaker:
         return len(instances), self.packed(instances) if self.args.packed else [self.json_lines(instances)]
 
     def instances(self, index, rng):
-        """Yield (ids of A, ids of B or None, B is random) for one document."""
-        ids, bounds = self.corpus.document(index)
+        """Yield (ids of A, ids of B or None, B is random) for one document, lists."""
+        document, bounds = self.corpus.document(index)
+
+        def ids(first, last):  # of some sentences
+            return document[bounds[first] : bounds[last]].tolist()
+
         start, end = 0, len(bounds) - 1  # in sentences
         while start < end:
             target = rng.randint(2, self.room) if rng.random() < self.args.short_seq_prob else self.room
             # Take sentences until the target length is reached or the document ends.
             stop = min(bisect_left(bounds, bounds[start] + target, start + 1), end)
             if self.args.one_seq:
-                yield truncate_pair(ids[bounds[start] : bounds[stop]], [], self.room, rng)[0], None, False
+                yield truncate_pair(ids(start, stop), [], self.room, rng)[0], None, False
                 start = stop
                 continue
             middle = rng.randint(start + 1, stop - 1) if stop - start > 1 else stop
-            segment_a = ids[bounds[start] : bounds[middle]]
+            segment_a = ids(start, middle)
             is_random = stop - start == 1 or rng.random() < 0.5
             if is_random:
                 segment_b = self.corpus.random_sentences(index, target - len(segment_a), rng)
                 start = middle  # the sentences that B would have been come next
             else:
-                segment_b = ids[bounds[middle] : bounds[stop]]
+                segment_b = ids(middle, stop)
                 start = stop
             yield *truncate_pair(segment_a, segment_b, self.room, rng), is_random
 

@@ -36,7 +36,7 @@ from transformer.data import Sequences, encode_task_file
 from transformer.distillation import PredictionLearner, check_pair, check_same_vocabulary
 from transformer.evaluation import answer, results_of, run_model, score
 from transformer.file_utils import UserError, atomic_write, model_folder, read_json, upload
-from transformer.glue import TaskFile, find_task, label_order, names_other_task
+from transformer.glue import TASKS, TaskFile, label_order, names_other_task
 from transformer.modeling import (
     WEIGHTS_NAME,
     BertConfig,
@@ -48,6 +48,7 @@ from transformer.modeling import (
     weights_file,
 )
 from transformer.optimization import BertAdam, decay_groups
+from transformer.own_tasks import DESCRIPTION, find_task
 from transformer.stages import flag
 from transformer.tokenization import BertTokenizer
 from transformer.training import (
@@ -96,7 +97,7 @@ def parse_args(argv=None):
     )
     group = parser.add_argument_group("input and output")
     flag(group, "--data_dir", help="folder of train.tsv and dev.tsv (the task's name)")
-    flag(group, "--task_name", help="a GLUE task, in any case of letters (SST-2)")
+    flag(group, "--task_name", help="a GLUE task, in any case of letters, or a folder of your own data (SST-2)")
     flag(group, "--teacher_model", help="folder or name of the teacher (teacher_model)")
     flag(
         group,
@@ -113,6 +114,11 @@ def parse_args(argv=None):
     flag(group, "--temperature", type=float, help="softens both sides' logits in the prediction step (1)")
     add_training_flags(parser)
     stages.add_common_flags(parser, "max_steps")
+    flag(
+        group,
+        "--seeds",
+        help="1,2,3: the step once for each seed, in <output_dir>/seed_N, and the scores' mean and deviation (off)",
+    )
     args = parser.parse_args(argv)
     fill_in(args, current_step(args))
     return args
@@ -130,11 +136,13 @@ def current_step(args):
 def fill_in(args, step, header=None):
     """Settle every flag that was not given, for one of the four steps; args.origins tells where values came from."""
     header = HEADER if header is None else header
-    task = find_task(args.task_name or header.get("task_name") or stages.TASK["task_name"])
     sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or header.get("sample") else {}
+    name = args.task_name or header.get("task_name") or stages.TASK["task_name"]
+    folder = args.data_dir or header.get("data_dir") or sample.get("data_dir") or Path(stages.GLUE) / name
+    task = find_task(name, folder)
     # The reference keeps such a table too, but assigns it to names that nothing reads.
     by_task = {"max_seq_length": task.max_seq_length, "data_dir": str(Path(stages.GLUE) / task.name)}
-    if step == "intermediate":
+    if step == "intermediate" and task.epochs:
         by_task["num_train_epochs"] = float(task.epochs)  # the prediction step takes 3 for every task
     args.origins = stages.settle(args, ("script header", header), ("sample", sample), (task.name, by_task),
                                  ("default", stages.TASK_STEPS[step]))  # fmt: skip
@@ -143,6 +151,12 @@ def fill_in(args, step, header=None):
     stages.check_positive(args, "temperature")
     if args.baseline and not (args.do_eval or step == "prediction"):
         raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
+    if args.seeds:
+        parts = args.seeds.split(",")
+        if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
+            raise UserError(f"--seeds {args.seeds}: expected different whole numbers with commas between: 1,2,3")
+        if args.do_predict or step == "finetune":
+            raise UserError("--seeds: for the two steps of distillation and for --do_eval only")
 
 
 def main():
@@ -151,14 +165,22 @@ def main():
     place = launch(args)
     if not place.first:
         stages.set_up_logging(quiet=True)
-    task = find_task(args.task_name)
+    task = find_task(args.task_name, args.data_dir)
     logging.info("task distillation, %s step, %s on %s", args.step, task.name, place)
     stages.print_settings(args)
+    if args.seeds:
+        sweep(task, args, place)
+    else:
+        run_step(task, args, place)
+
+
+def run_step(task, args, place):
+    """The one thing that this run is for."""
+    if args.do_predict:
+        predict(task, args, place)
+    if args.do_eval:
+        evaluate(task, args, place)
     if args.step == "evaluation":
-        if args.do_predict:
-            predict(task, args, place)
-        if args.do_eval:
-            evaluate(task, args, place)
         return
     teacher_folder = model_folder(args.teacher_model, args.cache_dir)
     if args.do_finetune:
@@ -168,13 +190,37 @@ def main():
         distill(task, teacher_folder, args, place)
 
 
+def sweep(task, args, place):
+    """--seeds: the step once for each seed, in a folder each; the mean and the deviation of what they score."""
+    output, found = stages.make_output_folder(args.output_dir), {}
+    for seed in map(int, args.seeds.split(",")):
+        logging.info("seed %d", seed)
+        student = Path(args.student_model) / f"seed_{seed}"  # of a sweep over the step before
+        student = student if student.is_dir() else args.student_model
+        own = {"seed": seed, "seeds": None, "student_model": str(student), "output_dir": str(output / f"seed_{seed}")}
+        run_step(task, argparse.Namespace(**{**vars(args), **own}), place)
+        wait_for_all(place)
+        found[seed] = stages.read_results(output / f"seed_{seed}" / "eval_results.txt")
+    names = [name for name in next(iter(found.values())) if name != "global_step"]
+    columns = {name: np.array([results[name] for results in found.values()]) for name in names}
+    means = {name: values.mean().item() for name, values in columns.items()}
+    # Over seeds that stand for all others: the sample's deviation.
+    deviations = {name: values.std(ddof=min(len(values) - 1, 1)).item() for name, values in columns.items()}
+    for title, results in [*((f"seed {seed}", found[seed]) for seed in found), ("mean", means),
+                           ("deviation", deviations)]:  # fmt: skip
+        logging.info("%-12s %s", title, format_results({name: results[name] for name in names}))
+    if place.first:
+        stages.write_results(output / "eval_results.txt", {**means, "seeds": args.seeds, **{
+            f"{name}_deviation": value for name, value in deviations.items()}})  # fmt: skip
+
+
 def read_sets(task, names, folder, tokenizer, labels, args, labelled=True):
     """Token ids of a task's files: a list of (file name, Sequences)."""
     sets = []
     for name in names:
         task_file = TaskFile(Path(folder) / name, task, labelled)
         sets.append((name, encode_task_file(task_file, tokenizer, args.max_seq_length, labels, args.limit)))
-        skipped = f", {task_file.skipped} short rows skipped" if task_file.skipped else ""
+        skipped = f", {task_file.skipped} rows left out" if task_file.skipped else ""
         logging.info("%s: %d rows, %d tokens%s", task_file.path, len(sets[-1][1]), len(sets[-1][1].ids), skipped)
     return sets
 
@@ -197,15 +243,16 @@ def read_data(task, train_name, tokenizer, labels, args):
     return Data(train, dev, plan)
 
 
-def train_file_name(args):
+def train_file_name(task, args):
     """train.tsv, or the augmented file. Raises UserError when that is not there yet."""
-    if not args.aug_train:
-        return "train.tsv"
-    if not (Path(args.data_dir) / "train_aug.tsv").is_file():
+    if task.trained_as:
+        raise UserError(f"--task_name {task.name}: nothing to train on; {task.trained_as}'s models do this task")
+    if args.aug_train and not (Path(args.data_dir) / task.augmented_file).is_file():
         raise UserError(
-            f"{args.data_dir}/train_aug.tsv: no such file; data_augmentation.py --task_name {args.task_name} makes it"
+            f"{args.data_dir}/{task.augmented_file}: no such file; "
+            f"data_augmentation.py --task_name {args.task_name} makes it"
         )
-    return "train_aug.tsv"
+    return task.augmented_file if args.aug_train else task.train_file
 
 
 def load_classifier(folder, place, args, fresh=(), tokenizer=None, **overrides):
@@ -240,7 +287,7 @@ def class_names(task, labels):
 
 def find_fine_tuned(folder, task):
     """Where the teacher with a classifier for the task is: <folder>/<task>, `folder` itself, or None."""
-    fine_tuned = Path(folder) / task.name
+    fine_tuned = Path(folder) / (task.trained_as or task.name)
     record = fine_tuned / "run.json"
     # A run record that is not finished belongs to an interrupted fine-tuning.
     if weights_file(fine_tuned) and (not record.is_file() or read_json(record).get("finished")):
@@ -305,7 +352,7 @@ class FinetuneLearner(nn.Module):
 def finetune_teacher(task, folder, args, place):
     """Fine-tune `folder`'s BERT on the task into args.output_dir or <folder>/<task>; returns that folder."""
     output = stages.make_output_folder(args.output_dir or Path(folder) / task.name)
-    train_name = train_file_name(args)
+    train_name = train_file_name(task, args)
     status, record = claim_output("finetune", output, {"teacher_model": folder}, [train_name], task, args, place)
     if status == "finished":
         logging.info("finished before: %s", output)
@@ -341,7 +388,7 @@ def train_baseline(task, student, output, args, place):
     """
     output = stages.make_output_folder(Path(output) / stages.BASELINE)
     args = baseline_settings(student, output, args)
-    train_name = train_file_name(args)
+    train_name = train_file_name(task, args)
     inputs = {"student_model": [student / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]}
     status, record = claim_output("baseline", output, inputs, [train_name], task, args, place)
     if status == "finished":
@@ -370,7 +417,7 @@ def baseline_settings(student, output, args):
         if (recorded.get("step"), recorded.get("task_name")) != ("prediction", args.task_name):
             recorded = {}
         values = {name: value if name in given else recorded.get(name) for name, value in values.items()}
-        values.update(task_name=args.task_name, pred_distill=True, do_eval=None)
+        values.update(task_name=args.task_name, data_dir=args.data_dir, pred_distill=True, do_eval=None)
         origins = {name: "the student's run" for name in set(recorded) - given if name in values}
         filled = argparse.Namespace(**values)
         fill_in(filled, "prediction", header={})
@@ -389,7 +436,7 @@ def distill(task, base_teacher, args, place):
     """One step of task distillation, from --student_model to --output_dir."""
     output = stages.make_output_folder(args.output_dir)
     student_folder = model_folder(args.student_model, args.cache_dir)
-    train_name = train_file_name(args)
+    train_name = train_file_name(task, args)
     teacher_folder = ready_teacher(task, base_teacher, args, place)
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder}
     status, record = claim_output("task_distill", output, inputs, [train_name], task, args, place)
@@ -500,6 +547,8 @@ def dev_score(task, model, data, tokenizer, args, place):
 def claim_output(script, output, inputs, data_files, task, args, place):
     """Ask the output's record what to do (`stages.OutputRecord`)."""
     inputs = {**inputs, **{name: Path(args.data_dir) / name for name in (*data_files, *task.dev_files)}}
+    if (Path(args.data_dir) / DESCRIPTION).is_file():
+        inputs[DESCRIPTION] = Path(args.data_dir) / DESCRIPTION
     record = stages.OutputRecord(output / "run.json", output / WEIGHTS_NAME, script, args, inputs)
     return claim(record, stages.model_outputs(output), args.overwrite_output, place), record
 
@@ -572,12 +621,20 @@ def predict(task, args, place):
     model, tokenizer = load_finished(model_folder(args.student_model, args.cache_dir), task, place, args)
     labels = label_order(task, label_names(model.config))
     output = stages.make_output_folder(args.output_dir)
-    names = [f"{task.name}.tsv"] if len(task.test_files) == 1 else [f"{task.name}-m.tsv", f"{task.name}-mm.tsv"]
+    names = list(task.submissions)
     sets = read_sets(task, task.test_files, args.data_dir, tokenizer, labels, args, labelled=False)
+    for other in (other for other in TASKS.values() if other.trained_as == task.name):
+        folder = next((path for path in (Path(args.data_dir), Path(args.data_dir).parent / other.name)
+                       if (path / other.test_files[0]).is_file()), None)  # fmt: skip
+        if folder:  # MNLI's model answers the diagnostic set too
+            names += other.submissions
+            sets += read_sets(other, other.test_files, folder, tokenizer, labels, args, labelled=False)
     for name, (_, sequences) in zip(names, sets, strict=True):
         logits = run_model(model, sequences, np.arange(len(sequences)), tokenizer, args, place)
         if task.regression:
-            predictions = [f"{value:.3f}" for value in logits[:, 0].clamp(0, 5).tolist()]
+            # The site takes STS-B's scores from 0 to 5 only.
+            scores = logits[:, 0].clamp(0, 5) if task.name == "STS-B" else logits[:, 0]
+            predictions = [f"{value:.3f}" for value in scores.tolist()]
         else:
             predictions = [labels[index] for index in logits.argmax(dim=1).tolist()]
         with atomic_write(output / name) as file:

@@ -44,6 +44,22 @@ def test_a_file_s_end_ends_a_document(tmp_path, block_bytes):
     assert read(tmp_path / "a.txt", tmp_path / "b.txt") == [["the film"], ["a song"]]
 
 
+@pytest.mark.parametrize("size", [1, 5, 23, 1 << 18])
+def test_a_document_that_is_too_long_counts_as_several_cut_at_the_same_places_from_anywhere(
+    tmp_path, monkeypatch, size
+):
+    monkeypatch.setattr(corpus_module, "LONGEST", 20)
+    monkeypatch.setattr(corpus_module, "BLOCK_BYTES", size)
+    lines = [f"line {number}" for number in range(9)]
+    (tmp_path / "a.txt").write_text("\n".join(["a song", "", *lines, "", "the film", "is", "", *lines[:4]]) + "\n")
+    expected = [["a song"], lines[:3], lines[3:6], lines[6:], ["the film", "is"], lines[:3], [lines[3]]]
+    assert read(tmp_path / "a.txt") == expected
+    blocks = list(read_blocks([tmp_path / "a.txt"]))
+    for block in blocks:
+        rest = [document for later in read_blocks([tmp_path / "a.txt"], block.next) for document in documents(later)]
+        assert rest == expected[len(expected) - len(rest):] and len(rest) < len(expected)
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path, block_bytes):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfthe film\n\na song\n")
     assert read(tmp_path / "a.txt") == [["the film"], ["a song"]]
@@ -114,9 +130,14 @@ def add_blocks(writer, files, blocks=None, limit=None):
         writer.add(*tokenize_block(TOKENIZER, "H", block), block.next, limit)
 
 
+def document(corpus, index):
+    ids, bounds = corpus.document(index)
+    return ids.tolist(), bounds
+
+
 def everything(folder):
     corpus = Corpus(folder, "H")
-    return [corpus.document(index) for index in range(len(corpus))]
+    return [document(corpus, index) for index in range(len(corpus))]
 
 
 @pytest.fixture
@@ -183,9 +204,9 @@ def test_released_pages_come_back(files, tmp_path):
     add_blocks(writer, files)
     writer.finish()
     corpus = Corpus(tmp_path, "H")
-    before = corpus.document(3)
+    before = document(corpus, 3)
     corpus.release()
-    assert corpus.document(3) == before
+    assert document(corpus, 3) == before
 
 
 def test_random_sentences_are_a_run_of_another_document(files, tmp_path):
@@ -193,7 +214,7 @@ def test_random_sentences_are_a_run_of_another_document(files, tmp_path):
     add_blocks(writer, files)
     writer.finish()
     corpus, rng = Corpus(tmp_path, "H"), random.Random(3)
-    texts = {index: corpus.document(index)[0] for index in range(len(corpus)) if index != 2}
+    texts = {index: document(corpus, index)[0] for index in range(len(corpus)) if index != 2}
     for _ in range(200):
         found = corpus.random_sentences(2, 5, rng)
         runs = {index: [i for i in range(len(ids)) if ids[i : i + len(found)] == found] for index, ids in texts.items()}

@@ -17,7 +17,8 @@ from transformer.data import (
     sorted_batches,
 )
 from transformer.file_utils import UserError
-from transformer.glue import TaskFile, find_task
+from transformer.glue import TaskFile
+from transformer.own_tasks import find_task
 
 # Ids and length of the first segment; labels are 7, 8, 9.
 THREE = [([11, 12, 13, 14, 15], 3), ([21], 1), ([31, 32, 33], 2)]

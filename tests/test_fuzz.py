@@ -14,8 +14,9 @@ from data_augmentation import WordVectors
 from transformer.corpus import read_blocks
 from transformer.data import read_epoch
 from transformer.file_utils import UserError
-from transformer.glue import TaskFile, find_task
+from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, load_state_dict
+from transformer.own_tasks import find_task
 from transformer.stages import OutputRecord
 from transformer.tokenization import BertTokenizer, load_vocab
 

@@ -8,7 +8,8 @@ from tiny import make_tokenizer
 
 from transformer.data import encode_task_file
 from transformer.file_utils import UserError
-from transformer.glue import TASKS, TaskFile, compute_metrics, find_task, label_order
+from transformer.glue import TASKS, TaskFile, compute_metrics, label_order
+from transformer.own_tasks import find_task
 
 # (task, file, header or None, row, texts, label) as the official archives have them; label None = test file.
 MNLI_START = ("index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
@@ -18,6 +19,10 @@ STS_START = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence
 STS_ROW = "0\tmain-captions\tMSRvid\t2012test\t0001\tnone\tnone\ta film\ta song"
 PAIR = ("the film is good", "the plot is dull")
 LAYOUTS = [
+    ("AX", "AX.tsv", "index\tsentence1\tsentence2", "0\ta film\ta song", ("a film", "a song"), None),
+    ("AX", "diagnostic-full.tsv",
+     "Lexical Semantics\tPredicate-Argument Structure\tLogic\tKnowledge\tDomain\tPremise\tHypothesis\tLabel",
+     "\t\tNegation\t\tReddit\ta film\ta song\tneutral", ("a film", "a song"), "neutral"),
     ("CoLA", "train.tsv", None, "gj04\t1\t\tthe film is good .", ("the film is good .",), "1"),
     ("CoLA", "dev.tsv", None, "gj04\t0\t*\tfilm the good .", ("film the good .",), "0"),
     ("CoLA", "test.tsv", "index\tsentence", "0\tthe song is warm", ("the song is warm",), None),
@@ -40,6 +45,7 @@ LAYOUTS = [
     ("QNLI", "train.tsv", "index\tquestion\tsentence\tlabel", "0\tis the film good\tthe plot is dull\tentailment",
      ("is the film good", "the plot is dull"), "entailment"),
     ("QNLI", "test.tsv", "index\tquestion\tsentence", "0\ta\tb", ("a", "b"), None),
+    ("RTE", "test.tsv", "index\tsentence1\tsentence2", "0\ta film\ta song", ("a film", "a song"), None),
     ("RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel", "0\ta film\ta song\tnot_entailment", ("a film", "a song"),
      "not_entailment"),
     ("WNLI", "train.tsv", "index\tsentence1\tsentence2\tlabel", "0\ta film\ta song\t1", ("a film", "a song"), "1"),

@@ -233,18 +233,20 @@ class Killed(BaseException):
 SHORT = {"general": ["--num_train_epochs", 2, "--eval_step", 3], "finetune": ["--limit", 30, "--eval_step", 4],
          "intermediate": ["--num_train_epochs", 1, "--eval_step", 4],
          "prediction": ["--num_train_epochs", 1, "--eval_step", 4],
-         "pregenerate": ["--epochs_to_generate", 3, "--num_workers", 1], "augment": []}  # fmt: skip
+         "pregenerate": ["--epochs_to_generate", 3, "--num_workers", 1], "augment": [],
+         "packed": ["--epochs_to_generate", 2, "--packed"]}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", MIDDLE)
-def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, name, monkeypatch):
+@pytest.mark.parametrize("way", [*MIDDLE, "packed"])
+def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, way, monkeypatch):
+    name = "pregenerate" if way == "packed" else way
     clear(copy, name)
     monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", 100)
     monkeypatch.setattr(pregenerate_training_data, "SAVE_SECONDS", 0)
     monkeypatch.setattr(pregenerate_training_data, "CHUNK_SENTENCES", 20)
     monkeypatch.setattr("transformer.corpus.BLOCK_BYTES", 400)
     monkeypatch.setattr(drawing, "save_panels", write_no_picture)
-    assert call(copy, name, *SHORT[name]).returncode == 0
+    assert call(copy, name, *SHORT[way]).returncode == 0
     expected, replace, calls = tree(copy), os.replace, 0
 
     def counted(*paths):
@@ -263,21 +265,21 @@ def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, na
         return replace_or_die
 
     def run_anew():
-        caches = {path.relative_to(copy).as_posix() for path in copy.glob("2/*_cache*")}
+        caches = {file for file in names(copy) if "_cache" in file or file.endswith(".npy")}
         for file in names(copy) & {*LEAVES[name], *caches, *(f"3/step_{step}_pytorch_model.bin" for step in (3, 4))}:
             (copy / file).unlink()
 
     run_anew()
     monkeypatch.setattr(os, "replace", counted)
-    assert call(copy, name, *SHORT[name]).returncode == 0 and tree(copy) == expected
+    assert call(copy, name, *SHORT[way]).returncode == 0 and tree(copy) == expected
     assert calls >= 4
     for number in range(0, calls, 1 if calls < 12 else 2):
         run_anew()
         monkeypatch.setattr(os, "replace", killed_at(number))
         with pytest.raises(Killed):
-            call(copy, name, *SHORT[name])
+            call(copy, name, *SHORT[way])
         monkeypatch.setattr(os, "replace", replace)
-        assert call(copy, name, *SHORT[name]).returncode == 0
+        assert call(copy, name, *SHORT[way]).returncode == 0
         assert tree(copy) == expected, number
 
 
@@ -564,7 +566,7 @@ FLAGS = {
     "--do_eval --do_lower_case --train_batch_size --eval_batch_size --learning_rate --weight_decay --wd "
     "--num_train_epochs --warmup_proportion --no_cuda --gradient_accumulation_steps --aug_train --eval_step "
     "--pred_distill --temperature --do_finetune --no_finetune --do_predict --max_steps --layer_map --attention_loss "
-    "--attention_weight --hidden_weight --compile --baseline",
+    "--attention_weight --hidden_weight --compile --seeds --baseline",
 }
 COMMON_FLAGS = "--data_url --sample --seed --overwrite_output --precision --debug"
 

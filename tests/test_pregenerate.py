@@ -5,8 +5,10 @@ import gzip
 import json
 import multiprocessing
 import os
+import pickle
 import random
 import signal
+import time
 from collections import Counter
 
 import numpy as np
@@ -17,7 +19,7 @@ import pregenerate_training_data
 from pregenerate_training_data import InstanceMaker, truncate_pair
 from transformer.corpus import Corpus, CorpusWriter, read_blocks, tokenize_block
 from transformer.data import pregenerated_epochs, read_epoch
-from transformer.file_utils import UserError
+from transformer.file_utils import UserError, read_json
 from transformer.tokenization import BertTokenizer
 
 TOKENIZER = make_tokenizer()
@@ -62,7 +64,7 @@ def read_corpus(path, tokenizer, limit=None):
 
 def sentences(corpus, index):
     ids, bounds = corpus.document(index)
-    return [ids[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [ids[start:stop].tolist() for start, stop in zip(bounds, bounds[1:], strict=False)]
 
 
 @pytest.fixture
@@ -284,7 +286,33 @@ def expected(folder, tmp_path_factory):
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_output_does_not_depend_on_the_number_of_workers(folder, expected, tmp_path, monkeypatch, workers):
     monkeypatch.setattr(pregenerate_training_data, "CHUNK_SENTENCES", 20)
+    monkeypatch.setattr("transformer.corpus.BLOCK_BYTES", 400)
     assert run(folder, tmp_path, "--num_workers", workers) == expected
+
+
+def test_what_workers_are_given_can_be_sent_to_a_process_of_its_own(folder, tmp_path):
+    corpus = read_corpus(folder / "corpus.txt", TOKENIZER)
+    maker = InstanceMaker(corpus, TOKENIZER, settings())
+    sent = pickle.loads(pickle.dumps(maker.make_chunk))  # as where processes are not forked: macOS, Windows
+    assert sent((0, 2, 5)) == maker.make_chunk((0, 2, 5))
+
+
+def test_a_worker_that_dies_while_tokenizing_costs_nothing_that_was_saved(folder, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformer.corpus.BLOCK_BYTES", 400)
+    monkeypatch.setattr(pregenerate_training_data, "SAVE_SECONDS", 0)
+    real = pregenerate_training_data.tokenize_block
+
+    def tokenize_block(tokenizer, typecode, block):
+        if multiprocessing.parent_process() is not None and block.line > 40:
+            time.sleep(0.3)  # what came before is saved by then
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(tokenizer, typecode, block)
+
+    monkeypatch.setattr(pregenerate_training_data, "tokenize_block", tokenize_block)
+    with pytest.raises(AssertionError, match="error: a worker process died"):
+        run(folder, tmp_path, "--num_workers", 2)
+    assert read_json(tmp_path / "corpus.part")["position"][1] > 0
+    assert run(folder, tmp_path) == expected
 
 
 def test_a_worker_that_dies_is_told_and_the_same_command_goes_on(folder, expected, tmp_path, monkeypatch):
@@ -397,11 +425,10 @@ def test_one_seq_writes_one_segment(folder, tmp_path):
 
 
 def test_a_limit_reads_the_first_documents_only(folder, tmp_path):
-    run(folder, tmp_path, "--limit", 3, "--short_seq_prob", 0, "--max_seq_len", 8)
-    whole = read_corpus(folder / "corpus.txt", TOKENIZER)
-    expected = [whole.document(index) for index in range(3)]
-    corpus = read_corpus(folder / "corpus.txt", TOKENIZER, limit=3)
-    assert len(corpus) == 3 and [corpus.document(index) for index in range(3)] == expected
+    first = tmp_path / "first.txt"
+    first.write_text("\n\n".join((folder / "corpus.txt").read_text().split("\n\n")[:3]))
+    limited = run(folder, tmp_path / "limited", "--limit", 3)
+    assert limited == run(folder, tmp_path / "first", "--train_corpus", first) != run(folder, tmp_path / "whole")
 
 
 def test_a_sentence_longer_than_the_maximum_is_cut(tmp_path):

@@ -7,8 +7,9 @@ import re
 import pytest
 from tiny import ROOT, call_script
 
-from transformer.glue import TaskFile, find_task
+from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, BertForMaskedLM, check_vocabulary, load_state_dict
+from transformer.own_tasks import find_task
 from transformer.tokenization import BertTokenizer
 
 SAMPLE = ROOT / "1_pre_data" / "sample"

@@ -20,7 +20,9 @@ from transformer.file_utils import UserError, cached_path, read_json, s3_files, 
 from transformer.stages import append_to
 
 BLOCK_BYTES = 1 << 18  # text that is read, handed to a worker and tokenized at a time
+LONGEST = 1 << 22  # bytes of a document in a text file; what is longer counts as several, so that memory stays bounded
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")  # that are looked for in folders
+JSON_LINES = {".jsonl", ".json"}
 _DOCUMENT_END = re.compile(rb"\n[ \t\r]*\n")
 # JSON Lines hold whole texts: a sentence ends at a line's end, or behind its full stop.
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s+|(?<=[。！？])")
@@ -30,12 +32,13 @@ def corpus_files(names, cache_dir=None):
     """The files of a corpus, in a fixed order.
 
     Args: names: files, folders (of which the files with SUFFIXES are taken, those of folders inside too), https:// or
-    s3:// addresses, s3://bucket/folder/ among them; what is not here is fetched into the cache. Raises UserError: a
+    s3:// addresses, s3://bucket/folder among them; what is not here is fetched into the cache. Raises UserError: a
     name that is not there, a folder without such files.
     """
     files = []
     for name in names:
-        addresses = s3_files(name) if name.startswith("s3://") and name.endswith("/") else [name]
+        folder = name.startswith("s3://") and not name.endswith((*SUFFIXES, ".gz", *JSON_LINES))
+        addresses = s3_files(f"{name.rstrip('/')}/") if folder else [name]
         if Path(name).is_dir():
             addresses = [str(path) for path in sorted(Path(name).rglob("*")) if path.is_file()]
         if addresses != [name]:
@@ -62,7 +65,7 @@ class Block(NamedTuple):
 def read_blocks(files, start=(0, 0, 1)):
     """Yield the corpus in Blocks of about BLOCK_BYTES, from `start` (the `next` of a block) on.
 
-    A document that is longer comes in one piece all the same. Raises UserError for a damaged .gz file.
+    A document that is longer comes in one piece all the same, up to LONGEST. Raises UserError for a damaged .gz file.
     """
     for number in range(start[0], len(files)):
         path, (offset, line) = files[number], start[1:] if number == start[0] else (0, 1)
@@ -70,7 +73,7 @@ def read_blocks(files, start=(0, 0, 1)):
         try:
             with opener(path, "rb") as file:
                 file.seek(offset)
-                for data in _whole_documents(file, ".jsonl" in path.suffixes):
+                for data in _whole_documents(file, bool(JSON_LINES & set(path.suffixes))):
                     offset, next_line = offset + len(data), line + data.count(b"\n")
                     yield Block(path, line, data, (number, offset, next_line))
                     line = next_line
@@ -84,15 +87,26 @@ def _whole_documents(file, json_lines):
     while piece := file.read(BLOCK_BYTES):
         seen = max(data.rfind(b"\n"), 0)  # before the last line's end there is no end of a document
         data += piece
-        if json_lines:
-            end = data.rfind(b"\n", seen) + 1
-        else:
-            end = max((match.end() for match in _DOCUMENT_END.finditer(data, seen)), default=0)
-        if end:
+        while end := data.rfind(b"\n", seen) + 1 if json_lines else _last_end(data, seen):
             yield bytes(data[:end])
             del data[:end]
+            seen = 0
     if data:
         yield bytes(data)
+
+
+def _last_end(data, seen):
+    """Up to where `data` is whole documents, 0 = nowhere. `seen`: nothing before it ends one.
+
+    A document of more than LONGEST bytes ends at the line's end after them: by its own length alone, so that a run that
+    goes on in the middle cuts at the same places.
+    """
+    start = 0  # of a document
+    for match in _DOCUMENT_END.finditer(data, seen):
+        if cut := data.find(b"\n", start + LONGEST, match.start() + 1) + 1:
+            return start or cut
+        start = match.end()
+    return start or data.find(b"\n", LONGEST) + 1
 
 
 def documents(block):
@@ -105,7 +119,7 @@ def documents(block):
         raise UserError(f"{block.path} line {line}: not UTF-8 text ({error.reason} at byte {byte})") from None
     text = text.removeprefix("\ufeff") if block.line == 1 else text
     lines = text.split("\n")  # not splitlines(): only this ends a line
-    if ".jsonl" in block.path.suffixes:
+    if JSON_LINES & set(block.path.suffixes):
         for number, line in enumerate(lines, block.line):
             if line.strip():
                 yield _SENTENCE_END.split(_text_field(line, f"{block.path} line {number}"))
@@ -217,14 +231,17 @@ class Corpus:
     """The token ids of all documents, mapped from the files of a `CorpusWriter`."""
 
     def __init__(self, folder, typecode):
-        folder = Path(folder)
+        self.folder, self.typecode = Path(folder), typecode
         self.maps, arrays = [], []
         for name, dtype in zip(CorpusWriter.FILES, (typecode, np.int64, np.int64), strict=True):
-            with open(folder / name, "rb") as file:
+            with open(self.folder / name, "rb") as file:
                 self.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
             arrays.append(np.frombuffer(self.maps[-1], dtype))
         self.ids, self.sentence_offsets, self.document_offsets = arrays
         self.num_sentences, self.num_tokens = len(self.sentence_offsets) - 1, len(self.ids)
+
+    def __reduce__(self):  # a worker process maps the files for itself
+        return Corpus, (self.folder, self.typecode)
 
     def __len__(self):
         return len(self.document_offsets) - 1
@@ -236,11 +253,11 @@ class Corpus:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
     def document(self, index):
-        """A document's ids, and where its sentences start in them, and the end: two lists."""
+        """A document's ids, an array, and a list of where its sentences start in them, and the end."""
         first, last = self.document_offsets[index : index + 2].tolist()
         bounds = self.sentence_offsets[first : last + 1]
         start, stop = int(bounds[0]), int(bounds[-1])
-        return self.ids[start:stop].tolist(), (bounds - start).tolist()
+        return self.ids[start:stop], (bounds - start).tolist()
 
     def random_sentences(self, index, length, rng):
         """At least `length` ids, if there are so many, from a random sentence on of another document than `index`.

@@ -4,11 +4,15 @@ a function that draws into an axis."""
 import importlib.util
 import json
 import math
+import warnings
 from pathlib import Path
 
 from transformer.file_utils import atomic_write
 
 PANEL = (5.2, 4.0)  # inches
+# For labels in Chinese, Japanese, Korean, which matplotlib's own font lacks: those of these that are installed.
+FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei",
+         "SimHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS")  # fmt: skip
 
 
 def save_panels(path, panels):
@@ -16,20 +20,34 @@ def save_panels(path, panels):
     if importlib.util.find_spec("matplotlib") is None or not panels:
         Path(path).unlink(missing_ok=True)  # one of before would show something else
         return False
+    import matplotlib
+    from matplotlib import font_manager
+
+    fonts = [*matplotlib.rcParams["font.family"], *(name for name in FONTS if name in font_manager.get_font_names())]
+    # Labels are the user's: a dollar is no formula, and a letter without a font no reason to warn.
+    with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = draw_grid(panels)
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format="png", dpi=100)
+    return True
+
+
+def draw_grid(panels):
+    """A figure with a place for each panel."""
     from matplotlib.figure import Figure  # without pyplot: no window, no state that is shared
 
     # The fewest empty places, then the squarest grid.
-    columns = min((3, 2, 4, 1), key=lambda count: (-len(panels) % count, abs(count - math.sqrt(len(panels)))))
+    columns = min((3, 2, 4), key=lambda count: (-len(panels) % count, abs(count - math.sqrt(len(panels)))))
+    columns = min(columns, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
         panel(axis)
-    for axis in list(axes)[len(panels) :]:
+    for axis in axes[len(panels) :]:
         axis.set_axis_off()
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=100)
-    return True
+    return figure
 
 
 def read_curves(path):
@@ -60,7 +78,7 @@ def lines(axis, title, curves, log=False, levels=(), ordered=False):
     for number, (label, value) in enumerate(dict(levels).items()):
         axis.axhline(value, linestyle="--", color=f"C{number + 7}", label=f"{label} {value:.4f}")
     axis.set(title=title, xlabel="optimizer step")
-    axis.xaxis.set_major_locator(ticker.MaxNLocator("auto", integer=True))
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     positive = [value for points in curves.values() for _, value in points if value > 0]
     if log and positive:
         axis.set_yscale("log")
@@ -92,14 +110,18 @@ def bars(axis, title, groups):
 def matrix(axis, title, counts, names):
     """A confusion matrix (C, C) with its numbers: shares of a true class give the colours."""
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    few, size = len(names) < 7, max(10 - len(names) / 3, 4)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(names)):
+    for row in range(len(names) if len(names) < 15 else 0):  # of more classes the colours tell
         for column in range(len(names)):
-            axis.text(column, row, f"{counts[row, column]:,}\n{shares[row, column]:.1%}", ha="center", va="center",
+            share = f"\n{shares[row, column]:.1%}" if few else ""
+            axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", fontsize=size,
                       color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
     axis.set(title=title, xlabel="answer", ylabel="gold label")
-    axis.set_xticks(range(len(names)), names)
-    axis.set_yticks(range(len(names)), names, rotation=90, va="center")
+    names = [name if len(name) < 19 else f"{name[:17]}…" for name in names]
+    upright = sum(map(len, names)) > 45
+    axis.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
+    axis.set_yticks(range(len(names)), names, rotation=0 if upright else 90, va="center", fontsize=size)
 
 
 def scatter(axis, title, gold, scores):

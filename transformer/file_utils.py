@@ -350,8 +350,8 @@ def _s3(url):
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise UserError(f"{url}: s3:// needs the boto3 package (pip install boto3)") from error
-    parts = urlsplit(url)
-    if not parts.netloc:
+    bucket, _, key = url.removeprefix("s3://").partition("/")  # not urlsplit(): a key may have '?' and '#' in it
+    if not bucket:
         raise UserError(f"{url}: expected s3://bucket/key")
     try:
         session = boto3.session.Session()
@@ -361,7 +361,7 @@ def _s3(url):
         client = session.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL") or None, config=config)
     except (BotoCoreError, ValueError) as error:
         raise UserError(f"{url}: {_one_line(error)}") from error
-    return client, parts.netloc, parts.path.lstrip("/")
+    return client, bucket, key
 
 
 def s3_files(url):

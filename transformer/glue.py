@@ -1,20 +1,22 @@
-"""The tasks of GLUE in one table, the reader of their files, and their metrics.
+"""The tasks of GLUE in one table, their rows, and their metrics.
 
 A task is a row of TASKS: which columns hold the text and the label, the labels in the order of the logits, the metrics
 (the first selects the best model), and the reference's epochs of the intermediate step and sequence length.
-Files are the official archives'. TSV is read and written without quoting: a quote is a character like any other, so
-text with quotes comes back as it went out. The reference quotes when it writes and not when it reads.
+Files are the official archives'. Tasks of one's own (`own_tasks`) are such rows too.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from transformer.file_utils import UserError
+from transformer.tables import open_table
 
 ENTAILMENT = ("entailment", "not_entailment")
+MNLI_LABELS = ("contradiction", "entailment", "neutral")
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,16 @@ class Task:
     label_column: str
     labels: tuple
     metrics: tuple
-    epochs: int
+    epochs: float | None  # of the intermediate step; None = the step's default
     max_seq_length: int
     label_names: tuple = ()
     columns: tuple = ()  # of files without a header row
+    other_columns: dict = field(default_factory=dict)  # {column: its name in some other file}
+    train_file: str = "train.tsv"
     dev_files: tuple = ("dev.tsv",)
     test_files: tuple = ("test.tsv",)
+    trained_as: str | None = None  # the task whose models do this one, which has no training data
+    ignored_labels: tuple = ()  # of rows that are left out
     skip_short_rows: bool = False
 
     @property
@@ -41,6 +47,24 @@ class Task:
     @property
     def num_labels(self):
         return max(len(self.labels), 1)
+
+    @property
+    def augmented_file(self):
+        """What stage 1 writes beside the training file."""
+        path = Path(self.train_file)
+        return f"{path.stem}_aug{path.suffix}"
+
+    @property
+    def submissions(self):
+        """The file of predictions for each test file, as the GLUE site calls them."""
+        if len(self.test_files) == 1:
+            return (f"{self.name}.tsv",)
+        return tuple(f"{self.name}-{part}.tsv" for part in ("m", "mm"))
+
+    def column_in(self, names, column):
+        """The name that one of the task's columns has among `names`, or None."""
+        other = self.other_columns.get(column)
+        return column if column in names else other if other in names else None
 
 
 SENTENCES = ("sentence1", "sentence2")
@@ -57,24 +81,18 @@ TASKS = {
         Task("QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("acc", "f1"), 5, 128,
              ("not_duplicate", "duplicate"), skip_short_rows=True),
         # Matched and mismatched are two dev sets; the first one selects the model.
-        Task("MNLI", SENTENCES, "gold_label", ("contradiction", "entailment", "neutral"), ("acc",), 5, 128,
+        Task("MNLI", SENTENCES, "gold_label", MNLI_LABELS, ("acc",), 5, 128,
              dev_files=("dev_matched.tsv", "dev_mismatched.tsv"),
              test_files=("test_matched.tsv", "test_mismatched.tsv")),
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT, ("acc",), 10, 128),
         Task("RTE", SENTENCES, "label", ENTAILMENT, ("acc",), 20, 128),
         Task("WNLI", SENTENCES, "label", ("0", "1"), ("acc",), 20, 128, ("not_entailment", "entailment")),
+        # The diagnostic set: MNLI's models answer it. Its labels are published apart, under other columns' names.
+        Task("AX", SENTENCES, "label", MNLI_LABELS, ("mcc",), None, 128, trained_as="MNLI",
+             other_columns={"sentence1": "Premise", "sentence2": "Hypothesis", "label": "Label"},
+             dev_files=("diagnostic-full.tsv",), test_files=("AX.tsv",)),
     )
 }  # fmt: skip
-
-
-def find_task(name):
-    """The row of TASKS for a name in any case. Raises UserError for an unknown name."""
-    task = TASKS.get(str(name).lower())
-    if task is None:
-        raise UserError(
-            f"--task_name {name}: unknown, expected one of {', '.join(task.name for task in TASKS.values())}"
-        )
-    return task
 
 
 def label_order(task, names):
@@ -108,78 +126,70 @@ def names_other_task(task, names):
 
 
 class Row(NamedTuple):
-    """One row of a task file: its line number, its columns as they stand, its texts and its label."""
+    """One row of a task file: its line number, its columns as they stand (a list, of JSON Lines a dictionary), its
+    texts and its label."""
 
     line: int
-    columns: list
+    columns: list | dict
     texts: tuple
     label: str | None
 
 
-def read_lines(path):
-    """Yield (line number, text without its end); UserError for a missing file or one that is not UTF-8."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                # utf-8-sig on the first line only: some official files start with a byte-order mark.
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path} line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
-                ) from None
-
-
 class TaskFile:
-    """A task's TSV file. Iterating yields `Row`s one at a time; `header` is its header line or None.
+    """A task's file. Iterating yields `Row`s one at a time; `header` is its header line or None.
 
     Args: labelled: whether the label column must be there (train, dev) or is not read (test).
     Raises UserError: a missing or empty file, a missing or doubled column, a row with another number of columns,
     an unknown label.
-    After the iteration `skipped` counts the short rows left out (tasks with skip_short_rows only).
+    After the iteration `skipped` counts the rows left out: short ones (tasks with skip_short_rows only) and those whose
+    label is to be ignored. `text_keys` tell where in a row's columns its texts are.
     """
 
     def __init__(self, path, task, labelled=True):
         self.path, self.task, self.labelled, self.skipped = Path(path), task, labelled, 0
-        first = next(read_lines(path), None)
-        if first is None:
-            raise UserError(f"{path}: the file is empty")
         wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
-        names = first[1].split("\t")
-        # A file without header is one whose first line lacks the columns' names: CoLA's train and dev, not its test.
-        self.header = None if task.columns and not set(wanted) <= set(names) else first[1]
-        self.names = list(task.columns) if self.header is None else names
-        absent = [name for name in wanted if name not in self.names]
-        if absent:
-            raise UserError(
-                f"{path} line 1: no column {absent[0]!r} for {task.name}; found {', '.join(self.names[:12])}"
-            )
-        twice = [name for name in wanted if self.names.count(name) > 1]
+        self.table = open_table(path, task.columns, wanted)
+        self.header, self.names = self.table.header, self.table.names
+        found = [task.column_in(self.names, name) for name in wanted]
+        if None in found:
+            absent = wanted[found.index(None)]
+            raise UserError(f"{path} line 1: no column {absent!r} for {task.name}; found {', '.join(self.names[:12])}")
+        twice = [name for name in found if self.names.count(name) > 1]
         if twice:
             raise UserError(f"{path} line 1: more than one column {twice[0]!r}")
-        self.text_indices = [self.names.index(name) for name in task.text_columns]
-        self.label_index = self.names.index(task.label_column) if labelled else None
+        keys = [self.table.key(name) for name in found]
+        self.text_keys = keys[: len(task.text_columns)]
+        self.label_key = keys[-1] if labelled else None
 
     def __iter__(self):
         self.skipped = 0
         rows = 0
-        for line, text in read_lines(self.path):
-            if line == 1 and self.header is not None:
-                continue
-            if not text:
-                continue  # a trailing empty line
-            columns = text.split("\t")
-            if len(columns) != len(self.names):
+        for line, columns in self.table:
+            if isinstance(columns, list) and len(columns) != len(self.names):
                 if self.task.skip_short_rows and self.labelled and len(columns) < len(self.names):
                     self.skipped += 1
                     continue
                 raise UserError(f"{self.path} line {line}: {len(columns)} columns, expected {len(self.names)}")
-            label = self._label(columns[self.label_index], line) if self.labelled else None
+            texts = tuple(self._value(columns, key, line, str) for key in self.text_keys)
+            label = None
+            if self.labelled:
+                label = self._value(columns, self.label_key, line, str | int | float)
+                label = json.dumps(label) if not isinstance(label, str) else label  # of JSON Lines: 1, 2.5, true
+                if label in self.task.ignored_labels:
+                    self.skipped += 1
+                    continue
+                label = self._label(label, line)
             rows += 1
-            yield Row(line, columns, tuple(columns[index] for index in self.text_indices), label)
+            yield Row(line, columns, texts, label)
         if not rows:
             raise UserError(f"{self.path}: no rows")
+
+    def _value(self, columns, key, line, kinds):
+        value = columns.get(key) if isinstance(columns, dict) else columns[key]
+        if not isinstance(value, kinds):
+            kind = "text" if kinds is str else "text or a number"
+            raise UserError(f"{self.path} line {line}: field {key!r} is {json.dumps(value)[:40]}, expected {kind}")
+        return value
 
     def _label(self, label, line):
         if self.task.regression:
@@ -189,38 +199,61 @@ class TaskFile:
             except ValueError:
                 pass
             raise UserError(f"{self.path} line {line}: label {label!r}, expected a number")
+        if label in self.task.labels:
+            return label
         for known in self.task.labels:
             if label.lower() == known.lower():
                 return known
         raise UserError(f"{self.path} line {line}: label {label!r}, expected one of {', '.join(self.task.labels)}")
 
 
+def accuracy(predictions, labels):
+    return (predictions == labels).mean()
+
+
+def f1(predictions, labels):
+    """Of class 1 where there are two classes, else the mean over the classes."""
+    from sklearn.metrics import f1_score
+
+    average = "binary" if max(labels.max(), predictions.max()) < 2 else "macro"
+    return f1_score(labels, predictions, average=average, zero_division=0)
+
+
+def matthews(predictions, labels):
+    from sklearn.metrics import matthews_corrcoef
+
+    return matthews_corrcoef(labels, predictions)
+
+
+def correlation(kind):
+    """A function that gives the correlation of predictions and labels: scipy's pearsonr or spearmanr."""
+
+    def correlate(predictions, labels):
+        from scipy import stats
+
+        # The correlation with a constant is undefined; a model that answers always the same knows nothing.
+        constant = np.ptp(predictions) == 0 or np.ptp(labels) == 0
+        return 0.0 if constant else getattr(stats, kind)(predictions, labels)[0]
+
+    return correlate
+
+
+METRICS = {"acc": accuracy, "f1": f1, "mcc": matthews, "pearson": correlation("pearsonr"),
+           "spearmanr": correlation("spearmanr")}  # fmt: skip
+MEANS = {"corr": ("pearson", "spearmanr"), "acc_and_f1": ("acc", "f1")}
+
+
 def compute_metrics(task, predictions, labels):
-    """Every metric of the task, {name: value}.
+    """Every metric of the task, {name: value}, the first the one that selects the best model.
 
     Args: predictions: (N,) class indices, or scores for regression; labels: (N,) likewise, in the same order of
-    classes. For f1 the positive class is index 1, as the table's order has it. `acc_and_f1` and `corr` are the two
-    metrics' means.
+    classes. For f1 of two classes the positive one is index 1, as the table's order has it. `acc_and_f1` and `corr`
+    are the two metrics' means.
     """
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if len(predictions) != len(labels) or not len(labels):
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
-    if "mcc" in task.metrics:
-        from sklearn.metrics import matthews_corrcoef
-
-        return {"mcc": float(matthews_corrcoef(labels, predictions))}
-    if task.regression:
-        from scipy.stats import pearsonr, spearmanr
-
-        if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-            # The correlation with a constant is undefined; a model that answers always the same knows nothing.
-            return {"corr": 0.0, "pearson": 0.0, "spearmanr": 0.0}
-        pearson, spearman = float(pearsonr(predictions, labels)[0]), float(spearmanr(predictions, labels)[0])
-        return {"corr": (pearson + spearman) / 2, "pearson": pearson, "spearmanr": spearman}
-    accuracy = float((predictions == labels).mean())
-    if "f1" not in task.metrics:
-        return {"acc": accuracy}
-    from sklearn.metrics import f1_score
-
-    f1 = float(f1_score(labels, predictions, pos_label=1, zero_division=0))
-    return {"acc": accuracy, "f1": f1, "acc_and_f1": (accuracy + f1) / 2}
+    values = {name: float(METRICS[name](predictions, labels)) for name in task.metrics if name in METRICS}
+    values |= {name: (values[first] + values[second]) / 2 for name, (first, second) in MEANS.items()
+               if first in values and second in values}  # fmt: skip
+    return {name: values[name] for name in (task.metrics[0], *values)}

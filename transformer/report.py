@@ -73,7 +73,7 @@ def write_report(task, candidates, output, args, place):
     parts = [
         f"# {task.name}: {', '.join(candidates)}",
         markdown(table_of(columns)),
-        explanation(candidates, columns, conditions),
+        explanation(task, candidates, columns, conditions),
         f"![scores, answers and losses]({picture.name})" if drawn else "",
         models_section(candidates),
         answers_section(task, candidates, columns),
@@ -154,6 +154,7 @@ def format_table(columns):
 
 def markdown(lines, numbers=True):
     """A Markdown table from rows of texts, the head first. `numbers`: all but the first column stand to the right."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     head, *rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
     return "\n".join([head, "|---" + ("|---:" if numbers else "|---") * (len(lines[0]) - 1) + "|", *rows])
 
@@ -179,7 +180,7 @@ def device_name(device):
 # --- what is written under it
 
 
-def explanation(candidates, columns, conditions):
+def explanation(task, candidates, columns, conditions):
     """What the numbers mean and how they came about."""
     counts = {speed.repetitions for column in columns.values() for speed in column.speeds.values()}
     times = f"{min(counts)} to {max(counts)} batches" if len(counts) > 1 else f"{max(counts)} batches"
@@ -191,7 +192,7 @@ def explanation(candidates, columns, conditions):
     )
     if "baseline" not in candidates:
         return text
-    metric = next(iter(columns["student"].results))
+    metric = task.metrics[0]
     gain = columns["student"].results[metric] - columns["baseline"].results[metric]
     settings = stages.read_record(candidates["baseline"].folder).get("settings", {})
     return (

@@ -19,7 +19,7 @@ from transformer.file_utils import UserError, atomic_write, read_json, write_jso
 ROOT = Path(__file__).resolve().parents[1]
 
 REPORT_NAME, PICTURE_NAME, BASELINE = "report.md", "report.png", "baseline"  # beside a task's student
-
+SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # of a large input, by which it is known again: a second's work
 LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice its end
 
 
@@ -50,6 +50,7 @@ TRAINING = {
 AUGMENTATION = {
     **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": GLUE, "task_name": "SST-2",
     "N": 30, "M": 15, "p": 0.4, "batch_size": 32,
+    "precision": "fp32",  # in less, what a word is replaced by would depend on the batch that it was in
 }  # fmt: skip
 PREGENERATION = {
     **COMMON, "train_corpus": CORPUS, "output_dir": PREGENERATED, "bert_model": TEACHER, "num_workers": 1,
@@ -59,7 +60,7 @@ PREGENERATION = {
 GENERAL_DISTILLATION = {
     **TRAINING, "pregenerated_data": PREGENERATED, "teacher_model": TEACHER, "student_model": STUDENT_CONFIG,
     "output_dir": GENERAL_STUDENT, "eval_batch_size": 32, "eval_step": 1000, "keep_checkpoints": 2,
-    "init_student": "random",
+    "init_student": "teacher",
 }  # fmt: skip
 
 # task_distill.py does four things, each with its own place to read and to write.
@@ -97,7 +98,7 @@ NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
     "sample", "origins", "pregenerated_data", "output_dir", "data_dir",
     "no_finetune", "do_finetune", "do_eval", "do_predict", "baseline",
-    "eval_batch_size", "fp16", "batch_size", "keep_checkpoints",
+    "eval_batch_size", "fp16", "batch_size", "keep_checkpoints", "seeds",
 }  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def add_common_flags(parser, short_run):
         group,
         "--precision",
         choices=["auto", "fp32", "bf16", "fp16"],
-        help="auto = bf16 on a GPU that has it, else fp32 (with TF32 products on GPUs)",
+        help="auto = bf16 on a GPU that has it, else fp32, with TF32 products (auto; in data_augmentation.py fp32)",
     )
     flag(group, "--data_url", help="a folder or s3://bucket/prefix that finished outputs are copied to (off)")
     flag(group, "--debug", action="store_true", help="show the traceback of an error")
@@ -155,8 +156,8 @@ def settle(args, *layers):
                     origins[name] = origin
     if getattr(args, "fp16", None):
         args.precision = "fp16"
-    if (args.seed or 0) < 0:
-        raise UserError(f"--seed {args.seed}: expected 0 or more")
+    if not 0 <= (args.seed or 0) < 1 << 63:
+        raise UserError(f"--seed {args.seed}: expected 0 or more, below 2^63")
     return origins
 
 
@@ -225,6 +226,12 @@ def run(main):
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a file that may not be read, a disk that is full
+        if "--debug" in sys.argv or error.strerror is None:
+            raise
+        place = f"{error.filename}: " if error.filename else "a file cannot be read or written: "
+        print(f"error: {place}{error.strerror}; the same command goes on from the last saved state", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last saved state", file=sys.stderr)
         sys.exit(130)
@@ -240,24 +247,26 @@ def _end_at_once(signum, frame):
 
 
 def fingerprint(path):
-    """A short digest of an input: a file's size, first and last MiB; of a folder, its model files' digests; of a list
-    of files, all of theirs."""
+    """A short digest of an input: a file's bytes, of a large one its size and a thousand samples; of a folder, its
+    model files' digests; of a list of files, all of theirs."""
     if isinstance(path, list):
         digests = "+".join(map(fingerprint, path))
         return digests if len(path) == 1 else hashlib.sha256(digests.encode()).hexdigest()[:12]
     path = Path(path)
     if path.is_dir():
-        names = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "model.safetensors")
+        names = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin",
+                 "model.safetensors")  # fmt: skip
         return "+".join(fingerprint(path / name) for name in names if (path / name).is_file())
     if not path.is_file():
         return "none"
     size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    digest = hashlib.blake2b(str(size).encode())
     with open(path, "rb") as file:
-        digest.update(file.read(1 << 20))
-        if size > 1 << 20:
-            file.seek(max(size - (1 << 20), 1 << 20))
-            digest.update(file.read())
+        for start in range(0, size, max(SAMPLE_BYTES, (size - SAMPLE_BYTES) // SAMPLES)):
+            file.seek(start)
+            digest.update(file.read(SAMPLE_BYTES))
+        file.seek(max(size - SAMPLE_BYTES, 0))
+        digest.update(file.read())
     return digest.hexdigest()[:12]
 
 
@@ -278,7 +287,8 @@ class OutputRecord:
                 if Path(folder).resolve() == self.path.parent.resolve():
                     raise UserError(f"--output_dir {self.path.parent}: is the folder of --{name}, choose another")
         settings = {name: value for name, value in vars(args).items()
-                    if value not in (None, False) and name not in NOT_THE_RESULT and name not in inputs}  # fmt: skip
+                    if value is not None and value is not False and name not in NOT_THE_RESULT
+                    and name not in inputs}  # fmt: skip
         contents = {name: fingerprint(file) for name, file in inputs.items() if file is not None}
         self.values = {"script": script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(self.values))  # as it will read back
@@ -290,23 +300,20 @@ class OutputRecord:
         another run is at it."""
         if self.path.parent.is_dir():
             lock_folder(self.path.parent)
-        found = read_json(self.path) if self.path.is_file() and not overwrite else None
-        present = [path for path in outputs if Path(path).exists()]
+        found, present = self._read(overwrite), [path for path in outputs if Path(path).exists()]
+        known = _is_record(found)
+        differences = self._differences(found) if known else []
+        # What the same command was killed in goes on, --overwrite_output among its flags or not.
+        overwrite = overwrite and (not known or bool(differences) or bool(found.get("finished")))
         gone = isinstance(found, dict) and (
             found.get("clearing") or (found.get("finished") and not self.result.exists())
         )
         if overwrite or gone or (found is None and not present):
             self.replaced = present
             return "fresh"
-        if not _is_record(found):
+        if not known:
             present = present or [self.path]
             raise UserError(f"{present[0]}: already there, made by something else; --overwrite_output replaces it")
-        differences = [
-            f"{name} was {_short(found.get(part, {}).get(name))}, is now {_short(self.values[part].get(name))}"
-            for part in ("settings", "inputs")
-            for name in sorted({*found.get(part, {}), *self.values[part]})
-            if found.get(part, {}).get(name) != self.values[part].get(name)
-        ]
         if differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             raise UserError(
@@ -315,6 +322,23 @@ class OutputRecord:
             )
         self.progress = found.get("progress")
         return "finished" if found.get("finished") else "resume"
+
+    def _read(self, overwrite):
+        """The record that is there, or None; a broken one is an error unless it is to be replaced."""
+        try:
+            return read_json(self.path) if self.path.is_file() else None
+        except UserError:
+            if overwrite:
+                return None
+            raise
+
+    def _differences(self, found):
+        return [
+            f"{name} was {_short(found[part].get(name))}, is now {_short(self.values[part].get(name))}"
+            for part in ("settings", "inputs")
+            for name in sorted({*found[part], *self.values[part]})
+            if found[part].get(name) != self.values[part].get(name)
+        ]
 
     def begin(self):
         """Note what the output is made with, and remove what it replaces. Raises UserError: another run is at it."""
@@ -423,6 +447,12 @@ def write_results(path, results):
     """Write eval_results.txt: one `key = value` line a result."""
     with atomic_write(path) as file:
         file.writelines(f"{name} = {value}\n" for name, value in results.items())
+
+
+def read_results(path, numbers=True):
+    """What an eval_results.txt says, {name: value}; `numbers` False: as text."""
+    pairs = (line.split(" = ", 1) for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return {name: float(value) if numbers else value for name, value in pairs}
 
 
 def hint_next(command, args):

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 VOCAB_NAME = "vocab.txt"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 FAST_TOKENIZER_NAME = "tokenizer.json"  # what recent Hugging Face releases save in place of vocab.txt
+TOKENIZER_FILES = (VOCAB_NAME, FAST_TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
 SPECIAL_TOKENS = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }
@@ -263,7 +264,7 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder, do_lower_case=None):
-        """Load the tokenizer of a model folder.
+        """Load the tokenizer of a model folder, or of a vocabulary file alone.
 
         The casing is `do_lower_case` if given, else what tokenizer_config.json says, else cased when the vocabulary
         has upper-case pieces. Raises UserError when the folder has no usable vocabulary.
@@ -273,7 +274,7 @@ class BertTokenizer:
         if fast_path.exists() and not (folder / VOCAB_NAME).exists():
             vocab = _load_fast_vocab(fast_path)
         else:
-            vocab = load_vocab(folder / VOCAB_NAME)
+            vocab = load_vocab(folder if folder.is_file() else folder / VOCAB_NAME)
         config = _read_settings(config_path) if config_path.exists() else {}
         follows = config.get("do_lower_case")
         if follows is None:

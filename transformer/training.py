@@ -335,7 +335,7 @@ class TrainingRun:
             state = torch.load(path, map_location=self.place.device, weights_only=True)
         except Exception as error:  # a damaged file raises many kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path}: damaged ({reason}); --overwrite_output starts again") from error
+            raise UserError(f"{path}: damaged ({reason}); without that file the run starts again") from error
         self.learner.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])

@@ -26,12 +26,12 @@ import torch  # noqa: E402
 from slow_augmentation import slow_candidates, slow_neighbours, slow_vectors  # noqa: E402
 
 from data_augmentation import CandidateProposer, WordVectors  # noqa: E402
-from transformer.glue import TaskFile, find_task  # noqa: E402
+from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, BertForMaskedLM  # noqa: E402
+from transformer.own_tasks import find_task  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
-from transformer.training import Launch, keep_freed_memory, peak_memory  # noqa: E402
+from transformer.training import launch, peak_memory  # noqa: E402
 
-CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
 COLUMNS = ("work", "ours", "slow", "ratio", "peak GB ours", "peak GB slow", "remarks")
 VECTORS, WIDTH, SLOW_WORDS = 400_000, 100, 20
 
@@ -56,30 +56,32 @@ class CountingProposer(CandidateProposer):
 
 
 def prepare(args):
-    """What both ways need: a random model, the tokenizer, the texts."""
-    keep_freed_memory()
+    """What both ways need: the device, a random model there, the tokenizer, the texts."""
+    place = launch(argparse.Namespace(no_cuda=args.no_cuda, seed=1, precision=args.precision))
+    torch.set_float32_matmul_precision("highest")  # as the script sets it
     torch.set_num_threads(args.threads)
     tokenizer = BertTokenizer(load_vocab(args.vocab))
     torch.manual_seed(1)
     config = BertConfig(vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.layers,
                         num_attention_heads=args.heads, intermediate_size=4 * args.width)  # fmt: skip
     texts = [row.texts[0] for row in TaskFile(args.train_tsv, find_task(args.task_name))]
-    return BertForMaskedLM(config).eval(), tokenizer, texts[:: max(len(texts) // args.rows, 1)][: args.rows]
+    texts = texts[:: max(len(texts) // args.rows, 1)][: args.rows]
+    return place, BertForMaskedLM(config).to(place.device).eval(), tokenizer, texts
 
 
 def work(args, slow):
     """One round of one way: (seconds, {text: {word index: candidates}}, peak memory, sequences by precision)."""
     if not hasattr(work, "prepared"):
         work.prepared = prepare(args)
-    model, tokenizer, texts = work.prepared
-    counts, start = {}, time.perf_counter()
+    place, model, tokenizer, texts = work.prepared
+    counts, start = {}, time.perf_counter()  # both ways end with their candidates here, not on the device
     if slow:
         found = slow_candidates(model, tokenizer, texts, args.M)
     else:
-        proposer = CountingProposer(model, tokenizer, NoVectors(), args.M, CPU, args.batch_size)
+        proposer = CountingProposer(model, tokenizer, NoVectors(), args.M, place, args.batch_size)
         found = {text: candidates for text, (_, candidates) in proposer.candidates(texts).items()}
         counts = proposer.counts
-    return time.perf_counter() - start, found, peak_memory(CPU.device), counts
+    return time.perf_counter() - start, found, peak_memory(place.device), counts
 
 
 def candidates_row(args):
@@ -127,10 +129,11 @@ def vectors_rows(args):
         read, text_seconds = timed(WordVectors, path)
         _, copy_seconds = timed(WordVectors, path)
         (words, vectors), slow_seconds = timed(slow_vectors, path)
-    names = words[7 :: len(words) // 1000][:1000]
+    rows = range(7, len(words), len(words) // 1000)[:1000]
+    names = [words[row] for row in rows]
     found, seconds = timed(read.neighbours, names, args.M)
     start = time.perf_counter()
-    unlike = sum(slow_neighbours(words, vectors, name, args.M) != found[name] for name in names[:SLOW_WORDS])
+    unlike = sum(slow_neighbours(words, vectors, row, args.M) != found[words[row]] for row in rows[:SLOW_WORDS])
     slow = (time.perf_counter() - start) / SLOW_WORDS
     size = f"{VECTORS:,} x {WIDTH}"
     for name, ours, remarks in (("text", text_seconds, "writes the copy too"), ("binary copy", copy_seconds, "")):
@@ -154,6 +157,8 @@ def parse_args():
     parser.add_argument("--batch_size", type=int, default=32, help="as of data_augmentation.py")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3, help="turns of each way, of which the median counts")
+    parser.add_argument("--no_cuda", action="store_true", help="stay on the CPU")
+    parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16", "fp16"], help="of ours")
     parser.add_argument("--no_vectors", action="store_true", help="the model only")
     return parser.parse_args()
 

@@ -29,9 +29,10 @@ import torch  # noqa: E402
 from transformer import training  # noqa: E402
 from transformer.data import encode_task_file, pregenerated_epochs, read_epoch, sorted_batches  # noqa: E402
 from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
-from transformer.glue import TaskFile, find_task  # noqa: E402
+from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification  # noqa: E402
 from transformer.optimization import BertAdam, decay_groups  # noqa: E402
+from transformer.own_tasks import find_task  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
 from transformer.training import Plan, TrainingRun, launch  # noqa: E402
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402  (the path above comes first)
 
-from transformer.data import packed_dtypes, pregenerated_epochs, read_epoch, vocabulary_digest  # noqa: E402
+from transformer.data import pregenerated_epochs, read_epoch, vocabulary_digest  # noqa: E402
 from transformer.tokenization import BertTokenizer  # noqa: E402
 
 
@@ -149,7 +149,6 @@ def loading_table(folder, count):
         sequences.batch(np.arange(0, len(sequences), len(sequences) // 32))
         return time.monotonic() - started
 
-    assert set(packed_dtypes("H", False)) == {"_ids.npy", "_sequences.npy"}
     rows = [("packed", f"{load(wide):.2f}"), ("JSON, the first time", f"{load(folder / 'long'):.2f}"),
             ("JSON, from its cache", f"{load(folder / 'long'):.2f}")]  # fmt: skip
     table((f"{metrics['num_training_examples']:,} sequences", "seconds to the first batch"), rows)

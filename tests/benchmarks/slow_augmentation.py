@@ -17,7 +17,7 @@ def slow_candidates(model, tokenizer, texts, count):
 
 def slow_proposals(model, tokenizer, text, count):
     """Yield (word index, candidates) of one text."""
-    words = tokenizer.words_and_ids(text)
+    words, device = tokenizer.words_and_ids(text), model.bert.embeddings.word_embeddings.weight.device
     pieces = [piece for _, ids in words for piece in ids]
     position = 0
     for index, (word, ids) in enumerate(words):
@@ -26,7 +26,7 @@ def slow_proposals(model, tokenizer, text, count):
             masked[position] = tokenizer.mask_token_id
             input_ids, token_type_ids = tokenizer.encode_pair(masked, pieces, model.config.max_position_embeddings)
             with torch.no_grad():
-                inputs = torch.tensor([input_ids]), torch.tensor([token_type_ids]), torch.ones(1, len(input_ids))
+                inputs = torch.tensor([[input_ids], [token_type_ids], [[1] * len(input_ids)]], device=device)
                 hidden = model.bert(*inputs).hidden_states[-1]  # with the scores of every layer's attention
                 scores = model.cls.predictions(hidden)[0, position + 1]
             best = torch.argsort(scores, descending=True)[:count].tolist()
@@ -49,8 +49,7 @@ def slow_vectors(path):
     return words, vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def slow_neighbours(words, vectors, word, count):
-    """The `count` words nearest to `word`, nearest first."""
-    row = words.index(word)
+def slow_neighbours(words, vectors, row, count):
+    """The `count` words nearest to that of a row, nearest first."""
     order = np.argsort(-(vectors @ vectors[row]))
     return [words[other] for other in order[: count + 1] if other != row][:count]
