@@ -1,5 +1,6 @@
 """The report on a task's student: what it measures, how it is shown, and the scripts that write it."""
 
+import functools
 import importlib.util
 import json
 import random
@@ -16,8 +17,8 @@ from tiny import BAD, GOOD, NOUNS, ROOT, call_script, make_all, make_tokenizer, 
 from transformer import drawing, evaluation, report, stages
 from transformer.data import SequencesBuilder
 from transformer.evaluation import Answers, Speed
-from transformer.glue import find_task
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification, load_state_dict
+from transformer.own_tasks import find_task
 from transformer.training import Launch, TrainingRun
 
 CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
@@ -273,6 +274,16 @@ def test_without_matplotlib_there_is_no_picture_and_none_of_before(tmp_path, mon
     (tmp_path / "report.png").write_bytes(b"of another run")
     assert not drawing.save_panels(tmp_path / "report.png", [lambda axis: None])
     assert not list(tmp_path.iterdir())
+
+
+def test_any_label_can_stand_in_a_table_and_in_a_picture(tmp_path, recwarn):
+    assert report.markdown([["", "a|b"], ["$c", "1"]]) == "| | a\\|b |\n|---|---:|\n| $c | 1 |"
+    pytest.importorskip("matplotlib")
+    for labels in (["$x^", "a|b", "正面"], [f"a rather long label {number}" for number in range(17)]):
+        counts = np.arange(len(labels) ** 2).reshape(len(labels), -1)
+        panel = functools.partial(drawing.matrix, title="$", counts=counts, names=labels)
+        assert drawing.save_panels(tmp_path / "a.png", [panel])
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 @pytest.mark.parametrize("count", range(1, 12))
