@@ -3,12 +3,14 @@
     no flag          intermediate step: attention scores and hidden states, as in stage 3, on the task's text
     --pred_distill   prediction step: the student's logits follow the teacher's softened ones (equation 10)
     --do_finetune    fine-tune a teacher on the task; done by itself where the teacher has no classifier for it
-    --do_eval        evaluate a student beside its teacher;  --do_predict  write the test set's predictions
+    --do_eval        report on a student beside its teacher;  --do_predict  write the test set's predictions
+    --baseline       with --pred_distill or --do_eval: train the same student without distillation, to compare with
 
 Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model
 Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction step: the best on dev), config.json,
          vocab.txt, tokenizer_config.json, eval_results.txt, log.txt, train_log.jsonl, curves.png (with matplotlib); a
-         fine-tuned teacher goes to <teacher>/<task>/
+         fine-tuned teacher goes to <teacher>/<task>/; prediction step and --do_eval: report.md, report.png (with
+         matplotlib), with --baseline the model folder baseline/
 
     python task_distill.py --data_dir SST-2 --teacher_model teacher_model --student_model 3_general_distill \\
         --task_name SST-2 --output_dir 4_task_distill_mid --aug_train --do_lower_case
@@ -29,13 +31,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
 
-from transformer import stages
-from transformer.data import Sequences, encode_task_file, sorted_batches
+from transformer import report, stages
+from transformer.data import Sequences, encode_task_file
 from transformer.distillation import PredictionLearner, check_pair, check_same_vocabulary
+from transformer.evaluation import answer, results_of, run_model, score
 from transformer.file_utils import UserError, atomic_write, model_folder, read_json, upload
-from transformer.glue import TASKS, TaskFile, compute_metrics, label_order, names_other_task
+from transformer.glue import TASKS, TaskFile, label_order, names_other_task
 from transformer.modeling import (
     WEIGHTS_NAME,
     BertConfig,
@@ -60,6 +62,7 @@ from transformer.training import (
     from_first,
     launch,
     mean_losses,
+    set_seed,
     sum_over_processes,
     transformer_learner,
     wait_for_all,
@@ -86,6 +89,12 @@ def parse_args(argv=None):
         "--no_finetune",
         action="store_true",
         help="never fine-tune a teacher without classifier: an error instead",
+    )
+    flag(
+        group,
+        "--baseline",
+        action="store_true",
+        help="train the same student on gold labels, without distillation, for comparison, into <output_dir>/baseline",
     )
     group = parser.add_argument_group("input and output")
     flag(group, "--data_dir", help="folder of train.tsv and dev.tsv (the task's name)")
@@ -141,6 +150,8 @@ def fill_in(args, step, header=None):
     args.task_name, args.step = task.name, step
     stages.check_training(args)
     stages.check_positive(args, "temperature")
+    if args.baseline and not (args.do_eval or step == "prediction"):
+        raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
     if args.seeds:
         parts = args.seeds.split(",")
         if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
@@ -168,7 +179,7 @@ def run_step(task, args, place):
     """The one thing that this run is for."""
     if args.do_predict and place.first:
         predict(task, args, place)
-    if args.do_eval and place.first:
+    if args.do_eval:
         evaluate(task, args, place)
     if args.step == "evaluation":
         return wait_for_all(place)
@@ -356,14 +367,75 @@ def finetune_teacher(task, folder, args, place):
     id2label = class_names(task, labels)
     model, tokenizer = load_classifier(folder, place, args, fresh, id2label=id2label, fit_size=None)
     logging.info("teacher %s", describe(model))
-    data = read_data(task, train_name, tokenizer, labels, args)
-    start_output(record, place)
-    evaluate_teacher = dev_score(task, model, data, tokenizer, args, place)
-    results = run_training(
-        FinetuneLearner(model), data, tokenizer, output, "warmup_linear", evaluate_teacher, args, place
-    )
-    complete(output, record, results, data, started, args, place)
+    train_on_labels(task, model, tokenizer, labels, train_name, record, args, place)
+    publish(output, args, place)
     return output
+
+
+def train_on_labels(task, model, tokenizer, labels, train_name, record, args, place):
+    """Train a model on the gold labels and leave its folder where its record is."""
+    started = time.monotonic()
+    data, output = read_data(task, train_name, tokenizer, labels, args), record.path.parent
+    start_output(record, place)
+    evaluate_model = dev_score(task, model, data, tokenizer, args, place)
+    learner = FinetuneLearner(model)
+    results = run_training(learner, data, tokenizer, output, "warmup_linear", evaluate_model, args, place)
+    complete(output, record, results, data, started, args, place)
+
+
+# What the baseline has nothing to do with: its settings are the prediction step's other ones.
+OF_DISTILLATION = ("teacher_model", "no_finetune", "pred_distill", "do_eval", "do_predict", "baseline", "temperature",
+                   "layer_map", "attention_loss", "attention_weight", "hidden_weight")  # fmt: skip
+
+
+def train_baseline(task, student, output, args, place):
+    """The student's architecture, drawn at random and trained on gold labels as long as the prediction step trained;
+    into <output>/baseline. Args: student: folder of the finished student. Returns the baseline's folder.
+    """
+    output = stages.make_output_folder(Path(output) / stages.BASELINE)
+    args = baseline_settings(student, output, args)
+    train_name = train_file_name(task, args)
+    inputs = {"student_model": [student / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]}
+    status, record = claim_output("baseline", output, inputs, [train_name], task, args, place)
+    if status == "finished":
+        logging.info("finished before: %s", output)
+        return output
+    config, tokenizer = BertConfig.from_pretrained(student), BertTokenizer.from_pretrained(student, args.do_lower_case)
+    set_seed(args.seed)  # what is drawn depends on the seed alone
+    model = TinyBertForSequenceClassification(config).to(place.device)
+    logging.info("baseline, trained on gold labels alone: %s", describe(model))
+    stages.print_settings(args)
+    labels = label_order(task, label_names(config))
+    train_on_labels(task, model, tokenizer, labels, train_name, record, args, place)
+    stages.log_to(None)
+    return output
+
+
+def baseline_settings(student, output, args):
+    """The flags of the prediction step that made the student, as far as they concern a baseline.
+
+    --do_eval takes them from the student's record; flags that are given win, the step's defaults fill the rest.
+    """
+    values, origins = settled(args), {}
+    if args.step == "evaluation":
+        given = {name for name, origin in args.origins.items() if origin in ("command line", "script header")}
+        recorded = stages.read_record(student).get("settings", {})
+        if (recorded.get("step"), recorded.get("task_name")) != ("prediction", args.task_name):
+            recorded = {}
+        values = {name: value if name in given else recorded.get(name) for name, value in values.items()}
+        values.update(task_name=args.task_name, data_dir=args.data_dir, pred_distill=True, do_eval=None)
+        origins = {name: "the student's run" for name in set(recorded) - given if name in values}
+        filled = argparse.Namespace(**values)
+        fill_in(filled, "prediction", header={})
+        values = settled(filled)
+    values.update(dict.fromkeys(OF_DISTILLATION), student_model=str(student), output_dir=str(output), step="baseline")
+    origins = {name: origin for name, origin in origins.items() if values.get(name) is not None}
+    return argparse.Namespace(**values, origins=origins)
+
+
+def settled(args):
+    """{flag: value}."""
+    return {name: value for name, value in vars(args).items() if name not in ("step", "origins")}
 
 
 def distill(task, base_teacher, args, place):
@@ -375,10 +447,9 @@ def distill(task, base_teacher, args, place):
     teacher_folder = ready_teacher(task, base_teacher, args, place)
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder}
     status, record = claim_output("task_distill", output, inputs, [train_name], task, args, place)
+    known = {}  # the teacher as the report wants it, where it was asked already
     if status == "finished":
         stages.sum_up(status, output, started, "")
-        if place.first:
-            upload([output], args.data_url)
     else:
         teacher, tokenizer = load_finished(teacher_folder, task, place, args, fit_size=None)
         labels = label_order(task, label_names(teacher.config))
@@ -394,8 +465,16 @@ def distill(task, base_teacher, args, place):
         logging.info("teacher %s", describe(teacher))
         logging.info("student %s", describe(student))
         data = read_data(task, train_name, tokenizer, labels, args)
-        results = distill_step(task, student, teacher, tokenizer, data, record, args, place)
+        start_output(record, place)
+        # Printed first of all: a teacher near chance teaches nothing, and nothing later would say so.
+        answers = answer(task, teacher, data.dev, tokenizer, args, place)
+        logging.info("teacher on dev: %s", format_results(results_of(task, answers)))
+        results = distill_step(task, student, teacher, tokenizer, data, output, args, place)
         complete(output, record, results, data, started, args, place)
+        known["teacher"] = report.Candidate(teacher_folder, teacher, tokenizer, data.dev, answers)
+    if args.step == "prediction":
+        report_student(task, teacher_folder, output, known, args, place)
+    publish(output, args, place)
     hint_next_step(task, args)
 
 
@@ -415,12 +494,8 @@ def hint_next_step(task, args):
     stages.hint_next("task_distill.py", args, flags, defaults, more)
 
 
-def distill_step(task, student, teacher, tokenizer, data, record, args, place):
+def distill_step(task, student, teacher, tokenizer, data, output, args, place):
     """Train the student by the step's losses; returns the results."""
-    output = record.path.parent
-    start_output(record, place)
-    # Printed first of all: a teacher near chance teaches nothing, and nothing later would say so.
-    logging.info("teacher on dev: %s", format_results(score(task, teacher, data.dev, tokenizer, args, place)))
     if args.step == "intermediate":
         learner = transformer_learner(student, teacher, args)
 
@@ -516,6 +591,7 @@ def start_output(record, place):
     """Everything that is read was good: from here on the output changes, and the log goes to log.txt as well."""
     begin(record, place)
     if place.first:
+        record.path.with_name(stages.REPORT_NAME).unlink(missing_ok=True)  # of weights that are about to change
         stages.log_to(record.path.with_name("log.txt"))
 
 
@@ -523,86 +599,57 @@ def complete(output, record, results, data, started, args, place):
     """The last things a run does: the output is whole from here on."""
     if place.first:
         record.finish()
-        upload([output], args.data_url)
     wait_for_all(place)  # what is written here may be read next, by every process
     logging.info("result: %s", format_results(results))
     done = f"{len(data.train)} rows in, {data.plan.total_steps} steps of {args.train_batch_size}"
     stages.sum_up("", output / WEIGHTS_NAME, started, done)
 
 
-def run_model(model, sequences, rows, tokenizer, args, place, progress=False):
-    """Logits (len(rows), C) of some examples, in the order of `rows`, on the CPU in float32."""
-    model.eval()
-    logits = torch.zeros(len(rows), model.config.num_labels)
-    batches = sorted_batches(sequences.lengths[rows], args.eval_batch_size)
-    for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
-        pad_to = args.max_seq_length if args.pad_to_max_length else None
-        batch = place.to_device(sequences.batch(rows[indices], tokenizer.pad_token_id, pad_to))
-        with torch.inference_mode(), place.autocast():
-            output, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
-        logits[torch.from_numpy(indices)] = output.float().cpu()
-    return logits
+def publish(output, args, place):
+    """Copy the finished output to --data_url."""
+    if place.first:
+        upload([output], args.data_url)
 
 
-def score(task, model, sets, tokenizer, args, place):
-    """Every metric on the task's dev sets; MNLI's second set, mismatched, reports under mm_..."""
-    # By name, so that the matched set goes on selecting the weights: in the reference the second set takes its place.
-    # compute_metrics counts classes in the table's order, the logits may have the teacher's.
-    order = label_order(task, label_names(model.config))
-    to_table = np.array([task.labels.index(label) for label in order])
-    results = {}
-    for prefix, (_, sequences) in zip(("", "mm_"), sets, strict=False):
-        logits = run_model(model, sequences, np.arange(len(sequences)), tokenizer, args, place)
-        if task.regression:
-            metrics = compute_metrics(task, logits[:, 0].numpy(), sequences.labels)
-        else:
-            metrics = compute_metrics(task, to_table[logits.argmax(dim=1).numpy()], to_table[sequences.labels])
-        results.update({f"{prefix}{name}": value for name, value in metrics.items()})
-    return results
+def candidate(task, folder, args, place):
+    """A model that knows the task, as the report wants it."""
+    model, tokenizer = load_finished(folder, task, place, args)
+    labels = label_order(task, label_names(model.config))
+    dev = read_sets(task, task.dev_files, args.data_dir, tokenizer, labels, args)
+    return report.Candidate(folder, model, tokenizer, dev, answer(task, model, dev, tokenizer, args, place))
+
+
+def report_student(task, teacher_folder, output, known, args, place):
+    """The prediction step's report, unless it is there: written after the student is finished, it is no part of what a
+    stopped run goes on with."""
+    folders = {"teacher": teacher_folder, "student": output}
+    if args.baseline:
+        folders["baseline"] = train_baseline(task, output, output, args, place)
+    if place.first and not set(folders) <= set(report.reported(output)):
+        candidates = {
+            name: known.get(name) or candidate(task, folder, args, place) for name, folder in folders.items()
+        }
+        report.write_report(task, candidates, output, args, place)
+    wait_for_all(place)
 
 
 def evaluate(task, args, place):
-    """--do_eval: score the student, write eval_results.txt, and print a table beside the teacher where there is one."""
-    columns = {}
-    folders = {"student": model_folder(args.student_model, args.cache_dir)}
+    """--do_eval: write the student's eval_results.txt, and the report: beside the teacher where there is one."""
+    student = model_folder(args.student_model, args.cache_dir)
+    candidates, teacher = {}, None
     if "teacher_model" in args.origins or Path(args.teacher_model).is_dir():
-        folders["teacher"] = find_fine_tuned(model_folder(args.teacher_model, args.cache_dir, need_weights=False), task)
-    for who, folder in folders.items():
-        if folder is None:
-            continue
-        model, tokenizer = load_finished(folder, task, place, args)
-        dev = read_sets(
-            task, task.dev_files, args.data_dir, tokenizer, label_order(task, label_names(model.config)), args
-        )
-        score(task, model, [(name, sequences.head(64)) for name, sequences in dev], tokenizer, args, place)  # warm-up
-        started = time.monotonic()
-        results = score(task, model, dev, tokenizer, args, place)
-        seconds = time.monotonic() - started
-        rows = sum(len(sequences) for _, sequences in dev)
-        columns[who] = (model.num_parameters(), weights_file(folder).stat().st_size / 1e6, results, rows / seconds)
+        teacher = find_fine_tuned(model_folder(args.teacher_model, args.cache_dir, need_weights=False), task)
+    if teacher is not None:
+        candidates["teacher"] = candidate(task, teacher, args, place)
+    candidates["student"] = candidate(task, student, args, place)
     output = stages.make_output_folder(args.output_dir)
-    stages.write_results(output / "eval_results.txt", columns["student"][2])
-    upload([output / "eval_results.txt"], args.data_url)
-    print_comparison(columns)
-
-
-def print_comparison(columns):
-    """The table of teacher against student; the student alone where no teacher was found."""
-    student = columns["student"]
-    teacher = columns.get("teacher")
-    rows = [("parameters", 0, "{:,}", "smaller"), ("size on disk, MB", 1, "{:.1f}", "smaller")]
-    rows += [(f"dev {name}", name, "{:.4f}", "of the teacher's") for name in student[2]]
-    rows += [("sentences per second", 3, "{:,.0f}", "faster")]
-    print(f"\n{'':24}{'teacher':>14}{'student':>14}   ratio" if teacher else f"\n{'':24}{'student':>14}")
-    for title, key, layout, words in rows:
-        values = [(column[2][key] if isinstance(key, str) else column[key]) for column in (teacher, student) if column]
-        line = f"{title:24}" + "".join(f"{layout.format(value):>14}" for value in values)
-        if teacher and words == "of the teacher's":
-            line += f"   {100 * values[1] / values[0]:.1f}% {words}" if values[0] > 0 else ""
-        elif teacher:
-            ratio = values[0] / values[1] if words == "smaller" else values[1] / values[0]
-            line += f"   {ratio:.1f}x {words}"
-        print(line)
+    if args.baseline:
+        candidates["baseline"] = candidate(task, train_baseline(task, student, output, args, place), args, place)
+    if place.first:
+        stages.write_results(output / "eval_results.txt", results_of(task, candidates["student"].answers))
+        written = report.write_report(task, candidates, output, args, place)
+        upload([output / "eval_results.txt", *written], args.data_url)
+    wait_for_all(place)
 
 
 def predict(task, args, place):

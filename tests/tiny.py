@@ -133,8 +133,8 @@ def call_script(name, *flags):
 
 
 def tree(folder):
-    """{name: bytes} of every file under `folder`; not the logs, which tell times, nor caches."""
-    logs = ("log.txt", "train_log.jsonl", "curves.png")
+    """{name: bytes} of every file under `folder`; not logs and reports, which tell times, nor caches."""
+    logs = ("log.txt", "train_log.jsonl", "curves.png", "report.md", "report.png")
     files = (
         path
         for path in sorted(folder.rglob("*"))

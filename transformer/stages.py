@@ -19,6 +19,7 @@ from transformer.file_utils import UserError, atomic_write, read_json, write_jso
 
 ROOT = Path(__file__).resolve().parents[1]
 
+REPORT_NAME, PICTURE_NAME, BASELINE = "report.md", "report.png", "baseline"  # beside a task's student
 SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # of a large input, by which it is known again: a second's work
 LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice its end
 
@@ -97,7 +98,7 @@ SAMPLE_TASK_STEPS = {
 NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
     "sample", "origins", "pregenerated_data", "output_dir", "data_dir",
-    "no_finetune", "do_finetune", "do_eval", "do_predict",
+    "no_finetune", "do_finetune", "do_eval", "do_predict", "baseline",
     "eval_batch_size", "fp16", "batch_size", "keep_checkpoints", "seeds",
 }  # fmt: skip
 
@@ -206,13 +207,14 @@ def set_up_logging(quiet=False):
 
 
 def log_to(path):
-    """From here on log to this file as well, and to no other file."""
+    """From here on log to this file as well, and to no other file; None = to the terminal only."""
     for handler in list(logging.getLogger().handlers):
         if isinstance(handler, logging.FileHandler):
             logging.getLogger().removeHandler(handler)
             handler.close()
     try:
-        add_handler(logging.FileHandler(path, encoding="utf-8"))
+        if path is not None:
+            add_handler(logging.FileHandler(path, encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -315,7 +317,7 @@ class OutputRecord:
         if self.path.parent.is_dir():
             lock_folder(self.path.parent)
         found, present = self._read(overwrite), [path for path in outputs if Path(path).exists()]
-        known = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("settings", "inputs"))
+        known = _is_record(found)
         differences = self._differences(found) if known else []
         # What the same command was killed in goes on, --overwrite_output among its flags or not.
         overwrite = overwrite and (not known or bool(differences) or bool(found.get("finished")))
@@ -435,12 +437,26 @@ def make_output_folder(path):
     return Path(path)
 
 
+def read_record(folder):
+    """What the model in a folder was made with: run.json's script, settings and inputs; {} where there is no such
+    record."""
+    path = Path(folder) / "run.json"
+    found = read_json(path) if path.is_file() else None
+    return found if _is_record(found) else {}
+
+
+def _is_record(found):
+    return isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("settings", "inputs"))
+
+
 def model_outputs(folder):
-    """The files of a training run's output folder that are there (the resume state and the log among them)."""
+    """The files of a training run's output folder that are there (the resume state, the log, and what is compared with
+    its student among them)."""
     names = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin",
              "training_state.bin", "teacher_logits.npy", "eval_results.txt", "log.txt", "train_log.jsonl",
-             "curves.png")  # fmt: skip
-    return [path for name in names for path in sorted(Path(folder).glob(name))]
+             "curves.png", REPORT_NAME, PICTURE_NAME)  # fmt: skip
+    folders = [Path(folder), Path(folder) / BASELINE]
+    return [path for place in folders for name in names for path in sorted(place.glob(name))]
 
 
 def write_results(path, results):

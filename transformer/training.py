@@ -6,7 +6,7 @@ which examples come when, gradients, optimizer, logging, evaluation, saving, and
 
 import contextlib
 import ctypes
-import importlib.util
+import functools
 import json
 import logging
 import math
@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from transformer import drawing
 from transformer.data import epoch_batches, sorted_batches
 from transformer.distillation import ATTENTION_LOSSES, TransformerLearner
 from transformer.file_utils import UserError, atomic_write
@@ -563,17 +564,6 @@ class Meter:
         return entry
 
 
-def read_history(path):
-    """The entries of a train_log.jsonl. Lines that are none, as a full disk or a killed run leaves, are passed over."""
-    entries = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                entries.append(entry)
-    return entries
-
-
 class History:
     """train_log.jsonl, what the log lines tell as numbers and each layer's losses too, and curves.png drawn from it.
 
@@ -586,7 +576,7 @@ class History:
     def start(self, step):
         """Forget what a killed run noted after its last saved step: it comes again."""
         if self.place.first:
-            entries = read_history(self.path) if self.path.is_file() else []
+            entries = drawing.read_history(self.path) if self.path.is_file() else []
             with atomic_write(self.path) as file:
                 file.writelines(json.dumps(entry) + "\n" for entry in entries if entry["step"] <= step)
 
@@ -600,30 +590,13 @@ class History:
 
     def draw(self):
         """Losses and evaluations by step, where matplotlib is installed."""
-        if importlib.util.find_spec("matplotlib") is None:
-            return
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        panels = {"losses": {}, "evaluation": {}}
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line)
-            for panel, curves in panels.items():
-                for name, value in entry.get(panel, {}).items():
-                    curves.setdefault(name, []).append((entry["step"], value))
-        panels = {title: curves for title, curves in panels.items() if curves}
-        figure, axes = pyplot.subplots(1, max(len(panels), 1), figsize=(7 * max(len(panels), 1), 5), squeeze=False)
-        for axis, (title, curves) in zip(axes[0], panels.items(), strict=False):
-            for name, points in curves.items():
-                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=name)
-            axis.set(title=title, xlabel="optimizer step", yscale="log" if title == "losses" else "linear")
-            axis.grid(alpha=0.3)
-            axis.legend(fontsize="small")
-        figure.tight_layout()
-        figure.savefig(self.curves, dpi=100)
-        pyplot.close(figure)
+        curves = drawing.read_curves(self.path)
+        panels = [
+            functools.partial(drawing.lines, title=kind, curves=found, log=kind == "losses")
+            for kind, found in curves.items()
+            if found
+        ]
+        drawing.save_panels(self.curves, panels)
 
 
 def peak_memory(device):

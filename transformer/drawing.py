@@ -1,0 +1,141 @@
+"""Pictures of a training and of what came out, where matplotlib is installed. A picture is a grid of panels; a panel is
+a function that draws into an axis."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import warnings
+from pathlib import Path
+
+from transformer.file_utils import atomic_write
+
+PANEL = (5.2, 4.0)  # inches
+# For labels in Chinese, Japanese, Korean, which matplotlib's own font lacks: those of these that are installed.
+FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei",
+         "SimHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS")  # fmt: skip
+
+
+def save_panels(path, panels):
+    """Draw the panels side by side into a PNG file. Returns whether there is one now: False without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None or not panels:
+        Path(path).unlink(missing_ok=True)  # one of before would show something else
+        return False
+    import matplotlib
+    from matplotlib import font_manager
+
+    fonts = [*matplotlib.rcParams["font.family"], *(name for name in FONTS if name in font_manager.get_font_names())]
+    # Labels are the user's: a dollar is no formula, and a letter without a font no reason to warn.
+    with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure = draw_grid(panels)
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format="png", dpi=100)
+    return True
+
+
+def draw_grid(panels):
+    """A figure with a place for each panel."""
+    from matplotlib.figure import Figure  # without pyplot: no window, no state that is shared
+
+    # The fewest empty places, then the squarest grid.
+    columns = min((3, 2, 4), key=lambda count: (-len(panels) % count, abs(count - math.sqrt(len(panels)))))
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis, panel in zip(axes, panels, strict=False):
+        panel(axis)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def read_history(path):
+    """The entries of a train_log.jsonl. Lines that are none, as a full disk or a killed run leaves, are passed over."""
+    entries = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entries.append(entry)
+    return entries
+
+
+def read_curves(path):
+    """The numbers of a train_log.jsonl by kind: {"losses": {name: [(step, value)]}, "evaluation": likewise}.
+
+    A missing file has no curves.
+    """
+    curves = {"losses": {}, "evaluation": {}}
+    for entry in read_history(path) if Path(path).is_file() else []:
+        for kind, found in curves.items():
+            for name, value in entry.get(kind, {}).items():
+                found.setdefault(name, []).append((entry["step"], float(value)))
+    return curves
+
+
+def lines(axis, title, curves, log=False, levels=(), ordered=False):
+    """Curves by step, {label: [(step, value)]}. `levels`: {label: value} of dashed lines across; `ordered`: the curves
+    are layers, the colours follow them."""
+    from matplotlib import colormaps, ticker
+
+    for number, (label, points) in enumerate(curves.items()):
+        colour = {"color": colormaps["viridis"](number / max(len(curves) - 1, 1) * 0.9)} if ordered else {}
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 20 else "", label=label, **colour)
+    for number, (label, value) in enumerate(dict(levels).items()):
+        axis.axhline(value, linestyle="--", color=f"C{number + 7}", label=f"{label} {value:.4f}")
+    axis.set(title=title, xlabel="optimizer step")
+    axis.xaxis.set_major_locator(ticker.MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    positive = [value for points in curves.values() for _, value in points if value > 0]
+    if log and positive:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        # In less than a power of ten only the ticks between the powers are there to be labelled.
+        axis.yaxis.set_minor_formatter("{x:g}" if max(positive) < 10 * min(positive) else ticker.NullFormatter())
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small", ncols=1 + (len(curves) + len(levels)) // 7)
+
+
+def bars(axis, title, groups):
+    """A group of bars for each metric, {name: {label: value}}, with their values written over them."""
+    labels = list(next(iter(groups.values())))
+    width = 0.8 / len(labels)
+    for number, label in enumerate(labels):
+        places = [place + (number - (len(labels) - 1) / 2) * width for place in range(len(groups))]
+        drawn = axis.bar(places, [values[label] for values in groups.values()], width * 0.92, label=label)
+        axis.bar_label(drawn, fmt="%.4f" if len(groups) * len(labels) < 7 else "%.3f", padding=2,
+                       fontsize="small" if len(groups) * len(labels) < 7 else "x-small")  # fmt: skip
+    lowest = min(value for values in groups.values() for value in values.values())
+    axis.set(title=title, ylim=(min(lowest * 1.15, 0), 1.32), xlim=(-0.7, len(groups) - 0.3))
+    axis.set_xticks(range(len(groups)), list(groups))
+    axis.set_yticks([tick / 5 for tick in range(math.floor(min(lowest, 0) * 5), 6)])
+    axis.grid(axis="y", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.legend(fontsize="small", ncols=len(labels), loc="upper center")
+
+
+def matrix(axis, title, counts, names):
+    """A confusion matrix (C, C) with its numbers: shares of a true class give the colours."""
+    shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
+    few, size = len(names) < 7, max(10 - len(names) / 3, 4)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(names) if len(names) < 15 else 0):  # of more classes the colours tell
+        for column in range(len(names)):
+            share = f"\n{shares[row, column]:.1%}" if few else ""
+            axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", fontsize=size,
+                      color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
+    axis.set(title=title, xlabel="answer", ylabel="gold label")
+    names = [name if len(name) < 19 else f"{name[:17]}…" for name in names]
+    upright = sum(map(len, names)) > 45
+    axis.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
+    axis.set_yticks(range(len(names)), names, rotation=0 if upright else 90, va="center", fontsize=size)
+
+
+def scatter(axis, title, gold, scores):
+    """Scores (N,) against the gold ones, and the line on which they would be equal."""
+    axis.scatter(gold, scores, s=9, alpha=0.5)
+    axis.axline((float(gold.min()), float(gold.min())), slope=1, linestyle="--", color="gray", label="equal")
+    axis.set(title=title, xlabel="gold score", ylabel="answer")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
