@@ -513,7 +513,7 @@ def read_vectors(path):
         if width and count > width:
             word, numbers = split_line(text.rstrip(" "), width)
             count = numbers.count(" ") + 1
-        if line == 2 and words[0].isdigit() and block == [str(count)]:
+        if line == 2 and words and words[0].isdigit() and block == [str(count)]:
             words, seen, block, width = [], set(), [], None
         width = width or count
         if count != width or not numbers:

@@ -181,6 +181,9 @@ def train_line(folder, epochs=1.0, eval_step=3, accumulation=1):
         def get_lr(self):
             return 0.1
 
+        def advance_to(self, step):
+            pass
+
     run = TrainingRun(folder, learner, Descent(learner.student.parameters(), lr=0.1), plan, CPU, eval_step=eval_step,
                       accumulation=accumulation, evaluate=lambda: steps.append(run.step) or (None, {}))  # fmt: skip
     run.train()
