@@ -66,6 +66,7 @@ SOURCES = {
     "QNLI": Source("QNLI", TSV, 11, (GLUE + "QNLIv2.zip",)),
     "RTE": Source("RTE", TSV, 0.7, (GLUE + "RTE.zip",)),
     "WNLI": Source("WNLI", TSV, 0.03, (GLUE + "WNLI.zip",)),
+    "AX": Source("AX", ("AX.tsv",), 0.2, (GLUE + "AX.tsv",)),
 }
 
 # The teacher's weights are checked against the sum that the hub sends, GloVe against the archive's own.
@@ -741,8 +742,10 @@ def fetch_source(name, root, cache):
         raw = [cached_path(_mirrored(url), cache, CHECKSUMS.get(url.rsplit("/", 1)[-1])) for url in source.addresses]
         if name == "MRPC":
             make_mrpc(*raw, wanted, folder)
-        else:
+        elif source.addresses[0].endswith(".zip"):
             unpack(*raw, wanted, folder)
+        else:
+            _move(*raw, folder / wanted[0])
         for path in raw:  # what is unpacked is not kept twice
             _forget(path)
     _note_fetched([folder / file for file in wanted], cache)
