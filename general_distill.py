@@ -126,6 +126,10 @@ def load_teacher(folder, tokenizer, place):
 def make_student(folder, teacher, tokenizer, args):
     """A student with a projection onto the teacher's width: new, or with --continue_train from its weights."""
     config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size)
+    if not args.continue_train and config.vocab_size != teacher.config.vocab_size:
+        # The student reads with its teacher's vocabulary, whatever the language.
+        logging.info("student: vocab_size %d, as the teacher's, not %d", teacher.config.vocab_size, config.vocab_size)
+        config.vocab_size = teacher.config.vocab_size
     check_student(config, folder, teacher, tokenizer, args)
     if not args.continue_train:
         return TinyBertForPreTraining(config)

@@ -87,7 +87,7 @@ def test_a_cased_teacher_keeps_the_case_in_every_stage(tmp_path):
     teacher = TinyBertForPreTraining(BertConfig(**TEACHER, vocab_size=len(words), initializer_range=0.3))
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
-    make_student_config(tmp_path / "student", vocab_size=len(words))
+    make_student_config(tmp_path / "student")  # of another vocabulary: the student reads with its teacher's
     (tmp_path / "corpus.txt").write_text("The FILM is good .\nthe film .\n\nThe song .\na plot is the plot .\n")
     make_sst2(tmp_path / "SST-2")
     run("pregenerate_training_data.py", "--train_corpus", tmp_path / "corpus.txt", "--bert_model", tmp_path / "teacher",
@@ -98,6 +98,7 @@ def test_a_cased_teacher_keeps_the_case_in_every_stage(tmp_path):
         2)  # fmt: skip
     run("task_distill.py", "--data_dir", tmp_path / "SST-2", "--teacher_model", tmp_path / "teacher", "--student_model",
         tmp_path / "3", "--output_dir", tmp_path / "4", "--max_seq_length", 31, "--max_steps", 2)  # fmt: skip
+    assert BertConfig.from_pretrained(tmp_path / "3").vocab_size == len(words) != len(VOCABULARY)
     for folder in ("3", "4", "teacher/SST-2"):
         again = BertTokenizer.from_pretrained(tmp_path / folder)
         assert not again.do_lower_case and again.tokenize("The FILM is") == ["The", "FILM", "is"]
