@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import random
 import re
@@ -221,6 +222,44 @@ def test_a_data_script_stopped_by_a_signal_goes_on(pipeline, copy, name, number,
     assert start(copy, name, MIDDLE[name], number) == status
     assert call(copy, name).returncode == 0
     assert tree(copy) == expected
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_the_teacher_s_logits_are_computed_once_and_kept_over_a_kill(copy, torn):
+    expected = tree(copy)
+    clear(copy, "prediction")
+    assert start(copy, "prediction", MIDDLE["prediction"], signal.SIGKILL) == -signal.SIGKILL
+    logits = copy / "5" / "teacher_logits.npy"
+    if torn:
+        os.truncate(logits, logits.stat().st_size // 2)
+    found = call(copy, "prediction")
+    assert found.returncode == 0 and ("teacher's logits of" in found.stdout + found.stderr) == torn
+    assert tree(copy) == expected  # the file of logits is gone
+
+
+def test_two_processes_distil_a_task_as_one(copy):
+    for student in ("3", "4"):  # dropout draws for the batch of a process
+        config = json.loads((copy / student / "config.json").read_text())
+        config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        (copy / student / "config.json").write_text(json.dumps(config))
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name in ("intermediate", "prediction"):
+        script, flags = command(copy, name)
+        flags = [*flags, "--train_batch_size", 13, "--max_steps", 11, "--eval_step", 4, "--no_cuda"]
+        one, two = copy / f"one_{name}", copy / f"two_{name}"
+        run_script(script, *flags, "--output_dir", one)
+        process = subprocess.run([*several, str(ROOT / script), *map(str, flags), "--output_dir", str(two)],
+                                 capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert names(one) == names(two)
+        logged = [[json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+                  for folder in (one, two)]  # fmt: skip
+        for entry, same in zip(*logged, strict=True):
+            for kind in {"losses", "evaluation"} & {*entry}:
+                assert same[kind] == pytest.approx(entry[kind], rel=1e-5, abs=1e-6), name
+        states = [torch.load(folder / "pytorch_model.bin", weights_only=True) for folder in (one, two)]
+        for key, value in states[0].items():
+            torch.testing.assert_close(states[1][key], value, rtol=1e-4, atol=1e-5)
 
 
 def write_no_picture(path, panels):

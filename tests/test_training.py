@@ -269,6 +269,21 @@ def test_a_run_killed_on_two_processes_goes_on_with_one(tmp_path):
     assert_same_weights(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), 1e-4)
 
 
+def test_compiled_steps_train_to_the_weights_of_others(tmp_path, monkeypatch):
+    compile_model, compiled = torch.compile, []
+
+    def compile_quickly(model, **options):  # what is built around the model is tried, not the compiler
+        compiled.append(options)
+        return compile_model(model, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", compile_quickly)
+    make_run(tmp_path / "plain").train()
+    assert compiled == []
+    make_run(tmp_path / "compiled", compiled=True).train()
+    assert compiled == [{"dynamic": True}]
+    assert_same_weights(weights_of(tmp_path / "compiled"), weights_of(tmp_path / "plain"), 1e-6)
+
+
 # --- what is kept
 
 
