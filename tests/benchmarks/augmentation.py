@@ -6,8 +6,7 @@ Prints: a table, a row a piece of work: medians of rounds in wall seconds, their
 
     python tests/benchmarks/augmentation.py --train_tsv SST-2/train.tsv --vocab teacher_model/vocab.txt
 
-The two ways take turns, each in a process of its own with malloc set as the scripts set it: a busy machine slows both,
-and peak memory is each way's. Reading vectors and finding neighbours come once each, in one process.
+The two ways take turns, each in a process of its own: a busy machine slows both, and peak memory is each way's. Reading vectors and finding neighbours come once each, in one process.
 """
 
 import argparse
@@ -24,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402  (the path above comes first)
 import torch  # noqa: E402
 from slow_augmentation import slow_candidates, slow_neighbours, slow_vectors  # noqa: E402
+from slow_distillation import slow_down  # noqa: E402
 
 from data_augmentation import CandidateProposer, WordVectors  # noqa: E402
 from transformer.glue import TaskFile  # noqa: E402
@@ -72,6 +72,8 @@ def prepare(args):
 def work(args, slow):
     """One round of one way: (seconds, {text: {word index: candidates}}, peak memory, sequences by precision)."""
     if not hasattr(work, "prepared"):
+        if slow:
+            slow_down()
         work.prepared = prepare(args)
     place, model, tokenizer, texts = work.prepared
     counts, start = {}, time.perf_counter()  # both ways end with their candidates here, not on the device

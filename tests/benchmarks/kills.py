@@ -92,6 +92,8 @@ def main():
         make_sst2(folder / "glue" / "SST-2", train=650)
         for number, name in enumerate(LONGER):
             kills = args.kills // len(LONGER) + (number < args.kills % len(LONGER))
+            if name == "packed":
+                shutil.rmtree(folder / "2")
             shutil.copytree(folder, before)
             started = time.monotonic()
             run_until_done(folder, name)

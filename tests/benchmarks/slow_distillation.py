@@ -1,13 +1,23 @@
 """The reference's way of distilling, re-stated plainly: every batch padded to the maximum, the scores of all layers of
-both models, the teacher anew in every epoch, an optimizer that goes through the weights one by one.
+both models, the teacher in training mode and anew in every epoch (in general distillation with its gradients' graph),
+GELU by its formula, an optimizer that goes through the weights one by one.
 
 Called by distillation.py, a process for each measurement.
 """
 
+import math
 import time
 
 import torch
 import torch.nn.functional as F
+
+from transformer import modeling, training
+
+
+def slow_down():
+    """In a process of the reference's way, before it makes models: what the suite does for all that runs on it."""
+    modeling.ACTIVATIONS["gelu"] = lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
+    training.keep_freed_memory = lambda: None
 
 
 class SlowBertAdam:
@@ -40,21 +50,26 @@ class SlowBertAdam:
                 parameter.grad.zero_()
 
 
-def transformer_loss(student, teacher, batch):
+def general_loss(student, teacher, batch):
+    """The reference's attention and hidden loss of a batch; what the teacher computed is detached, but was recorded."""
+    return transformer_loss(student, teacher, batch, recorded=True)
+
+
+def transformer_loss(student, teacher, batch, recorded=False):
     """The reference's attention and hidden loss of a batch."""
     inputs = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
     output = student.bert(*inputs)
-    with torch.no_grad():
+    with torch.set_grad_enabled(recorded):
         wanted = teacher.bert(*inputs)
     every = len(wanted.attention_scores) // len(output.attention_scores)
     loss = 0.0
     for index, scores in enumerate(output.attention_scores):
         target = wanted.attention_scores[(index + 1) * every - 1]
         scores = torch.where(scores <= -1e2, torch.zeros_like(scores), scores)
-        target = torch.where(target <= -1e2, torch.zeros_like(target), target)
+        target = torch.where(target <= -1e2, torch.zeros_like(target), target).detach()
         loss = loss + F.mse_loss(scores, target)
     for index, hidden in enumerate(student.project(output.hidden_states)):
-        loss = loss + F.mse_loss(hidden, wanted.hidden_states[index * every])
+        loss = loss + F.mse_loss(hidden, wanted.hidden_states[index * every].detach())
     return loss
 
 
@@ -70,7 +85,7 @@ def prediction_loss(student, teacher, batch):
 def examples_per_second(loss_of, student, teacher, batches):
     """Train on all batches; the first one is not counted."""
     student.train()
-    teacher.eval()
+    teacher.train()  # as it is left there
     optimizer = SlowBertAdam(student.named_parameters(), 5e-5)
     started, examples = None, 0
     for number, batch in enumerate(batches):
