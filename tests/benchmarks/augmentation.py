@@ -6,7 +6,8 @@ Prints: a table, a row a piece of work: medians of rounds in wall seconds, their
 
     python tests/benchmarks/augmentation.py --train_tsv SST-2/train.tsv --vocab teacher_model/vocab.txt
 
-The two ways take turns, each in a process of its own: a busy machine slows both, and peak memory is each way's. Reading vectors and finding neighbours come once each, in one process.
+The two ways take turns, each in a process of its own: a busy machine slows both, and peak memory is each way's. Reading
+vectors and finding neighbours come once each, in one process.
 """
 
 import argparse
