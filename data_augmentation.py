@@ -546,10 +546,17 @@ def well_formed(text):
     """Whether a text (bytes) is numbers with spaces between, but for what a parser of numbers would stumble over."""
     if text.translate(None, b"0123456789.eE+- ") or b".." in text.translate(None, b"0123456789"):
         return False
-    codes = np.frombuffer(b" " + text, dtype=np.uint8)
-    signs = np.flatnonzero((codes == ord("-")) | (codes == ord("+")))
-    exponents = text.count(b"e") + text.count(b"E")
-    return bool(np.isin(codes[signs - 1], list(b" eE")).all()) and exponents == len(EXPONENT.findall(text))
+    codes = np.frombuffer(b" " + text, dtype=np.uint8)  # a place further on than in the text
+    signs = np.flatnonzero(codes == ord("-"))
+    if b"+" in text:
+        signs = np.flatnonzero((codes == ord("-")) | (codes == ord("+")))
+    before = codes[signs - 1]
+    if not ((before == ord(" ")) | (before == ord("e")) | (before == ord("E"))).all():
+        return False
+    letters = codes == ord("e")
+    if b"E" in text:
+        letters |= codes == ord("E")
+    return all(EXPONENT.match(text, place) for place in (np.flatnonzero(letters) - 1).tolist())
 
 
 def parse_numbers(block, width, last_line, path):
