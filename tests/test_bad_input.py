@@ -1,5 +1,6 @@
 """Bad input ends in one line that says what is wrong and where, with status 2, and leaves everything as it was."""
 
+import errno
 import fcntl
 import json
 import math
@@ -463,6 +464,22 @@ def test_a_second_run_in_the_same_folder_is_refused(folder, name, output, monkey
         os.close(descriptor)
     script, flags = scripts(folder)[name]
     assert call_script(script, *flags, "--overwrite_output").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["augment", "pregenerate", "general", "intermediate"])
+def test_an_output_on_a_disk_that_is_read_only_is_told(folder, name, monkeypatch):
+    if name in ("augment", "pregenerate"):
+        fresh(folder, name)
+    really_open = open
+
+    def open_to_read(path, mode="r", *args, **kwargs):
+        if set(mode) & set("wax+") and str(path).startswith(str(folder)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return really_open(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", open_to_read)
+    message = refused(folder, name)
+    assert "Read-only file system" in message and str(folder) in message
 
 
 def test_a_doubled_column_is_named(folder):
