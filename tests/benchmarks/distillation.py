@@ -73,8 +73,8 @@ def reference_rate(args, work, data):
     slow_distillation.slow_down()
     place = start(args)
     student, teacher = (model.to(place.device) for model in make_models(args))
-    loss_of = slow_distillation.prediction_loss if work.startswith("prediction") else slow_distillation.transformer_loss
-    loss_of = slow_distillation.general_loss if work == "general" else loss_of
+    losses = {"general": slow_distillation.general_loss, "intermediate": slow_distillation.transformer_loss}
+    loss_of = losses.get(work, slow_distillation.prediction_loss)
     rows = np.random.default_rng(3).permutation(len(data))[: BATCH * (args.slow_steps + 1)].reshape(-1, BATCH)
     batches = (place.to_device(data.batch(indices, pad_to=LENGTH)) for indices in rows)
     return slow_distillation.examples_per_second(loss_of, student, teacher, batches), LENGTH

@@ -2,7 +2,7 @@
 both models, the teacher in training mode and anew in every epoch (in general distillation with its gradients' graph),
 GELU by its formula, an optimizer that goes through the weights one by one.
 
-Called by distillation.py, a process for each measurement.
+Called by distillation.py, a process for each measurement; augmentation.py slows its slow way down likewise.
 """
 
 import math
