@@ -40,7 +40,7 @@ SCHEDULES = {
 
 
 class BertAdam(Optimizer):
-    """The reference's optimizer, run on all tensors of a group at once.
+    """The reference's optimizer, run on all tensors of a group at once; a step clips the gradients in place.
 
     Args: params; lr: peak rate; warmup: fraction of `t_total` steps, 0 = none; t_total: steps of the whole run;
     schedule: a name in SCHEDULES; weight_decay: decoupled, applied at the current rate; max_grad_norm: each tensor's
@@ -89,15 +89,14 @@ class BertAdam(Optimizer):
             # Each tensor by its own norm, as the reference does, not all of them by their common one.
             norms = torch.stack(torch._foreach_norm(grads))
             scales = (group["max_grad_norm"] / (norms + 1e-6)).clamp(max=1.0)
-            grads = torch._foreach_mul(grads, list(scales.unbind()))
-        torch._foreach_lerp_(next_m, grads, 1 - beta1)
-        torch._foreach_mul_(next_v, beta2)
-        torch._foreach_addcmul_(next_v, grads, grads, 1 - beta2)
-        denominators = torch._foreach_sqrt(next_v)
-        torch._foreach_add_(denominators, group["eps"])
-        if group["weight_decay"] > 0:
-            torch._foreach_mul_(params, 1 - rate * group["weight_decay"])
-        torch._foreach_addcdiv_(params, next_m, denominators, -rate)
+            torch._foreach_mul_(grads, list(scales.unbind()))
+        # PyTorch's AdamW in one pass over the memory. It divides the moments by 1 - beta^step, which is 1 for a step
+        # that never comes: no bias correction.
+        never = [torch.tensor(math.inf, device=params[0].device)] * len(params)
+        torch._fused_adamw_(
+            params, grads, next_m, next_v, [], never, lr=rate, beta1=beta1, beta2=beta2, eps=group["eps"],
+            weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
+        )  # fmt: skip
 
 
 def decay_groups(model, weight_decay):
