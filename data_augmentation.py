@@ -544,7 +544,8 @@ def split_line(text, width):
 
 def well_formed(text):
     """Whether a text (bytes) is numbers with spaces between, but for what a parser of numbers would stumble over."""
-    if text.translate(None, b"0123456789.eE+- ") or b".." in text.translate(None, b"0123456789"):
+    others = text.translate(None, b"0123456789")
+    if others.translate(None, b".eE+- ") or b".." in others:
         return False
     codes = np.frombuffer(b" " + text, dtype=np.uint8)  # a place further on than in the text
     signs = np.flatnonzero(codes == ord("-"))
