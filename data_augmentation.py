@@ -117,6 +117,7 @@ def parse_args(argv=None):
     stages.add_common_flags(parser, "limit")
     args = parser.parse_args(argv)
     sample = stages.SAMPLE_AUGMENTATION if args.sample or HEADER.get("sample") else {}
+    sample = stages.sample_values(sample, args.task_name or HEADER.get("task_name"))
     args.origins = stages.settle(args, ("script header", HEADER), ("sample", sample), ("default", stages.AUGMENTATION))
     stages.check_positive(args, "M", "limit", "batch_size")
     if args.N < 0 or not 0 <= args.p <= 1:

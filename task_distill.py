@@ -137,8 +137,8 @@ def current_step(args):
 def fill_in(args, step, header=None):
     """Settle every flag that was not given, for one of the four steps; args.origins tells where values came from."""
     header = HEADER if header is None else header
-    sample = stages.SAMPLE_TASK_STEPS[step] if args.sample or header.get("sample") else {}
     name = args.task_name or header.get("task_name") or stages.TASK["task_name"]
+    sample = stages.sample_values(stages.SAMPLE_TASK_STEPS[step], name) if args.sample or header.get("sample") else {}
     folder = args.data_dir or header.get("data_dir") or sample.get("data_dir") or Path(stages.GLUE) / name
     task = find_task(name, folder)
     # The reference keeps such a table too, but assigns it to names that nothing reads.
@@ -484,7 +484,7 @@ def hint_next_step(task, args):
     step, more = following[args.step]
     defaults = {**stages.TASK_STEPS[step], "data_dir": str(Path(stages.GLUE) / task.name),
                 "max_seq_length": task.max_seq_length,
-                **(stages.SAMPLE_TASK_STEPS[step] if args.sample else {})}  # fmt: skip
+                **(stages.sample_values(stages.SAMPLE_TASK_STEPS[step], task.name) if args.sample else {})}  # fmt: skip
     kept = ("teacher_model", "task_name", "data_dir", "max_seq_length", "do_lower_case", "cache_dir", "no_cuda")
     flags = {**{name: getattr(args, name) for name in kept}, "student_model": args.output_dir}
     if step == "prediction":

@@ -8,6 +8,8 @@ import time
 import pytest
 from tiny import call_script
 
+import data_augmentation
+import task_distill
 from transformer import stages
 from transformer.file_utils import UserError
 
@@ -270,3 +272,19 @@ def test_a_summary_tells_what_was_done_and_the_command_to_paste(caplog):
     assert caplog.messages == [
         "29 rows in, 88 rows out, 1:01", "written: 5/model", "next: python task_distill.py --go --a 'x y' --c --e 5"
     ]  # fmt: skip
+
+
+def test_another_task_takes_the_sample_s_models_and_its_own_data(tmp_path, monkeypatch):
+    (tmp_path / "reviews").mkdir()
+    for name in ("train", "dev", "test"):
+        (tmp_path / "reviews" / f"{name}.csv").write_text("text,label\na good film,good\na bad film,bad\n")
+    monkeypatch.setattr(stages, "GLUE", str(tmp_path))
+    monkeypatch.setitem(stages.AUGMENTATION, "glue_dir", str(tmp_path))
+    for flags in ([], ["--pred_distill"], ["--do_predict"], ["--do_finetune"]):
+        own = task_distill.parse_args(["--sample", "--task_name", "reviews", *flags])
+        assert own.data_dir == str(tmp_path / "reviews") and not own.aug_train
+        assert own.teacher_model == stages.SAMPLE_TEACHER
+        assert task_distill.parse_args(["--sample", *flags]).data_dir == f"{stages.SAMPLE}/SST-2"
+    own = data_augmentation.parse_args(["--sample", "--task_name", "reviews"])
+    assert (own.glue_dir, own.pretrained_bert_model) == (str(tmp_path), stages.SAMPLE_TEACHER)
+    assert data_augmentation.parse_args(["--sample"]).glue_dir == stages.SAMPLE

@@ -152,8 +152,8 @@ class TaskFile:
         self.header, self.names = self.table.header, self.table.names
         found = [task.column_in(self.names, name) for name in wanted]
         if None in found:
-            absent = wanted[found.index(None)]
-            raise UserError(f"{path} line 1: no column {absent!r} for {task.name}; found {', '.join(self.names[:12])}")
+            absent, of_task = wanted[found.index(None)], f" for {task.name}" if task.name else ""
+            raise UserError(f"{path} line 1: no column {absent!r}{of_task}; found {', '.join(self.names[:12])}")
         twice = [name for name in found if self.names.count(name) > 1]
         if twice:
             raise UserError(f"{path} line 1: more than one column {twice[0]!r}")

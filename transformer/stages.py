@@ -94,6 +94,16 @@ SAMPLE_TASK_STEPS = {
     "finetune": {**SAMPLE_TASK, "aug_train": None, "learning_rate": 2e-4, "num_train_epochs": 4.0},
 }
 
+OF_SAMPLE_DATA = ("data_dir", "glue_dir", "aug_train")
+
+
+def sample_values(values, task_name):
+    """The sample's values as they are for a task: another one than the sample's comes with its own data, which nobody
+    may have augmented; the small models are for all."""
+    own = task_name not in (None, TASK["task_name"])
+    return {name: value for name, value in values.items() if not (own and name in OF_SAMPLE_DATA)}
+
+
 # Flags that change where or how fast a run works, not what comes out.
 NOT_THE_RESULT = {
     "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
