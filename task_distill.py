@@ -326,6 +326,8 @@ def ready_teacher(task, folder, args, place):
     values.update(overwrite_output=replace, output_dir=str(Path(folder) / task.name))
     tuning = argparse.Namespace(**values)
     fill_in(tuning, "finetune", header={})
+    given = {name: args.origins[name] for name in kept if name in args.origins}
+    tuning.origins = given | {name: origin for name, origin in tuning.origins.items() if origin != "command line"}
     stages.print_settings(tuning)
     return finetune_teacher(task, folder, tuning, place)
 

@@ -474,6 +474,7 @@ def test_a_teacher_is_fine_tuned_once_and_used_again(copy):
     first = call(copy, "intermediate", *out, copy / "mid")
     assert first.returncode == 0, first.stderr
     assert "fine-tuning it first" in first.stdout
+    assert "local_rank" not in first.stdout and len(re.findall(r"task_name .*command line", first.stdout)) == 2
     assert {f"teacher/SST-2/{name}" for name in names(copy / "teacher/SST-2")} == LEAVES["finetune"]
     before = tree(copy / "teacher")
     second = call(copy, "prediction", *out, copy / "out")
