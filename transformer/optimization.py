@@ -92,7 +92,7 @@ class BertAdam(Optimizer):
             torch._foreach_mul_(grads, list(scales.unbind()))
         # PyTorch's AdamW in one pass over the memory. It divides the moments by 1 - beta^step, which is 1 for a step
         # that never comes: no bias correction.
-        never = [torch.tensor(math.inf, device=params[0].device)] * len(params)
+        never = [torch.full((), math.inf, device=params[0].device)] * len(params)  # made there: no wait for a copy
         torch._fused_adamw_(
             params, grads, next_m, next_v, [], never, lr=rate, beta1=beta1, beta2=beta2, eps=group["eps"],
             weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
