@@ -54,13 +54,13 @@ HEADER = {}
 CHUNK_ROWS = 128  # rows of one process between two saved states; their masked words share batches
 CUDA_CHUNKS = 8  # a GPU is done with one such chunk before the state is saved
 FULL_LENGTH = 128  # tokens of the sentences that --batch_size counts
-SIMILAR = 0.85  # of a batch's longest sequence: the shortest that belongs in it
 
 # Two scores of one mask nearer to each other than this, in standard deviations of its scores over the vocabulary, are
 # compared in float64. Float32's noise in the same unit, largest of 1.5 million scores: 3e-6 in a random BERT-base with
 # weights of deviation 0.02, 6e-6 with 0.05 (a trained one's are between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
 # Two scores err by at most 1.2e-5 in a trained model, then; 1e-4 here would send 6% of the words through float64.
-TIE = 3e-5
+TIE = 2e-5
+HEAD_ROWS = 256  # masks whose scores over the vocabulary are in memory at once
 DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
 
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
@@ -418,8 +418,8 @@ class CandidateProposer:
         """
         count = min(self.num_candidates, len(self.tokenizer))
         best, results = np.zeros((len(masks), count), dtype=np.int64), []
-        for rows in batches(np.arange(len(masks)), sequences.lengths, self.batch_tokens):
-            scores = self._scores(sequences, masks, rows).float()
+        for rows, scores in self._scores(sequences, masks, np.arange(len(masks)), self.batch_tokens):
+            scores = scores.float()
             values, ids = scores.topk(min(count + 1, scores.shape[1]))
             near = (values[:, :-1] - values[:, 1:] < TIE * scores.std(dim=1, keepdim=True)).any(dim=1)
             results.append((rows, ids[:, :count], near))
@@ -429,30 +429,54 @@ class CandidateProposer:
         if self.place.dtype == torch.float32 and len(near):
             self.model.double()
             try:
-                for rows in batches(near, sequences.lengths, self.batch_tokens // 2):
-                    scores = self._scores(sequences, masks, rows).round(decimals=DECIMALS)
+                for rows, scores in self._scores(sequences, masks, near, self.batch_tokens // 2):
+                    scores = scores.round(decimals=DECIMALS)
                     best[rows] = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].cpu().numpy()
             finally:
                 self.model.float()  # the very weights that it had
         return best
 
-    def _scores(self, sequences, masks, rows):
-        """Scores over the vocabulary at the masks of some sequences, (B, V)."""
+    def _scores(self, sequences, masks, rows, tokens):
+        """Yield (some of the rows, their scores over the vocabulary at the masks (R, V)) until all are through."""
+        parts = list(batches(rows, sequences.lengths, tokens))
+        rows, hidden = np.concatenate(parts), torch.cat([self._hidden(sequences, masks, part) for part in parts])
+        # A batch has few masks, and the vocabulary's matrix is the largest of all: it is read for many batches at once.
+        for start in range(0, len(rows), HEAD_ROWS):
+            with self.place.autocast():
+                scores = self.model.cls.predictions(hidden[start : start + HEAD_ROWS])
+            # A config may round the vocabulary's size up.
+            yield rows[start : start + HEAD_ROWS], scores[:, : len(self.tokenizer)]
+
+    def _hidden(self, sequences, masks, rows):
+        """The last hidden states at the masks of some sequences, (B, D)."""
         batch = sequences.batch(rows, self.tokenizer.pad_token_id)
-        batch = self.place.to_device({**batch, "masks": torch.from_numpy(masks[rows])})
+        batch["masks"] = torch.from_numpy(masks[rows])
+        batch["places"], batch["copies"] = distinct_tokens(batch["input_ids"], batch["token_type_ids"])
+        batch = self.place.to_device(batch)
         with self.place.autocast():
-            scores = self.model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"], batch["masks"])
-        return scores[:, : len(self.tokenizer)]  # a config may round the vocabulary's size up
+            return self.model.bert.states_at(
+                batch["masks"], batch["input_ids"], batch["token_type_ids"], batch["attention_mask"],
+                (batch["places"], batch["copies"]),
+            )  # fmt: skip
+
+
+def distinct_tokens(input_ids, token_type_ids):
+    """Where in a flat batch (B, L) each pair of an id and a segment stands first at its position, (U,), and which of
+    these each token is, (B, L)."""
+    tokens = (2 * input_ids + token_type_ids) * input_ids.shape[1] + torch.arange(input_ids.shape[1])
+    _, places, copies = np.unique(tokens.numpy(), return_index=True, return_inverse=True)
+    return torch.from_numpy(places), torch.from_numpy(copies.reshape(input_ids.shape))
 
 
 def batches(rows, lengths, tokens):
-    """Cut row numbers into batches of sequences of similar length, each at most so many tokens with its padding."""
+    """Cut row numbers into batches of at most so many tokens, of sequences of one length where an eighth of `tokens`
+    come together so, else of the next shorter ones as well."""
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     while len(rows):
         longest = int(lengths[rows[0]])
-        similar = np.count_nonzero(lengths[rows] >= SIMILAR * longest)
-        # A batch ends early rather than with much padding, but a small one is no faster for that.
-        size = max(min(max(similar, tokens // 4 // longest), tokens // longest), 1)
+        alike = np.count_nonzero(lengths[rows] == longest)
+        # Padding costs as much as words do, but so does a batch too small for the processor.
+        size = max(min(max(alike, tokens // 8 // longest), tokens // longest), 1)
         yield rows[:size]
         rows = rows[size:]
 

@@ -20,6 +20,7 @@ from data_augmentation import (
     WordVectors,
     augment_rows,
     batches,
+    distinct_tokens,
     is_special,
     join_words,
     load_masked_lm,
@@ -277,14 +278,31 @@ def random_texts(count):
     return [" ".join(rng.choices(WORDS, k=rng.randint(1, 9))) for _ in range(count)]
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_scores_at_one_position_are_those_of_the_whole_computation(layers):
-    model = make_model(num_hidden_layers=layers)
-    ids, positions = torch.randint(5, len(VOCABULARY), (13, 7)), torch.arange(13) % 7
-    mask = (torch.arange(7) <= positions[:, None].clamp(min=3)).long()
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_states_at_one_position_are_those_of_the_whole_computation(layers, padded):
+    bert = make_model(num_hidden_layers=layers).double().bert
+    with torch.no_grad():
+        for name, bias in bert.named_parameters():
+            if name.endswith("bias"):
+                bias.normal_()
+    ids, types = torch.randint(5, 9, (13, 7)), (torch.arange(7) > 3).long().repeat(13, 1)
+    positions = torch.arange(13) % 7
+    mask = (torch.arange(7) <= positions[:, None].clamp(min=3)).long() if padded else None
+    distinct = distinct_tokens(ids, types)
+    assert len(distinct[0]) <= 7 * 4  # of 91
     with torch.inference_mode():
-        whole = model(ids, None, mask)[torch.arange(13), positions]
-        torch.testing.assert_close(model(ids, None, mask, positions), whole, rtol=0, atol=1e-5)
+        whole = bert(ids, types, mask).hidden_states[-1][torch.arange(13), positions]
+        for given in (distinct, None):
+            torch.testing.assert_close(bert.states_at(positions, ids, types, mask, given), whole, rtol=0, atol=1e-12)
+
+
+def test_distinct_tokens_are_the_first_ones_at_their_position():
+    ids, types = torch.tensor([[1, 2, 3], [1, 3, 3], [2, 2, 3]]), torch.tensor([[0, 0, 1], [0, 0, 0], [0, 0, 1]])
+    places, copies = distinct_tokens(ids, types)
+    assert sorted(places.tolist()) == [0, 1, 2, 4, 5, 6]
+    assert torch.equal(ids.flatten()[places][copies], ids) and torch.equal(types.flatten()[places][copies], types)
+    assert torch.equal(places[copies] % 3, torch.arange(3).repeat(3, 1))
 
 
 def exact_ranking(model, proposer, text):
@@ -319,13 +337,13 @@ def test_only_sequences_with_near_scores_are_computed_again(monkeypatch):
     model, rows = make_model(), {torch.float32: 0, torch.float64: 0}
     with torch.no_grad():  # two words that are often, not always, among the first
         model.bert.embeddings.word_embeddings.weight[8] = model.bert.embeddings.word_embeddings.weight[7] + 1e-7
-    scores = CandidateProposer._scores
+    hidden = CandidateProposer._hidden
 
     def counted(self, sequences, masks, batch):
         rows[next(model.parameters()).dtype] += len(batch)
-        return scores(self, sequences, masks, batch)
+        return hidden(self, sequences, masks, batch)
 
-    monkeypatch.setattr(CandidateProposer, "_scores", counted)
+    monkeypatch.setattr(CandidateProposer, "_hidden", counted)
     proposer = make_proposer(model, 15)
     proposer.candidates(random_texts(60))
     assert 0 < rows[torch.float64] < 0.8 * rows[torch.float32]
@@ -347,8 +365,7 @@ def test_batches_hold_every_row_once_and_no_more_tokens_than_asked_for():
     found = list(batches(np.arange(3, 230), lengths, 400))
     assert sorted(np.concatenate(found).tolist()) == list(range(3, 230))
     assert all(len(rows) * lengths[rows].max() <= 400 for rows in found)
-    assert all(lengths[rows].min() >= 0.85 * lengths[rows].max() or len(rows) * lengths[rows].max() <= 100 + 60
-               for rows in found)  # fmt: skip
+    assert all(lengths[rows].min() == lengths[rows].max() or len(rows) * lengths[rows].max() <= 50 for rows in found)
     assert [len(rows) for rows in batches(np.arange(4), lengths, 1)] == [1] * 4
 
 

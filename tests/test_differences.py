@@ -33,7 +33,13 @@ from data_augmentation import CandidateProposer, WordVectors, augment_rows
 from transformer.data import Sequences, encode_task_file
 from transformer.distillation import PredictionLearner, TransformerLearner
 from transformer.glue import TASKS, TaskFile, label_order
-from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification, label_names
+from transformer.modeling import (
+    BertConfig,
+    BertForMaskedLM,
+    TinyBertForPreTraining,
+    TinyBertForSequenceClassification,
+    label_names,
+)
 from transformer.own_tasks import find_task
 from transformer.training import Launch, Plan, TrainingRun
 
@@ -323,16 +329,15 @@ def test_13_the_labels_follow_the_order_of_the_teacher_s_names(tmp_path):
 def test_14_a_long_sentence_is_windowed_around_the_masked_word(tmp_path):
     seen = []
 
-    class Model:
-        config = BertConfig(**SMALL)
+    def states_at(positions, input_ids, *_):
+        seen.extend(zip(input_ids.tolist(), positions.tolist(), strict=True))
+        return torch.zeros(len(input_ids), model.config.hidden_size)
 
-        def __call__(self, input_ids, token_type_ids, attention_mask, positions):
-            seen.extend(zip(input_ids.tolist(), positions.tolist(), strict=True))
-            scores = torch.zeros(len(input_ids), len(VOCABULARY))
-            scores[:, VOCABULARY.index("great")] = 1
-            return scores
-
-    proposer = CandidateProposer(Model(), TOKENIZER, WordVectors(make_glove(tmp_path / "glove.txt")), 1, CPU)
+    model = BertForMaskedLM(BertConfig(**SMALL)).eval()
+    model.bert.states_at = states_at
+    with torch.no_grad():
+        model.cls.predictions.bias[VOCABULARY.index("great")] = 1
+    proposer = CandidateProposer(model, TOKENIZER, WordVectors(make_glove(tmp_path / "glove.txt")), 1, CPU)
     words = [random.Random(1).choice([*GOOD[2:], *BAD]) for _ in range(90)]
     found = proposer.candidates({" ".join(words)})[" ".join(words)][1]
     assert found == {index: ["great"] for index in range(90)}  # the last words as well as the first

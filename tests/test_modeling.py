@@ -208,15 +208,6 @@ def test_the_classifier_gives_scores_only_when_asked():
     assert_close(logits, logits_all, 1e-5)
 
 
-@pytest.mark.parametrize("model_class", [BertForMaskedLM, TinyBertForPreTraining])
-def test_masked_lm_scores_at_positions_are_those_rows_of_all_scores(model_class):
-    model, positions = make_model(model_class), torch.tensor([6, 0, 4, 0, 2])
-    with torch.no_grad():
-        scores = model(**make_inputs())
-        chosen = model(**make_inputs(), positions=positions)
-    assert_close(chosen, torch.stack([scores[row, place] for row, place in enumerate(positions)]), 1e-5)
-
-
 @pytest.mark.parametrize("pooled_relu", [True, False])
 def test_the_relu_between_pooler_and_classifier_is_a_matter_of_config(pooled_relu):
     model = make_model(TinyBertForSequenceClassification, pooled_relu=pooled_relu)

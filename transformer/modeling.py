@@ -164,14 +164,18 @@ class BertSelfAttention(nn.Module):
     def _heads(self, projected):
         return projected.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, L, D) -> (B, H, L, d)
 
-    def forward(self, hidden, mask_bias, want, asking=None):
-        """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None; `asking` (B, Q, D): those
-        of `hidden` that the queries are made from, None = all.
+    def forward(self, hidden, mask_bias, want, distinct=None):
+        """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None; `distinct`: see
+        BertModel.states_at.
 
         Returns the context and what is wanted: "scores", "projections" (queries, keys, values) or None.
         """
-        asking = hidden if asking is None else asking
-        projections = self.query(asking), self.key(hidden), self.value(hidden)  # (B, L, D) each
+        if distinct is None:
+            projections = self.query(hidden), self.key(hidden), self.value(hidden)  # (B, L, D) each
+        else:
+            places, copies = distinct
+            few = hidden.flatten(0, 1)[places]  # (U, D)
+            projections = [F.embedding(copies, project(few)) for project in (self.query, self.key, self.value)]
         query, key, value = map(self._heads, projections)
         dropout_prob = self.dropout_prob if self.training else 0.0
         if want == "scores":
@@ -183,6 +187,22 @@ class BertSelfAttention(nn.Module):
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_bias, dropout_p=dropout_prob)
         wanted = scores if want == "scores" else projections if want == "projections" else None
         return context.transpose(1, 2).flatten(2), wanted  # (B, L, D), (B, H, L, L) or three times (B, L, D)
+
+    def of_one_query(self, asking, hidden, mask_bias):
+        """The context (B, D) of one query a sequence, made from `asking` (B, D); keys and values from `hidden`.
+
+        A score is q (W_K h + b) = (W_K^T q) h + q b. The last term is the same for all keys, so softmax ignores it; and
+        W_K is taken to one q, not to L hidden states. W_V likewise: to the mean of the hidden states.
+        """
+        query = self.query(asking).unflatten(1, (self.num_heads, -1))  # (B, H, d)
+        key_weight, value_weight = (
+            linear.weight.unflatten(0, (self.num_heads, -1)) for linear in (self.key, self.value)
+        )  # (H, d, D)
+        folded = torch.einsum("bhd,hde->bhe", query, key_weight)  # (B, H, D)
+        scores = folded @ hidden.transpose(1, 2) / math.sqrt(query.shape[-1])  # (B, H, L)
+        probs = F.softmax(scores if mask_bias is None else scores + mask_bias[:, 0], dim=-1)
+        means = probs @ hidden  # (B, H, D)
+        return torch.einsum("bhe,hde->bhd", means, value_weight).flatten(1) + self.value.bias
 
 
 class BertResidualOutput(nn.Module):
@@ -204,9 +224,9 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertResidualOutput(config, config.hidden_size)
 
-    def forward(self, hidden, mask_bias, want, asking):
-        context, wanted = self.self(hidden, mask_bias, want, asking)
-        return self.output(context, asking), wanted
+    def forward(self, hidden, mask_bias, want, distinct):
+        context, wanted = self.self(hidden, mask_bias, want, distinct)
+        return self.output(context, hidden), wanted
 
 
 class BertIntermediate(nn.Module):
@@ -226,13 +246,15 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertResidualOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, mask_bias, want, positions=None):
-        """The layer's output everywhere, or only at `positions` (B,), one of each sequence: (B, 1, D)."""
-        asking = hidden
-        if positions is not None:
-            asking = hidden[torch.arange(len(hidden), device=hidden.device), positions][:, None]
-        attended, wanted = self.attention(hidden, mask_bias, want, asking)
+    def forward(self, hidden, mask_bias, want, distinct=None):
+        attended, wanted = self.attention(hidden, mask_bias, want, distinct)
         return self.output(self.intermediate(attended), attended), wanted
+
+    def at(self, positions, hidden, mask_bias):
+        """The layer's output at `positions` (B,) only, one of each sequence: (B, D)."""
+        asking = hidden[torch.arange(len(hidden), device=hidden.device), positions]
+        attended = self.attention.output(self.attention.self.of_one_query(asking, hidden, mask_bias), asking)
+        return self.output(self.intermediate(attended), attended)
 
 
 class BertEncoder(nn.Module):
@@ -273,33 +295,48 @@ class BertModel(nn.Module):
         self.pooler = BertPooler(config)
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=None, want="scores",
-                num_layers=None, positions=None):  # fmt: skip
+                num_layers=None):  # fmt: skip
         """Run the encoder.
 
         Args: input_ids (B, L) whole numbers; token_type_ids (B, L), 0 where None; attention_mask (B, L), 1 at real
         tokens and 0 at padding, None = no padding; score_layers: the layers (from 0) whose attention scores are wanted,
         None = all; want: "projections" for queries, keys and values in place of the scores; num_layers: run only so
-        many layers, None = all; positions (B,): one position of each sequence, the only one where the last layer's
-        output is computed, (B, 1, D). Layers without scores run fused attention, which is faster and keeps no (L, L)
-        matrix.
+        many layers, None = all. Layers without scores run fused attention, which is faster and keeps no (L, L) matrix.
         """
+        hidden, mask_bias = self._embed(input_ids, token_type_ids, attention_mask)
+        hidden_states, attention_scores = [hidden], []
+        for index, layer in enumerate(self.encoder.layer[:num_layers]):
+            wanted = want if score_layers is None or index in score_layers else None
+            hidden, scores = layer(hidden_states[-1], mask_bias, wanted)
+            hidden_states.append(hidden)
+            attention_scores.append(scores)
+        return BertOutput(hidden_states, attention_scores, self.pooler(hidden_states[-1]))
+
+    def states_at(self, positions, input_ids, token_type_ids=None, attention_mask=None, distinct=None):
+        """The last hidden state at one position of each sequence, (B, D): forward's, for less work.
+
+        Args: positions (B,); then as for forward; distinct: (places (U,), copies (B, L)), the places in the flat batch
+        of all that differ in id, position or segment, and which of them each token is. Only they go through the first
+        layer's projections: copies of a sentence with other masks have most tokens in common.
+        """
+        hidden, mask_bias = self._embed(input_ids, token_type_ids, attention_mask)
+        for layer in self.encoder.layer[:-1]:
+            hidden, _ = layer(hidden, mask_bias, None, distinct)
+            distinct = None  # each token has seen its sentence now
+        return self.encoder.layer[-1].at(positions, hidden, mask_bias)
+
+    def _embed(self, input_ids, token_type_ids, attention_mask):
+        """The embeddings' output (B, L, D), and what attention adds to its scores: (B, 1, 1, L) or None."""
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
-        mask_bias = None
+        hidden, mask_bias = self.embeddings(input_ids, token_type_ids), None
         if attention_mask is not None:
             dtype = self.embeddings.LayerNorm.weight.dtype
             if torch.is_autocast_enabled(input_ids.device.type):
                 dtype = torch.get_autocast_dtype(input_ids.device.type)
             mask_bias = torch.zeros(attention_mask.shape, dtype=dtype, device=input_ids.device)
             mask_bias = mask_bias.masked_fill(attention_mask == 0, torch.finfo(dtype).min)[:, None, None, :]
-        hidden_states, attention_scores = [self.embeddings(input_ids, token_type_ids)], []
-        for index, layer in enumerate(self.encoder.layer[:num_layers]):
-            wanted = want if score_layers is None or index in score_layers else None
-            last = index == len(self.encoder.layer) - 1
-            hidden, scores = layer(hidden_states[-1], mask_bias, wanted, positions if last else None)
-            hidden_states.append(hidden)
-            attention_scores.append(scores)
-        return BertOutput(hidden_states, attention_scores, self.pooler(hidden_states[-1]))
+        return hidden, mask_bias
 
 
 class BertPredictionHeadTransform(nn.Module):
@@ -439,11 +476,10 @@ class BertForMaskedLM(BertPreTrainedModel):
         self.cls = BertPreTrainingHeads(config, self.bert.embeddings.word_embeddings, self.next_sentence)
         self._finish()
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, positions=None):
-        """Scores over the vocabulary: (B, L, V), or (B, V) at `positions` (B,), one masked position a sequence."""
-        output = self.bert(input_ids, token_type_ids, attention_mask, score_layers=(), positions=positions)
-        hidden = output.hidden_states[-1]
-        return self.cls.predictions(hidden if positions is None else hidden[:, 0])
+    def forward(self, input_ids, token_type_ids=None, attention_mask=None):
+        """Scores over the vocabulary, (B, L, V)."""
+        output = self.bert(input_ids, token_type_ids, attention_mask, score_layers=())
+        return self.cls.predictions(output.hidden_states[-1])
 
 
 class TinyBertForPreTraining(BertForMaskedLM):

@@ -51,9 +51,9 @@ class CountingProposer(CandidateProposer):
         super().__init__(*given)
         self.counts = {torch.float32: 0, torch.float64: 0}
 
-    def _scores(self, sequences, masks, rows):
+    def _hidden(self, sequences, masks, rows):
         self.counts[next(self.model.parameters()).dtype] += len(rows)
-        return super()._scores(sequences, masks, rows)
+        return super()._hidden(sequences, masks, rows)
 
 
 def prepare(args):
