@@ -230,19 +230,20 @@ def test_09_text_with_quotes_comes_back_as_it_went_out(tmp_path):
     assert set(lines) <= set((glue / "train_aug.tsv").read_text().splitlines())
 
 
+def model_that_likes(tokens):
+    """A masked LM that proposes these tokens everywhere, the first the most likely."""
+    model = BertForMaskedLM(BertConfig(**SMALL)).eval()
+    with torch.no_grad():
+        model.cls.predictions.transform.dense.weight.zero_()  # scores are the bias
+        model.cls.predictions.bias[[VOCABULARY.index(token) for token in tokens]] = torch.arange(len(tokens), 0.0, -1.0)
+    return model
+
+
 def test_10_special_tokens_and_the_word_itself_are_never_candidates(tmp_path):
     liked = ["[UNK]", "[PAD]", "[MASK]", "[CLS]", "[SEP]", "good", "##s", "great"]
 
-    class Model:
-        config = BertConfig(**SMALL)
-
-        def __call__(self, input_ids, *_):
-            scores = torch.zeros(len(input_ids), len(VOCABULARY))
-            scores[:, [VOCABULARY.index(token) for token in liked]] = torch.arange(8.0, 0.0, -1.0)
-            return scores
-
     vectors = WordVectors(make_glove(tmp_path / "glove.txt"))
-    proposer = CandidateProposer(Model(), TOKENIZER, vectors, len(liked), CPU)
+    proposer = CandidateProposer(model_that_likes(liked), TOKENIZER, vectors, len(liked), CPU)
     found = proposer.candidates({"a good film", "fine films"})
     assert found["a good film"][1] == {1: ["great"], 2: ["good", "great"]}
     assert "films" not in found["fine films"][1][1]  # nor among the neighbours of a word of several pieces
@@ -329,14 +330,12 @@ def test_13_the_labels_follow_the_order_of_the_teacher_s_names(tmp_path):
 def test_14_a_long_sentence_is_windowed_around_the_masked_word(tmp_path):
     seen = []
 
-    def states_at(positions, input_ids, *_):
+    def watched(positions, input_ids, *rest):
         seen.extend(zip(input_ids.tolist(), positions.tolist(), strict=True))
-        return torch.zeros(len(input_ids), model.config.hidden_size)
+        return states_at(positions, input_ids, *rest)
 
-    model = BertForMaskedLM(BertConfig(**SMALL)).eval()
-    model.bert.states_at = states_at
-    with torch.no_grad():
-        model.cls.predictions.bias[VOCABULARY.index("great")] = 1
+    model = model_that_likes(["great"])
+    states_at, model.bert.states_at = model.bert.states_at, watched
     proposer = CandidateProposer(model, TOKENIZER, WordVectors(make_glove(tmp_path / "glove.txt")), 1, CPU)
     words = [random.Random(1).choice([*GOOD[2:], *BAD]) for _ in range(90)]
     found = proposer.candidates({" ".join(words)})[" ".join(words)][1]
