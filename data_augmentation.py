@@ -22,8 +22,6 @@ torchrun --nproc_per_node=2 data_augmentation.py ...
 第一步：数据增强。用掩码语言模型和词向量近邻替换词语，写出 train_aug.tsv；中文按词替换。
 """
 
-import contextlib
-import io
 import logging
 import os
 import re
@@ -39,14 +37,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from transformer import stages
 from transformer.data import SequencesBuilder
-from transformer.file_utils import UserError, atomic_write, model_folder, upload
+from transformer.file_utils import UserError, model_folder, upload
 from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, BertForMaskedLM, check_vocabulary, load_state_dict
 from transformer.own_tasks import find_task
 from transformer.stages import flag
-from transformer.tables import read_lines
-from transformer.tokenization import CJK_RANGES, BertTokenizer
+from transformer.tokenization import CJK, BertTokenizer
 from transformer.training import begin, claim, from_first, gather, launch, leave
+from transformer.vectors import WordVectors, is_special
 
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "limit": 20}.
 HEADER = {}
@@ -63,12 +61,6 @@ TIE = 2e-5
 HEAD_ROWS = 256  # masks whose scores over the vocabulary are in memory at once
 DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
 
-NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
-EXPONENT = re.compile(rb"[eE][+-]?\d+(?= |$)")
-CACHED_BYTES = 16 << 20  # from this size on, a text of vectors gets a binary copy
-COSINES = 16 << 20  # cosines computed at once: 64 MB
-SPARE = 16  # neighbours beyond those asked for that are compared in float64
-
 # Words that stay: they hold a sentence together and carry little of its meaning.
 _STOP_WORDS = """
     i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
@@ -82,11 +74,9 @@ _STOP_WORDS = """
     所以 如果 虽然 但是 而且 吗 呢 吧 啊 个 之 其 過 著 與 還 沒 沒有 們 我們 你們 他們 這 這個 那個 個 嗎 從 對 為
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-CHINESE = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)  # for a class of characters
-WORD = re.compile(f"[a-z]+|[{CHINESE}]+")  # only such words are replaced, in any case of letters
-CHINESE_WORD = re.compile(f"[{CHINESE}]{{2,8}}")  # what characters are joined to
+WORD = re.compile(f"[a-z]+|[{CJK}]+")  # only such words are replaced, in any case of letters
 # Where no space stands between two words: both are Chinese or its punctuation; quotes and dashes are so beside one.
-_SOLID, _DASHES = CHINESE + "\u3000-\u30ff\uff01-\uff65", "\u2010-\u2027"
+_SOLID, _DASHES = CJK + "\u3000-\u30ff\uff01-\uff65", "\u2010-\u2027"
 UNSPACED = re.compile(f"(?<=[{_SOLID}]) (?=[{_SOLID}{_DASHES}])|(?<=[{_DASHES}]) (?=[{_SOLID}])")
 
 
@@ -479,153 +469,6 @@ def batches(rows, lengths, tokens):
         size = max(min(max(alike, tokens // 8 // longest), tokens // longest), 1)
         yield rows[:size]
         rows = rows[size:]
-
-
-def is_special(token):
-    """[UNK], [PAD], [MASK], [unused7], ...; in word vectors <unk>, </s>."""
-    return len(token) > 2 and token[0] + token[-1] in ("[]", "<>")
-
-
-class WordVectors:
-    """Word vectors, normalised, and their nearest neighbours by cosine."""
-
-    def __init__(self, path, keep_copy=True):
-        """Read vectors from text, or from the binary copy beside it, which is made where the text is large.
-
-        Raises UserError: a missing or empty file, a line of another length, no numbers.
-        """
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such file; `python -m transformer.file_utils glove` fetches GloVe's vectors")
-        status = os.stat(path)
-        source = (status.st_size, status.st_mtime_ns)
-        found = read_copy(f"{path}.npz", source)
-        self.words, self.vectors = found or read_vectors(path)  # of a word that comes twice, the first; then ""
-        if found is None and keep_copy and status.st_size >= CACHED_BYTES:
-            write_copy(f"{path}.npz", source, self.words, self.vectors)
-        self.index = {word: row for row, word in enumerate(self.words) if word}
-        self.chinese_words = frozenset(filter(CHINESE_WORD.fullmatch, (w for w in self.words if not w.isascii())))
-
-    def neighbours(self, words, count, device="cpu"):
-        """{word: the `count` words nearest to it, nearest first}; [] for a word without a vector."""
-        found = {word: [] for word in words}
-        known = [word for word in words if word in self.index]
-        vectors = torch.from_numpy(self.vectors).to(device)
-        size = max(COSINES // len(self.words), 1)
-        for block in (known[start : start + size] for start in range(0, len(known), size)):
-            rows = np.array([self.index[word] for word in block])
-            cosines = vectors[torch.from_numpy(rows).to(device)] @ vectors.T
-            cosines[torch.arange(len(rows)), rows] = -torch.inf
-            nearest = cosines.topk(min(count + SPARE, len(self.words))).indices.cpu().numpy()  # (B, count + SPARE)
-            # float32 rounds differently in blocks of other sizes: what counts is the order in float64.
-            exact = (self.vectors[nearest].astype(np.float64) * self.vectors[rows, None]).sum(axis=2)
-            exact[nearest == rows[:, None]] = -np.inf
-            order = np.lexsort((nearest, -exact))[:, :count]
-            for word, near in zip(block, np.take_along_axis(nearest, order, axis=1).tolist(), strict=True):
-                names = map(self.words.__getitem__, near)
-                found[word] = [name for name in names if name not in ("", word) and not is_special(name)]
-        return found
-
-
-def read_vectors(path):
-    """(words, normalised vectors (words, width) float32) of a text: GloVe's format, or word2vec's with its first line
-    of two counts."""
-    words, seen, blocks, block, width = [], set(), [], [], None
-    for line, text in read_lines(path):
-        word, _, numbers = text.rstrip(" ").partition(" ")
-        if not word:
-            continue
-        count = numbers.count(" ") + 1
-        if width and count > width:
-            word, numbers = split_line(text.rstrip(" "), width)
-            count = numbers.count(" ") + 1
-        if line == 2 and words and words[0].isdigit() and block == [str(count)]:
-            words, seen, block, width = [], set(), [], None
-        width = width or count
-        if count != width or not numbers:
-            raise UserError(f"{path} line {line}: {count if numbers else 0} numbers after the word, expected {width}")
-        words.append("" if word in seen else word)
-        seen.add(word)
-        block.append(numbers)
-        if len(block) == 10_000:
-            blocks.append(parse_numbers(block, width, line, path))
-            block = []
-    if block:
-        blocks.append(parse_numbers(block, width, line, path))
-    if not blocks:
-        raise UserError(f"{path}: the file is empty")
-    vectors = np.concatenate(blocks)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors /= np.where(norms == 0, 1, norms)
-    return words, vectors
-
-
-def split_line(text, width):
-    """(word, its numbers) where more than `width` things follow the first: some of GloVe's words have spaces inside."""
-    *parts, numbers = text.split(" ", text.count(" ") - width + 1)
-    if any(NUMBER.fullmatch(part) for part in parts[1:]):
-        return text.split(" ", 1)  # more numbers than there should be
-    return " ".join(parts), numbers
-
-
-def well_formed(text):
-    """Whether a text (bytes) is numbers with spaces between, but for what a parser of numbers would stumble over."""
-    others = text.translate(None, b"0123456789")
-    if others.translate(None, b".eE+- ") or b".." in others:
-        return False
-    codes = np.frombuffer(b" " + text, dtype=np.uint8)  # a place further on than in the text
-    signs = np.flatnonzero(codes == ord("-"))
-    if b"+" in text:
-        signs = np.flatnonzero((codes == ord("-")) | (codes == ord("+")))
-    before = codes[signs - 1]
-    if not ((before == ord(" ")) | (before == ord("e")) | (before == ord("E"))).all():
-        return False
-    letters = codes == ord("e")
-    if b"E" in text:
-        letters |= codes == ord("E")
-    return all(EXPONENT.match(text, place) for place in (np.flatnonzero(letters) - 1).tolist())
-
-
-def parse_numbers(block, width, last_line, path):
-    """The numbers of some lines as float32 (lines, width). Raises UserError naming the line that is not all numbers."""
-    from scipy.io import mmread  # late: a fifth of a second
-
-    text = " ".join(block).encode()
-    # The reader of Matrix Market's text (column by column, a number a line) is five times as fast as NumPy's. It passes
-    # over whatever follows a number, so what may be no number goes the slow way.
-    if well_formed(text):
-        header = b"%%%%MatrixMarket matrix array real general\n%d %d\n" % (width, len(block))
-        with contextlib.suppress(ValueError), np.errstate(over="ignore"):
-            values = mmread(io.BytesIO(header + text.replace(b" ", b"\n") + b"\n")).T.astype(np.float32)
-            if np.isfinite(values).all():
-                return np.ascontiguousarray(values)
-    lines = []
-    for line, numbers in enumerate(block, last_line - len(block) + 1):
-        if all(map(NUMBER.fullmatch, numbers.split(" "))):
-            with np.errstate(over="ignore"):
-                lines.append(np.array(numbers.split(" "), dtype=np.float32))
-            if np.isfinite(lines[-1]).all():
-                continue
-        raise UserError(f"{path} line {line}: expected a word and {width} numbers")
-    return np.stack(lines)
-
-
-def write_copy(path, source, words, vectors):
-    """Keep vectors in binary; a folder that cannot be written goes without."""
-    with contextlib.suppress(UserError), atomic_write(path, "wb") as file:
-        text = np.frombuffer("\n".join(words).encode(), dtype=np.uint8)
-        np.savez(file, source=np.array(source), words=text, vectors=vectors)
-
-
-def read_copy(path, source):
-    """(words, vectors) of the binary copy of a text; None where it is missing, damaged, or of another text."""
-    try:
-        with np.load(path, allow_pickle=False) as copy:
-            if copy["source"].tolist() != list(source):
-                return None
-            words, vectors = copy["words"].tobytes().decode().split("\n"), copy["vectors"]
-    except Exception:  # a damaged file raises many kinds; the text is there to be read
-        return None
-    return (words, vectors) if vectors.dtype == np.float32 and len(words) == len(vectors) else None
 
 
 if __name__ == "__main__":

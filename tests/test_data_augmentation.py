@@ -17,16 +17,13 @@ import data_augmentation
 from data_augmentation import (
     STOP_WORDS,
     CandidateProposer,
-    WordVectors,
     augment_rows,
     batches,
     distinct_tokens,
-    is_special,
     join_words,
     load_masked_lm,
     make_variants,
     prepare,
-    read_copy,
     rounds,
 )
 from transformer.file_utils import UserError
@@ -36,6 +33,7 @@ from transformer.own_tasks import find_task
 from transformer.stages import OutputRecord
 from transformer.tokenization import BertTokenizer
 from transformer.training import Launch
+from transformer.vectors import WordVectors, is_special
 
 CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
 WORDS = [word for word in VOCABULARY[5:18] if word not in STOP_WORDS]  # of one piece each
@@ -199,49 +197,6 @@ def test_upper_case_sentences_are_widened_as_the_model_reads_them(proposer):
     assert words == ["the", "film", "is", "good"] and set(candidates) == {1, 3}
 
 
-def test_neighbours_are_the_nearest_by_cosine_without_the_word(tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("east 2 0\nnorth 0 1\nalmost 5 1\nwest -1 0\nfar 100 90\n")
-    assert WordVectors(path).neighbours(["east"], 3)["east"] == ["almost", "far", "north"]
-    assert WordVectors(path).neighbours(["east"], 99)["east"] == ["almost", "far", "north", "west"]
-    assert WordVectors(path).neighbours(["unknown"], 3)["unknown"] == []
-
-
-def test_words_with_spaces_and_empty_lines_are_read(tmp_path):
-    (tmp_path / "vectors.txt").write_text("a 1 2 3\n\nat name@domain.com 3 1 4\n. . . 1 1 1\n\n")
-    vectors = WordVectors(tmp_path / "vectors.txt")
-    assert vectors.words == ["a", "at name@domain.com", ". . ."]
-    (tmp_path / "more.txt").write_text("a 1 2 3\nb 1 2 3 4\n")
-    with pytest.raises(UserError, match="line 2: 4 numbers after the word, expected 3"):
-        WordVectors(tmp_path / "more.txt")
-
-
-def test_special_tokens_are_no_neighbours(tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("east 2 0\n[UNK] 2 0\n</s> 2 0\n<unk> 2 0\nalmost 5 1\nwest -1 0\n")
-    assert WordVectors(path).neighbours(["east"], 4)["east"] == ["almost"]
-
-
-def test_of_a_word_that_comes_twice_the_first_vector_counts(tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("east 1 0\nnorth 0 1\neast 0 1\nnear 1 0.1\n")
-    assert WordVectors(path).neighbours(["near"], 1)["near"] == ["east"]
-    assert "east" not in WordVectors(path).neighbours(["east"], 5)["east"]
-
-
-def test_a_zero_vector_is_near_to_nothing(tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("east 1 0\nzero 0 0\nnear 1 0.1\n")
-    assert WordVectors(path).neighbours(["east"], 1)["east"] == ["near"]
-
-
-def test_a_line_of_numbers_only_where_a_block_of_lines_ends_is_named_rightly(tmp_path):
-    path = tmp_path / "glove.txt"
-    path.write_text("".join(f"w{index} 1 2\n" for index in range(10_003)) + "bad 1 x\n")
-    with pytest.raises(UserError, match="line 10004: expected a word and 2 numbers"):
-        WordVectors(path)
-
-
 def test_good_words_are_replaced_by_the_whole_script(folder):
     lines = run(folder, "--p", "1").decode().splitlines()
     rows = (folder / "glue" / "SST-2" / "train.tsv").read_text().splitlines()
@@ -385,102 +340,6 @@ def test_a_text_that_comes_again_in_another_chunk_is_computed_once(tmp_path, mon
         assert proposer.candidates(texts) == {text: expected[text] for text in texts}
     assert sorted(computed) == sorted(set(order[3:]))
     assert not proposer.kept and not any(proposer.to_come.values())
-
-
-# --- vectors
-
-
-def random_vectors(path, count=300, width=5, header=""):
-    rng = np.random.default_rng(2)
-    lines = [" ".join([f"w{row}", *map("{:.4g}".format, rng.normal(size=width))]) for row in range(count)]
-    path.write_text(header + "\n".join(lines) + "\n")
-    return path
-
-
-def test_neighbours_do_not_depend_on_the_words_that_are_asked_for_together(tmp_path, monkeypatch):
-    path = random_vectors(tmp_path / "vectors.txt")
-    words = [f"w{row}" for row in range(0, 300, 7)]
-    with open(path, "a") as file:  # many in one place
-        file.writelines(f"same{row} 0.1 0.2 0.3 0.4 0.5\n" for row in range(9))
-    vectors = WordVectors(path)
-    found = vectors.neighbours(["same4", *words], 11)
-    assert found["same4"][:8] == [f"same{row}" for row in range(9) if row != 4]
-    for word in words:
-        cosines = vectors.vectors.astype(np.float64) @ vectors.vectors[vectors.index[word]]
-        order = [row for row in np.argsort(-cosines, kind="stable") if vectors.words[row] != word]
-        assert found[word] == [vectors.words[row] for row in order[:11]]
-    monkeypatch.setattr(data_augmentation, "COSINES", 2 * 309)
-    assert vectors.neighbours(["same4", *words], 11) == found
-
-
-def test_numbers_are_read_as_numpy_reads_them(tmp_path):
-    numbers = [["1", "-0.5", "1e-3"], ["0", "-0.0", "2E+2"], ["0.333333333333333", "5e-39", "12345678.9"]]
-    for lines in (numbers, [*numbers, ["+3.", "-.5", "1e30"]]):
-        found = data_augmentation.parse_numbers([" ".join(line) for line in lines], 3, len(lines), tmp_path)
-        assert found.dtype == np.float32 and np.array_equal(found, np.array(lines).astype(np.float32))
-
-
-@pytest.mark.parametrize("number", [
-    "x", "nan", "inf", "", "1e99", "--1", "1\t1", "1.2.3", "1-2", "5e", "1e+", "1+1", "5e.5", "1e5e5", "-", ".", "1_0",
-])
-def test_what_is_no_number_is_named_with_its_line(tmp_path, number):
-    (tmp_path / "vectors.txt").write_text(f"a 1 2 3\nb 3 {number} 4\n")
-    with pytest.raises(UserError, match="line 2: expected a word and 3 numbers"):
-        WordVectors(tmp_path / "vectors.txt")
-
-
-def test_the_first_line_of_word2vec_s_text_is_passed_over(tmp_path):
-    plain = WordVectors(random_vectors(tmp_path / "plain.txt"))
-    other = WordVectors(random_vectors(tmp_path / "word2vec.txt", header="300 5\n"))
-    assert other.words == plain.words and np.array_equal(other.vectors, plain.vectors)
-    (tmp_path / "narrow.txt").write_text("1 2\nw 3\n")
-    assert WordVectors(tmp_path / "narrow.txt").words == ["1", "w"]  # vectors of one number
-
-
-@pytest.fixture
-def large_vectors(tmp_path, monkeypatch):
-    """A text of vectors that counts as large, with words that come twice."""
-    monkeypatch.setattr(data_augmentation, "CACHED_BYTES", 1)
-    path = random_vectors(tmp_path / "vectors.txt")
-    with open(path, "a") as file:
-        file.write("w3 1 2 3 4 5\n词语 5 4 3 2 1\n")
-    return path
-
-
-def test_a_large_text_of_vectors_gets_a_binary_copy(large_vectors, monkeypatch):
-    first = WordVectors(large_vectors)
-    assert large_vectors.with_name("vectors.txt.npz").is_file()
-    monkeypatch.setattr(data_augmentation, "read_vectors", None)  # not called again
-    second = WordVectors(large_vectors)
-    assert second.words == first.words and second.index == first.index
-    assert np.array_equal(second.vectors, first.vectors) and second.chinese_words == {"词语"}
-    assert second.neighbours(["w5"], 4) == first.neighbours(["w5"], 4)
-
-
-def test_a_small_one_gets_none(tmp_path):
-    WordVectors(random_vectors(tmp_path / "vectors.txt"))
-    assert [path.name for path in tmp_path.iterdir()] == ["vectors.txt"]
-
-
-@pytest.mark.parametrize("damage", ["changed text", "cut", "no archive", "empty", "other arrays", "a folder"])
-def test_a_copy_that_is_of_no_use_is_made_anew_without_a_word(large_vectors, damage):
-    copied = large_vectors.with_name("vectors.txt.npz")
-    WordVectors(large_vectors)
-    data = copied.read_bytes()
-    if damage == "changed text":
-        random_vectors(large_vectors, count=200)
-    elif damage == "other arrays":
-        np.savez(copied, other=np.zeros(3))
-    elif damage == "a folder":  # nor can it be written
-        copied.unlink()
-        copied.mkdir()
-    else:
-        copied.write_bytes({"cut": data[: len(data) // 2], "no archive": b"x" * len(data), "empty": b""}[damage])
-    words = WordVectors(large_vectors).words
-    assert len(words) == (200 if damage == "changed text" else 302)
-    status = large_vectors.stat()
-    assert damage == "a folder" or read_copy(copied, (status.st_size, status.st_mtime_ns)) is not None
-    assert damage == "a folder" or WordVectors(large_vectors).words == words
 
 
 # --- Chinese

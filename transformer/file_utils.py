@@ -112,10 +112,11 @@ class _Transient(Exception):
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="w", **open_kwargs):
+def atomic_write(path, mode="w", durable=True, **open_kwargs):
     """Open a temporary file that takes the place of `path` when the block ends without an error.
 
     `mode` is "w" (UTF-8, "\\n" line ends) or "wb"; the folder must exist. A killed or failed write leaves the old file.
+    `durable`: wait until a power cut would leave the new one; what can be made again and is checked need not wait.
     Raises UserError naming `path` when it cannot be written (disk full, read-only, no such folder).
     """
     if mode not in ("w", "wb"):
@@ -128,10 +129,12 @@ def atomic_write(path, mode="w", **open_kwargs):
     try:
         with open(temporary, mode, **open_kwargs) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if durable:
+            _sync_folder(path.parent)
     except OSError as error:
         # The block may fail over another file, or a connection: that is not this path's fault.
         if error.errno is None or error.filename not in (None, str(temporary)):

@@ -24,8 +24,8 @@ CJK_RANGES = (
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF),
     (0x2A700, 0x2B81F), (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
-_CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)
-_CJK_CHAR_OR_CHUNK = re.compile(f"[{_CJK}]|[^ {_CJK}]+")
+CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)  # for a pattern's class of characters
+_CJK_CHAR_OR_CHUNK = re.compile(f"[{CJK}]|[^ {CJK}]+")
 
 
 def load_vocab(path):

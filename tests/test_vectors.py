@@ -1,0 +1,191 @@
+"""Word vectors: what is read from text and what is refused, the binary copy, the nearest words."""
+
+import numpy as np
+import pytest
+
+from transformer import vectors
+from transformer.file_utils import UserError
+from transformer.vectors import WordVectors, read_copy
+
+
+def test_neighbours_are_the_nearest_by_cosine_without_the_word(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("east 2 0\nnorth 0 1\nalmost 5 1\nwest -1 0\nfar 100 90\n")
+    assert WordVectors(path).neighbours(["east"], 3)["east"] == ["almost", "far", "north"]
+    assert WordVectors(path).neighbours(["east"], 99)["east"] == ["almost", "far", "north", "west"]
+    assert WordVectors(path).neighbours(["unknown"], 3)["unknown"] == []
+
+
+def test_words_with_spaces_and_empty_lines_are_read(tmp_path):
+    (tmp_path / "vectors.txt").write_text("a 1 2 3\n\nat name@domain.com 3 1 4\n. . . 1 1 1\n\n")
+    assert WordVectors(tmp_path / "vectors.txt").words == ["a", "at name@domain.com", ". . ."]
+    (tmp_path / "more.txt").write_text("a 1 2 3\nb 1 2 3 4\n")
+    with pytest.raises(UserError, match="line 2: 4 numbers after the word, expected 3"):
+        WordVectors(tmp_path / "more.txt")
+
+
+def test_special_tokens_are_no_neighbours(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("east 2 0\n[UNK] 2 0\n</s> 2 0\n<unk> 2 0\nalmost 5 1\nwest -1 0\n")
+    assert WordVectors(path).neighbours(["east"], 4)["east"] == ["almost"]
+
+
+def test_of_a_word_that_comes_twice_the_first_vector_counts(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("east 1 0\nnorth 0 1\neast 0 1\nnear 1 0.1\n")
+    assert WordVectors(path).neighbours(["near"], 1)["near"] == ["east"]
+    assert "east" not in WordVectors(path).neighbours(["east"], 5)["east"]
+
+
+def test_a_zero_vector_is_near_to_nothing(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("east 1 0\nzero 0 0\nnear 1 0.1\n")
+    assert WordVectors(path).neighbours(["east"], 1)["east"] == ["near"]
+
+
+def test_a_line_of_numbers_only_where_a_block_of_lines_ends_is_named_rightly(tmp_path):
+    path = tmp_path / "glove.txt"
+    path.write_text("".join(f"w{index} 1 2\n" for index in range(10_003)) + "bad 1 x\n")
+    with pytest.raises(UserError, match="line 10004: expected a word and 2 numbers"):
+        WordVectors(path)
+
+
+def random_vectors(path, count=300, width=5, header=""):
+    rng = np.random.default_rng(2)
+    lines = [" ".join([f"w{row}", *map("{:.4g}".format, rng.normal(size=width))]) for row in range(count)]
+    path.write_text(header + "\n".join(lines) + "\n")
+    return path
+
+
+def test_neighbours_do_not_depend_on_the_words_that_are_asked_for_together(tmp_path, monkeypatch):
+    path = random_vectors(tmp_path / "vectors.txt")
+    words = [f"w{row}" for row in range(0, 300, 7)]
+    with open(path, "a") as file:  # many in one place
+        file.writelines(f"same{row} 0.1 0.2 0.3 0.4 0.5\n" for row in range(9))
+    read = WordVectors(path)
+    found = read.neighbours(["same4", *words], 11)
+    assert found["same4"][:8] == [f"same{row}" for row in range(9) if row != 4]
+    for word in words:
+        cosines = read.vectors.astype(np.float64) @ read.vectors[read.index[word]]
+        order = [row for row in np.argsort(-cosines, kind="stable") if read.words[row] != word]
+        assert found[word] == [read.words[row] for row in order[:11]]
+    monkeypatch.setattr(vectors, "COSINES", 2 * 309)
+    assert read.neighbours(["same4", *words], 11) == found
+
+
+def test_numbers_are_read_as_numpy_reads_them(tmp_path):
+    numbers = [["1", "-0.5", "1e-3"], ["0", "-0.0", "2E+2"], ["0.333333333333333", "5e-39", "12345678.9"]]
+    for lines in (numbers, [*numbers, ["+3.", "-.5", "1e30"]]):
+        text = "\n".join(["", *(number for line in lines for number in line), ""]).encode()
+        found = vectors.parse_numbers(text, 3, range(len(lines)), tmp_path)
+        assert found.dtype == np.float32 and np.array_equal(found, np.array(lines).astype(np.float32))
+
+
+def odd_text(rng, rows):
+    """[(word, three numbers)] and a text of them: words with spaces or accents, empty lines, each of the line ends."""
+    words, lines = [], []
+    for row in range(rows):
+        names = f"w{row}", f"wörd{row}", f"a b{row}", f". .w{row}", "again"
+        words.append(rng.choice(names, p=[0.9, 0.07, 0.01, 0.01, 0.01]))
+        numbers = [f"{number:.3g}" for number in rng.normal(size=3) * 10.0 ** rng.integers(-9, 9, 3)]
+        lines.append((words[-1], numbers))
+    ends = rng.choice(["\n", "\r\n", " \n", "\n\n"], rows, p=[0.97, 0.01, 0.01, 0.01])
+    return lines, "".join(f"{word} {' '.join(numbers)}{end}" for (word, numbers), end in zip(lines, ends, strict=True))
+
+
+@pytest.mark.parametrize("size", [40, 700, 1 << 20])
+@pytest.mark.parametrize("header", ["", "\ufeff", "500 3\n", "500 3 \r\n"])
+def test_text_is_read_alike_in_blocks_of_any_size(tmp_path, monkeypatch, size, header):
+    monkeypatch.setattr(vectors, "BLOCK_BYTES", size)
+    lines, text = odd_text(np.random.default_rng(5), 500)
+    (tmp_path / "odd.txt").write_bytes((header + text[: -1 if size == 700 else None]).encode())
+    read = WordVectors(tmp_path / "odd.txt")
+    expected = np.array([numbers for _, numbers in lines], dtype=np.float64)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(read.vectors, expected, rtol=1e-5, atol=1e-7)
+    first = {word: row for row, (word, _) in reversed(list(enumerate(lines)))}
+    assert read.words == [word if first[word] == row else "" for row, (word, _) in enumerate(lines)]
+    assert read.index == first
+
+
+@pytest.mark.parametrize("spaces", ["", " "])
+def test_lines_as_they_should_be_do_not_go_one_by_one(tmp_path, monkeypatch, spaces):
+    monkeypatch.setattr(vectors, "split_lines", None)
+    text = random_vectors(tmp_path / "plain.txt").read_text()
+    (tmp_path / "fasttext.vec").write_text(text.replace("\n", f"{spaces}\n"))
+    assert len(WordVectors(tmp_path / "fasttext.vec").words) == 300
+
+
+def test_a_text_without_words_or_without_numbers_is_refused(tmp_path):
+    for text, message in (("\n \n\n", "the file is empty"), ("word\nother\n", "line 1: 0 numbers"),
+                          ("1 1\n", None), ("a 1 2\nb \xff 3\n", "line 2: expected a word and 2 numbers"),
+                          ("a 1 2\n\xff 2 3\n", "line 2: not UTF-8")):  # fmt: skip
+        (tmp_path / "vectors.txt").write_bytes(text.encode("latin-1"))
+        if message is None:
+            assert WordVectors(tmp_path / "vectors.txt").words == ["1"]
+            continue
+        with pytest.raises(UserError, match=message):
+            WordVectors(tmp_path / "vectors.txt")
+
+
+@pytest.mark.parametrize("number", [
+    "x", "nan", "inf", "", "1e99", "--1", "1\t1", "1.2.3", "1-2", "5e", "1e+", "1+1", "5e.5", "1e5e5", "-", ".", "1_0",
+])
+def test_what_is_no_number_is_named_with_its_line(tmp_path, number):
+    (tmp_path / "vectors.txt").write_text(f"a 1 2 3\nb 3 {number} 4\n")
+    with pytest.raises(UserError, match="line 2: expected a word and 3 numbers"):
+        WordVectors(tmp_path / "vectors.txt")
+
+
+def test_the_first_line_of_word2vec_s_text_is_passed_over(tmp_path):
+    plain = WordVectors(random_vectors(tmp_path / "plain.txt"))
+    other = WordVectors(random_vectors(tmp_path / "word2vec.txt", header="300 5\n"))
+    assert other.words == plain.words and np.array_equal(other.vectors, plain.vectors)
+    (tmp_path / "narrow.txt").write_text("1 2\nw 3\n")
+    assert WordVectors(tmp_path / "narrow.txt").words == ["1", "w"]  # vectors of one number
+
+
+@pytest.fixture
+def large_vectors(tmp_path, monkeypatch):
+    """A text of vectors that counts as large, with words that come twice."""
+    monkeypatch.setattr(vectors, "CACHED_BYTES", 1)
+    path = random_vectors(tmp_path / "vectors.txt")
+    with open(path, "a") as file:
+        file.write("w3 1 2 3 4 5\n词语 5 4 3 2 1\n")
+    return path
+
+
+def test_a_large_text_of_vectors_gets_a_binary_copy(large_vectors, monkeypatch):
+    first = WordVectors(large_vectors)
+    assert large_vectors.with_name("vectors.txt.npz").is_file()
+    monkeypatch.setattr(vectors, "read_vectors", None)  # not called again
+    second = WordVectors(large_vectors)
+    assert second.words == first.words and second.index == first.index
+    assert np.array_equal(second.vectors, first.vectors) and second.chinese_words == {"词语"}
+    assert second.neighbours(["w5"], 4) == first.neighbours(["w5"], 4)
+
+
+def test_a_small_one_gets_none(tmp_path):
+    WordVectors(random_vectors(tmp_path / "vectors.txt"))
+    assert [path.name for path in tmp_path.iterdir()] == ["vectors.txt"]
+
+
+@pytest.mark.parametrize("damage", ["changed text", "cut", "no archive", "empty", "other arrays", "a folder"])
+def test_a_copy_that_is_of_no_use_is_made_anew_without_a_word(large_vectors, damage):
+    copied = large_vectors.with_name("vectors.txt.npz")
+    WordVectors(large_vectors)
+    data = copied.read_bytes()
+    if damage == "changed text":
+        random_vectors(large_vectors, count=200)
+    elif damage == "other arrays":
+        np.savez(copied, other=np.zeros(3))
+    elif damage == "a folder":  # nor can it be written
+        copied.unlink()
+        copied.mkdir()
+    else:
+        copied.write_bytes({"cut": data[: len(data) // 2], "no archive": b"x" * len(data), "empty": b""}[damage])
+    words = WordVectors(large_vectors).words
+    assert len(words) == (200 if damage == "changed text" else 302)
+    status = large_vectors.stat()
+    assert damage == "a folder" or read_copy(copied, (status.st_size, status.st_mtime_ns)) is not None
+    assert damage == "a folder" or WordVectors(large_vectors).words == words
