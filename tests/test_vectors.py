@@ -1,5 +1,7 @@
 """Word vectors: what is read from text and what is refused, the binary copy, the nearest words."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -135,6 +137,18 @@ def test_what_is_no_number_is_named_with_its_line(tmp_path, number):
     (tmp_path / "vectors.txt").write_text(f"a 1 2 3\nb 3 {number} 4\n")
     with pytest.raises(UserError, match="line 2: expected a word and 3 numbers"):
         WordVectors(tmp_path / "vectors.txt")
+
+
+def test_a_text_passes_as_numbers_only_where_each_is_one():
+    rng = random.Random(6)
+    for _ in range(20_000):
+        number = "".join(rng.choices("0019..+-eEx", k=rng.randint(0, 7)))
+        text = f"\n5\n{number}\n-5\n".encode()
+        if vectors.NUMBER.fullmatch(number.encode()):
+            assert vectors.well_formed(text)
+        elif vectors.well_formed(text):  # what no parser takes
+            with pytest.raises(UserError, match="expected a word and 1 number"):
+                vectors.parse_numbers(text, 1, range(3), "vectors.txt")
 
 
 def test_the_first_line_of_word2vec_s_text_is_passed_over(tmp_path):
