@@ -49,8 +49,8 @@ from transformer.vectors import WordVectors, is_special
 # For debugging in an editor: a flag's value put here replaces its default, e.g. {"sample": True, "limit": 20}.
 HEADER = {}
 
-CHUNK_ROWS = 128  # rows of one process between two saved states; their masked words share batches
-CUDA_CHUNKS = 8  # a GPU is done with one such chunk before the state is saved
+CHUNK_ROWS = 256  # rows of one process between two saved states; their masked words share batches
+CUDA_CHUNKS = 4  # a GPU is done with one such chunk before the state is saved
 FULL_LENGTH = 128  # tokens of the sentences that --batch_size counts
 
 # Two scores of one mask nearer to each other than this, in standard deviations of its scores over the vocabulary, are
@@ -58,6 +58,7 @@ FULL_LENGTH = 128  # tokens of the sentences that --batch_size counts
 # weights of deviation 0.02, 6e-6 with 0.05 (a trained one's are between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
 # Two scores err by at most 1.2e-5 in a trained model, then; 1e-4 here would send 6% of the words through float64.
 TIE = 2e-5
+SPARSE = 16  # the deviation is that of every 16th score
 HEAD_ROWS = 256  # masks whose scores over the vocabulary are in memory at once
 DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
 
@@ -411,7 +412,8 @@ class CandidateProposer:
         for rows, scores in self._scores(sequences, masks, np.arange(len(masks)), self.batch_tokens):
             scores = scores.float()
             values, ids = scores.topk(min(count + 1, scores.shape[1]))
-            near = (values[:, :-1] - values[:, 1:] < TIE * scores.std(dim=1, keepdim=True)).any(dim=1)
+            deviation = scores[:, ::SPARSE].std(dim=1, keepdim=True)
+            near = ~(values[:, :-1] - values[:, 1:] >= TIE * deviation).all(dim=1)
             results.append((rows, ids[:, :count], near))
         for rows, ids, _ in results:  # after the loop: each copy waits for the device
             best[rows] = ids.cpu().numpy()
@@ -459,14 +461,14 @@ def distinct_tokens(input_ids, token_type_ids):
 
 
 def batches(rows, lengths, tokens):
-    """Cut row numbers into batches of at most so many tokens, of sequences of one length where an eighth of `tokens`
+    """Cut row numbers into batches of at most so many tokens, of sequences of one length where a quarter of `tokens`
     come together so, else of the next shorter ones as well."""
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     while len(rows):
         longest = int(lengths[rows[0]])
         alike = np.count_nonzero(lengths[rows] == longest)
         # Padding costs as much as words do, but so does a batch too small for the processor.
-        size = max(min(max(alike, tokens // 8 // longest), tokens // longest), 1)
+        size = max(min(max(alike, tokens // 4 // longest), tokens // longest), 1)
         yield rows[:size]
         rows = rows[size:]
 
