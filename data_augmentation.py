@@ -50,6 +50,7 @@ from transformer.vectors import WordVectors, is_special
 HEADER = {}
 
 CHUNK_ROWS = 256  # rows of one process between two saved states; their masked words share batches
+REPORT_SECONDS = 60  # between two lines of the log that say how far it is, where nobody watches the bar
 CUDA_CHUNKS = 4  # a GPU is done with one such chunk before the state is saved
 FULL_LENGTH = 128  # tokens of the sentences that --batch_size counts
 
@@ -231,7 +232,8 @@ def rounds(train_file, start, limit, place):
 
 def write_rounds(train_file, proposer, progress, total, file, record, args, place):
     """Compute the lines of all rounds; the first process writes them to `file` and saves how far it came."""
-    before = progress["rows"]
+    before, started = progress["rows"], time.monotonic()
+    told = started
     bar = tqdm(total=total, initial=before, unit="row", disable=None if place.first else True)
     with bar, logging_redirect_tqdm():
         for rows, first_number, mine in rounds(train_file, before, args.limit, place):
@@ -244,6 +246,11 @@ def write_rounds(train_file, proposer, progress, total, file, record, args, plac
                 progress["bytes"] = file.tell()
                 record.save_progress(file, progress)
                 bar.update(rows)
+                now = time.monotonic()
+                if bar.disable and now - told >= REPORT_SECONDS and progress["rows"] < total:
+                    speed, told = (progress["rows"] - before) / (now - started), now
+                    left = (total - progress["rows"]) / speed / 60
+                    logging.info("%d of %d rows, %.1f rows/s, %.0f min left", progress["rows"], total, speed, left)
 
 
 def augment_rows(rows, first_number, train_file, proposer, args):

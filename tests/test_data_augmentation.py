@@ -166,11 +166,25 @@ def test_a_sentence_over_the_maximum_is_windowed_around_the_mask(proposer, posit
 
 def run(folder, *flags):
     """Augment the tiny task; returns the output's bytes."""
+    return run_and_read(folder, *flags)[0]
+
+
+def run_and_read(folder, *flags):
+    """Augment the tiny task; returns the output's bytes and what the script printed."""
     process = call_script("data_augmentation.py", "--pretrained_bert_model", folder / "teacher", "--glove_embs",
                           folder / "glove.txt", "--glue_dir", folder / "glue", "--N", 4, "--M", 6,
                           "--overwrite_output", *flags)  # fmt: skip
     assert process.returncode == 0, process.stderr
-    return (folder / "glue" / "SST-2" / "train_aug.tsv").read_bytes()
+    return (folder / "glue" / "SST-2" / "train_aug.tsv").read_bytes(), process.stdout + process.stderr
+
+
+def test_without_a_terminal_the_log_says_now_and_then_how_far_it_is(folder, monkeypatch):
+    monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", 3)
+    assert "rows/s" not in run_and_read(folder)[1]  # it took no minute
+    monkeypatch.setattr(data_augmentation, "REPORT_SECONDS", 0)
+    rows = len((folder / "glue" / "SST-2" / "train.tsv").read_text().splitlines()) - 1
+    said = re.findall(r"(\d+) of (\d+) rows, [0-9.]+ rows/s, 0 min left", run_and_read(folder)[1])
+    assert said == [(str(done), str(rows)) for done in range(3, rows, 3)]
 
 
 def test_the_output_does_not_depend_on_chunk_or_batch_size(folder, monkeypatch):

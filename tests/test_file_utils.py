@@ -409,6 +409,17 @@ def visible(folder):
     return [name for name in names_in(folder) if not name.startswith(".")]
 
 
+@pytest.mark.parametrize(("name", "advice"), [
+    ("teacher_model", "`python -m transformer.file_utils teacher`"), ("student_model", "general_distill.py trains"),
+    ("3_general_distill", "run general_distill.py first"), ("4_task_distill_mid", "run task_distill.py first"),
+    ("5_task_distill_out", "run task_distill.py --pred_distill first"), ("other", "run the step that writes it first"),
+])
+def test_a_folder_without_weights_is_named_with_what_fills_it(tmp_path, name, advice):
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=rf"{name}: no weights there .*; .*{advice}"):
+        model_folder(tmp_path / name)
+
+
 def test_a_hub_name_becomes_a_folder_and_optional_files_may_be_absent(hub, monkeypatch):
     folder = model_folder("org/tiny")
     assert visible(folder) == ["config.json", "pytorch_model.bin", "vocab.txt"]

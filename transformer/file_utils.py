@@ -610,7 +610,10 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
 def _advice(folder):
     if folder.name == "teacher_model":
         return "`python -m transformer.file_utils teacher` fetches the teacher"
-    return "run the step that writes it first, or name another folder"
+    if folder.name == "student_model":
+        return "it is the student's configuration, with which general_distill.py trains weights"
+    writers = {"3_": "general_distill.py", "4_": "task_distill.py", "5_": "task_distill.py --pred_distill"}
+    return f"run {writers.get(folder.name[:2], 'the step that writes it')} first, or name another folder"
 
 
 def _weights_in_order():
