@@ -50,17 +50,18 @@ from transformer.vectors import WordVectors, is_special
 HEADER = {}
 
 CHUNK_ROWS = 256  # rows of one process between two saved states; their masked words share batches
+CUDA_CHUNKS = 4  # so many such chunks on a GPU, which is done with one before the state is saved
 REPORT_SECONDS = 60  # between two lines of the log that say how far it is, where nobody watches the bar
-CUDA_CHUNKS = 4  # a GPU is done with one such chunk before the state is saved
 FULL_LENGTH = 128  # tokens of the sentences that --batch_size counts
 
 # Two scores of one mask nearer to each other than this, in standard deviations of its scores over the vocabulary, are
 # compared in float64. Float32's noise in the same unit, largest of 1.5 million scores: 3e-6 in a random BERT-base with
 # weights of deviation 0.02, 6e-6 with 0.05 (a trained one's are between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
-# Two scores err by at most 1.2e-5 in a trained model, then; 1e-4 here would send 6% of the words through float64.
+# Two scores err by at most 1.2e-5 in a trained model, then, and this is 1.7 times that, a model of deviation 0.1 left
+# aside. It sends 0.7% of a random BERT-base's words through float64; 1e-4 would send 6%.
 TIE = 2e-5
-SPARSE = 16  # the deviation is that of every 16th score
-HEAD_ROWS = 256  # masks whose scores over the vocabulary are in memory at once
+SAMPLED = 2000  # scores of a mask, at least, that its deviation is taken from
+HEAD_ROWS = 256  # masks after which their scores over the vocabulary are computed
 DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
 
 # Words that stay: they hold a sentence together and carry little of its meaning.
@@ -419,8 +420,8 @@ class CandidateProposer:
         for rows, scores in self._scores(sequences, masks, np.arange(len(masks)), self.batch_tokens):
             scores = scores.float()
             values, ids = scores.topk(min(count + 1, scores.shape[1]))
-            deviation = scores[:, ::SPARSE].std(dim=1, keepdim=True)
-            near = ~(values[:, :-1] - values[:, 1:] >= TIE * deviation).all(dim=1)
+            deviation = scores[:, :: max(scores.shape[1] // SAMPLED, 1)].std(dim=1, keepdim=True)
+            near = (values[:, :-1] - values[:, 1:] < TIE * deviation).any(dim=1)
             results.append((rows, ids[:, :count], near))
         for rows, ids, _ in results:  # after the loop: each copy waits for the device
             best[rows] = ids.cpu().numpy()
@@ -437,14 +438,17 @@ class CandidateProposer:
 
     def _scores(self, sequences, masks, rows, tokens):
         """Yield (some of the rows, their scores over the vocabulary at the masks (R, V)) until all are through."""
-        parts = list(batches(rows, sequences.lengths, tokens))
-        rows, hidden = np.concatenate(parts), torch.cat([self._hidden(sequences, masks, part) for part in parts])
-        # A batch has few masks, and the vocabulary's matrix is the largest of all: it is read for many batches at once.
-        for start in range(0, len(rows), HEAD_ROWS):
-            with self.place.autocast():
-                scores = self.model.cls.predictions(hidden[start : start + HEAD_ROWS])
-            # A config may round the vocabulary's size up.
-            yield rows[start : start + HEAD_ROWS], scores[:, : len(self.tokenizer)]
+        waiting, hidden, to_come = [], [], len(rows)
+        for part in batches(rows, sequences.lengths, tokens):
+            waiting.append(part)
+            hidden.append(self._hidden(sequences, masks, part))
+            to_come -= len(part)
+            # A batch has few masks, and the vocabulary's matrix is the largest of all: it is read for several at once.
+            if not to_come or sum(map(len, waiting)) >= HEAD_ROWS:
+                with self.place.autocast():
+                    scores = self.model.cls.predictions(torch.cat(hidden))
+                yield np.concatenate(waiting), scores[:, : len(self.tokenizer)]  # a config may round the size up
+                waiting, hidden = [], []
 
     def _hidden(self, sequences, masks, rows):
         """The last hidden states at the masks of some sequences, (B, D)."""
@@ -460,16 +464,16 @@ class CandidateProposer:
 
 
 def distinct_tokens(input_ids, token_type_ids):
-    """Where in a flat batch (B, L) each pair of an id and a segment stands first at its position, (U,), and which of
-    these each token is, (B, L)."""
+    """(places, copies) of a batch (B, L): places (U,), an index into the flat batch for each different (id, segment,
+    position); copies (B, L), each token's index into `places`."""
     tokens = (2 * input_ids + token_type_ids) * input_ids.shape[1] + torch.arange(input_ids.shape[1])
     _, places, copies = np.unique(tokens.numpy(), return_index=True, return_inverse=True)
     return torch.from_numpy(places), torch.from_numpy(copies.reshape(input_ids.shape))
 
 
 def batches(rows, lengths, tokens):
-    """Cut row numbers into batches of at most so many tokens, of sequences of one length where a quarter of `tokens`
-    come together so, else of the next shorter ones as well."""
+    """Cut row numbers into batches, the longest sequences first, of at most so many tokens (or one sequence): all of
+    one length where that makes a quarter of `tokens`, else filled up to a quarter with shorter ones."""
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     while len(rows):
         longest = int(lengths[rows[0]])

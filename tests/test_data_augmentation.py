@@ -321,6 +321,28 @@ def test_only_sequences_with_near_scores_are_computed_again(monkeypatch):
     assert rows[torch.float64] == again  # there is nothing exact in bf16
 
 
+def test_equal_scores_are_found_in_a_small_vocabulary_too():
+    """Where few scores tell the deviation, two of them equal, all masks are ranked as in float64."""
+    model = make_model()
+    with torch.no_grad():
+        model.bert.embeddings.word_embeddings.weight[16] = model.bert.embeddings.word_embeddings.weight[0]
+    proposer, texts = make_proposer(model, 12), random_texts(40)
+    found = proposer._propose({text: proposer.split(text) for text in texts})
+    for text in texts:
+        assert found[text][:, 1:].tolist() == list(exact_ranking(model, proposer, text))
+
+
+def test_scores_come_in_groups_of_many_batches(monkeypatch):
+    monkeypatch.setattr(data_augmentation, "HEAD_ROWS", 7)
+    model, sizes = make_model(), []
+    model.cls.predictions.register_forward_hook(lambda module, args, scores: sizes.append(len(scores)))
+    texts = random_texts(13)
+    found = make_proposer(model, 5, 1).candidates(texts)
+    assert sum(sizes) > 40 and len(sizes) < sum(sizes) / 6 and max(sizes) < 7 + 9
+    monkeypatch.undo()
+    assert found == make_proposer(model, 5).candidates(texts)
+
+
 def test_ids_beyond_the_vocabulary_are_never_proposed():
     model = make_model(vocab_size=len(VOCABULARY) + 9)
     with torch.no_grad():

@@ -29,7 +29,7 @@ from torch import nn
 import data_augmentation
 import pregenerate_training_data
 import task_distill
-from data_augmentation import CandidateProposer, WordVectors, augment_rows
+from data_augmentation import CandidateProposer, augment_rows
 from transformer.data import Sequences, encode_task_file
 from transformer.distillation import PredictionLearner, TransformerLearner
 from transformer.glue import TASKS, TaskFile, label_order
@@ -42,6 +42,7 @@ from transformer.modeling import (
 )
 from transformer.own_tasks import find_task
 from transformer.training import Launch, Plan, TrainingRun
+from transformer.vectors import WordVectors
 
 CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
 TOKENIZER = make_tokenizer()

@@ -10,7 +10,6 @@ import torch
 from test_tokenization import comparable_characters, hugging_face, small_vocab
 from tiny import VOCABULARY, make_teacher, make_tokenizer
 
-from data_augmentation import WordVectors
 from transformer.corpus import read_blocks
 from transformer.data import read_epoch
 from transformer.file_utils import UserError
@@ -19,6 +18,7 @@ from transformer.modeling import BertConfig, load_state_dict
 from transformer.own_tasks import find_task
 from transformer.stages import OutputRecord
 from transformer.tokenization import BertTokenizer, load_vocab
+from transformer.vectors import WordVectors
 
 hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import HealthCheck, given, settings  # noqa: E402  (after the line above)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_augmentation import CandidateProposer, WordVectors, is_special, load_masked_lm
+from data_augmentation import CandidateProposer, load_masked_lm
 from transformer.tokenization import BertTokenizer
 from transformer.training import Launch
+from transformer.vectors import WordVectors, is_special
 
 FOLDER = Path(__file__).parent / "data" / "golden_augment"
 CASES = json.loads((FOLDER / "candidates.json").read_text(encoding="utf-8"))

@@ -91,14 +91,14 @@ def odd_text(rng, rows):
         words.append(rng.choice(names, p=[0.9, 0.07, 0.01, 0.01, 0.01]))
         numbers = [f"{number:.3g}" for number in rng.normal(size=3) * 10.0 ** rng.integers(-9, 9, 3)]
         lines.append((words[-1], numbers))
-    ends = rng.choice(["\n", "\r\n", " \n", "\n\n"], rows, p=[0.97, 0.01, 0.01, 0.01])
+    ends = rng.choice(["\n", "\r\n", "\r\r\n", " \n", "  \n", "\n\n"], rows, p=[0.95, 0.01, 0.01, 0.01, 0.01, 0.01])
     return lines, "".join(f"{word} {' '.join(numbers)}{end}" for (word, numbers), end in zip(lines, ends, strict=True))
 
 
 @pytest.mark.parametrize("size", [40, 700, 1 << 20])
 @pytest.mark.parametrize("header", ["", "\ufeff", "500 3\n", "500 3 \r\n"])
 def test_text_is_read_alike_in_blocks_of_any_size(tmp_path, monkeypatch, size, header):
-    monkeypatch.setattr(vectors, "BLOCK_BYTES", size)
+    monkeypatch.setattr(vectors, "TEXT_BLOCK", size)
     lines, text = odd_text(np.random.default_rng(5), 500)
     (tmp_path / "odd.txt").write_bytes((header + text[: -1 if size == 700 else None]).encode())
     read = WordVectors(tmp_path / "odd.txt")
@@ -121,7 +121,10 @@ def test_lines_as_they_should_be_do_not_go_one_by_one(tmp_path, monkeypatch, spa
 def test_a_text_without_words_or_without_numbers_is_refused(tmp_path):
     for text, message in (("\n \n\n", "the file is empty"), ("word\nother\n", "line 1: 0 numbers"),
                           ("1 1\n", None), ("a 1 2\nb \xff 3\n", "line 2: expected a word and 2 numbers"),
-                          ("a 1 2\n\xff 2 3\n", "line 2: not UTF-8")):  # fmt: skip
+                          ("a 1 2\n\xff 2 3\n", "line 2: not UTF-8"),
+                          ("1 " + "9" * 5000 + "\nw 1 2\n", "line 2: 2 numbers after the word, expected 1"),
+                          ("a 1 2\nb 1 \n", "line 2: 1 numbers after the word, expected 2"),
+                          ("2 002\nw 1 2\n", "line 2: 2 numbers after the word, expected 1")):  # fmt: skip
         (tmp_path / "vectors.txt").write_bytes(text.encode("latin-1"))
         if message is None:
             assert WordVectors(tmp_path / "vectors.txt").words == ["1"]
@@ -201,5 +204,6 @@ def test_a_copy_that_is_of_no_use_is_made_anew_without_a_word(large_vectors, dam
     words = WordVectors(large_vectors).words
     assert len(words) == (200 if damage == "changed text" else 302)
     status = large_vectors.stat()
-    assert damage == "a folder" or read_copy(copied, (status.st_size, status.st_mtime_ns)) is not None
+    source = (status.st_size, status.st_mtime_ns, vectors.COPY_FORMAT)
+    assert damage == "a folder" or read_copy(copied, source) is not None
     assert damage == "a folder" or WordVectors(large_vectors).words == words

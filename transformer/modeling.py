@@ -175,7 +175,8 @@ class BertSelfAttention(nn.Module):
         else:
             places, copies = distinct
             few = hidden.flatten(0, 1)[places]  # (U, D)
-            projections = [F.embedding(copies, project(few)) for project in (self.query, self.key, self.value)]
+            # F.embedding takes rows faster than an index in brackets does.
+            projections = tuple(F.embedding(copies, project(few)) for project in (self.query, self.key, self.value))
         query, key, value = map(self._heads, projections)
         dropout_prob = self.dropout_prob if self.training else 0.0
         if want == "scores":
@@ -189,7 +190,8 @@ class BertSelfAttention(nn.Module):
         return context.transpose(1, 2).flatten(2), wanted  # (B, L, D), (B, H, L, L) or three times (B, L, D)
 
     def of_one_query(self, asking, hidden, mask_bias):
-        """The context (B, D) of one query a sequence, made from `asking` (B, D); keys and values from `hidden`.
+        """The context (B, D) of one query a sequence, made from `asking` (B, D); keys and values from `hidden`. Has no
+        dropout: for evaluation only.
 
         A score is q (W_K h + b) = (W_K^T q) h + q b. The last term is the same for all keys, so softmax ignores it; and
         W_K is taken to one q, not to L hidden states. W_V likewise: to the mean of the hidden states.
@@ -313,12 +315,14 @@ class BertModel(nn.Module):
         return BertOutput(hidden_states, attention_scores, self.pooler(hidden_states[-1]))
 
     def states_at(self, positions, input_ids, token_type_ids=None, attention_mask=None, distinct=None):
-        """The last hidden state at one position of each sequence, (B, D): forward's, for less work.
+        """The last hidden state at one position of each sequence, (B, D): in evaluation forward's, for less work.
 
-        Args: positions (B,); then as for forward; distinct: (places (U,), copies (B, L)), the places in the flat batch
-        of all that differ in id, position or segment, and which of them each token is. Only they go through the first
-        layer's projections: copies of a sentence with other masks have most tokens in common.
+        Args: positions (B,); then as for forward; distinct: (places, copies): places (U,), an index into the flat batch
+        for each different (id, segment, position), and copies (B, L), each token's index into `places`. Only the U go
+        through the first layer's projections (of two layers or more): copies of a sentence with other masks have most
+        tokens in common.
         """
+        assert not self.training
         hidden, mask_bias = self._embed(input_ids, token_type_ids, attention_mask)
         for layer in self.encoder.layer[:-1]:
             hidden, _ = layer(hidden, mask_bias, None, distinct)

@@ -1,7 +1,7 @@
 """Word vectors: read from text (GloVe's format or word2vec's), kept in binary, and asked for the nearest words.
 
 Text is read in blocks of bytes on two threads. A block whose lines are all plain, a word and the numbers, is cut and
-checked with NumPy; what is unusual anywhere in it goes line by line.
+checked as a whole; a block with anything else in it goes line by line.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ import torch
 from transformer.file_utils import UserError, atomic_write
 from transformer.tokenization import CJK
 
-BLOCK_BYTES = 8 << 20  # of text that one thread reads at once
+TEXT_BLOCK = 8 << 20  # of text that one thread reads at once
 THREADS = 2
+COPY_FORMAT = 2  # copies of another one are made anew: normalising rounds differently
 CACHED_BYTES = 16 << 20  # from this size on, a text of vectors gets a binary copy
 COSINES = 16 << 20  # cosines computed at once: 64 MB
 SPARE = 16  # neighbours beyond those asked for that are compared in float64
@@ -29,7 +30,7 @@ NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 EXPONENT = re.compile(rb"[eE][+-]?\d+(?=\n)")
 
 # What each character of numbers is (the lower four bits) and what may not come after it (the upper four). A digit is 0,
-# it may come after all; what comes after an e is left to its pattern; other characters may come after nothing but an e.
+# it may come after all; other characters may come after nothing but an e, and what comes there is EXPONENT's to check.
 _END, _E, _SIGN, _DOT = 1, 2, 4, 8
 _KIND = {**dict.fromkeys(b"0123456789", (0, _SIGN)), ord("."): (_DOT, _DOT | _SIGN), ord("\n"): (_END, _END | _E),
          **dict.fromkeys(b"+-", (_SIGN, _SIGN | _END | _E)), **dict.fromkeys(b"eE", (_E, 0))}  # fmt: skip
@@ -42,12 +43,12 @@ class WordVectors:
     def __init__(self, path, keep_copy=True):
         """Read vectors from text, or from the binary copy beside it, which is made where the text is large.
 
-        Raises UserError: a missing or empty file, a line of another length, no numbers.
+        Raises UserError: a missing or empty file, a line of another length, no numbers, not UTF-8.
         """
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; `python -m transformer.file_utils glove` fetches GloVe's vectors")
         status = os.stat(path)
-        source = (status.st_size, status.st_mtime_ns)
+        source = (status.st_size, status.st_mtime_ns, COPY_FORMAT)
         found = read_copy(f"{path}.npz", source)
         self.words, self.vectors = found or read_vectors(path)  # of a word that comes twice, the first; then ""
         if found is None and keep_copy and status.st_size >= CACHED_BYTES:
@@ -82,21 +83,23 @@ def is_special(token):
 
 
 def read_vectors(path):
-    """(words, normalised vectors (words, width) float32) of a text; a word that comes again is "" there.
+    """(words, normalised vectors (words, width) float32) of a text: GloVe's format, or word2vec's with its first line
+    of two counts. A word that comes again is "" among the words.
 
-    Raises UserError, with the line: another width than the first line's, no numbers, not UTF-8; an empty file.
+    Raises UserError, with the line: another width than that of the first line with numbers, no numbers, not UTF-8; an
+    empty file.
     """
-    blocks = read_blocks(path)
+    blocks = read_lines_in_blocks(path)
     line, text = next(blocks, (1, b""))
     text = text.removeprefix(b"\xef\xbb\xbf")  # some files start with a byte-order mark
     first, second, _ = text.split(b"\n", 2) if text.count(b"\n") > 1 else (b"", b"", b"")
     # word2vec's first line: how many words there are, and how many numbers each has.
-    if re.fullmatch(rb"\d+ \d+ *", first) and int(first.split()[1]) == count_numbers(second):
+    if re.fullmatch(rb"\d+ \d+ *", first) and first.split()[1] == b"%d" % count_numbers(second):
         line, text = line + 1, text[len(first) + 1 :]
     width = next(filter(None, map(count_numbers, io.BytesIO(text))), 1)
     words, vectors, blocks = [], [], chain([(line, text)], blocks)
     with ThreadPoolExecutor(THREADS) as pool:
-        while several := list(islice(blocks, 2 * THREADS)):  # in memory, where all of the text need not fit
+        while several := list(islice(blocks, 2 * THREADS)):  # only so many at once in memory
             for found, numbers in pool.map(lambda block: parse_block(*block, width, path), several):
                 words += found
                 vectors.append(numbers)
@@ -111,15 +114,15 @@ def read_vectors(path):
     return words, vectors
 
 
-def read_blocks(path):
+def read_lines_in_blocks(path):
     """Yield (number of the first line, text): whole lines in bytes, each with its end, however they end in the file."""
     line = 1
     with open(path, "rb") as file:
-        while text := file.read(BLOCK_BYTES):
+        while text := file.read(TEXT_BLOCK):
             text += file.readline()
             if not text.endswith(b"\n"):
                 text += b"\n"
-            yield line, text.replace(b"\r\n", b"\n") if b"\r" in text else text
+            yield line, re.sub(rb"\r+\n", b"\n", text) if b"\r" in text else text
             line += text.count(b"\n")
 
 
@@ -133,12 +136,13 @@ def parse_block(first_line, text, width, path):
     """(words, numbers (words, width) float32) of some lines."""
     plain = plain_lines(text, width)
     if plain is None and b" \n" in text:  # as fastText writes lines
-        plain = plain_lines(re.sub(rb" +\n", b"\n", text), width)
+        plain = plain_lines(text.replace(b" \n", b"\n"), width)
     if plain is None:
         words, numbers, lines = split_lines(first_line, text, width, path)
     else:
-        (words, numbers), lines = plain, range(first_line, first_line + len(text))
-    return words, parse_numbers(numbers, width, lines[: len(words)], path)
+        words, numbers = plain
+        lines = range(first_line, first_line + len(words))
+    return words, parse_numbers(numbers, width, lines, path)
 
 
 def plain_lines(text, width):
@@ -149,7 +153,7 @@ def plain_lines(text, width):
     if not len(ends) or len(spaces) != width * len(ends):
         return None
     starts, spaces = np.concatenate([[0], ends[:-1] + 1]), spaces.reshape(len(ends), width)
-    if not ((starts < spaces[:, 0]) & (spaces[:, -1] < ends)).all():
+    if not ((starts < spaces[:, 0]) & (spaces[:, -1] < ends - 1)).all():
         return None
     starts, firsts, ends = starts.tolist(), spaces[:, 0].tolist(), ends.tolist()
     try:
@@ -167,7 +171,7 @@ def split_lines(first_line, text, width, path):
     """
     words, numbers, lines = [], [b""], []
     for line, row in enumerate(text.split(b"\n")[:-1], first_line):
-        row = row.rstrip(b"\r").rstrip(b" ")
+        row = row.rstrip(b" ")
         word, _, values = row.partition(b" ")
         if not word:
             continue

@@ -26,12 +26,13 @@ import torch  # noqa: E402
 from slow_augmentation import slow_candidates, slow_neighbours, slow_vectors  # noqa: E402
 from slow_distillation import slow_down  # noqa: E402
 
-from data_augmentation import CandidateProposer, WordVectors  # noqa: E402
+from data_augmentation import CandidateProposer  # noqa: E402
 from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, BertForMaskedLM  # noqa: E402
 from transformer.own_tasks import find_task  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
 from transformer.training import keep_freed_memory, launch, peak_memory  # noqa: E402
+from transformer.vectors import WordVectors  # noqa: E402
 
 COLUMNS = ("work", "ours", "slow", "ratio", "peak GB ours", "peak GB slow", "remarks")
 VECTORS, WIDTH, SLOW_WORDS = 400_000, 100, 20
@@ -129,7 +130,7 @@ def vectors_rows(args):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.txt"
         write_vectors(path)
-        (words, vectors), slow_seconds = timed(slow_vectors, path)
+        (words, vectors), slow_seconds = timed(slow_vectors, path)  # first: with malloc as it is
         keep_freed_memory()  # as the script does
         texts, copies = [], []
         for _ in range(args.rounds):
@@ -165,7 +166,7 @@ def parse_args():
     parser.add_argument("--M", type=int, default=15, help="candidates a word")
     parser.add_argument("--batch_size", type=int, default=32, help="as of data_augmentation.py")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each way, of which the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way (of the slow one with vectors: one), of which the median counts")
     parser.add_argument("--no_cuda", action="store_true", help="stay on the CPU")
     parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16", "fp16"], help="of ours")
     parser.add_argument("--no_vectors", action="store_true", help="the model only")

@@ -7,7 +7,8 @@ Called by augmentation.py.
 import numpy as np
 import torch
 
-from data_augmentation import is_special, replaceable
+from data_augmentation import replaceable
+from transformer.vectors import is_special
 
 
 def slow_candidates(model, tokenizer, texts, count):
