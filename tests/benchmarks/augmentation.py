@@ -166,7 +166,7 @@ def parse_args():
     parser.add_argument("--M", type=int, default=15, help="candidates a word")
     parser.add_argument("--batch_size", type=int, default=32, help="as of data_augmentation.py")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each way (of the slow one with vectors: one), of which the median counts")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each way; medians count")
     parser.add_argument("--no_cuda", action="store_true", help="stay on the CPU")
     parser.add_argument("--precision", default="fp32", choices=["auto", "fp32", "bf16", "fp16"], help="of ours")
     parser.add_argument("--no_vectors", action="store_true", help="the model only")
