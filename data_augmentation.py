@@ -458,9 +458,12 @@ class CandidateProposer:
         batch = self.place.to_device(batch)
         with self.place.autocast():
             return self.model.bert.states_at(
-                batch["masks"], batch["input_ids"], batch["token_type_ids"], batch["attention_mask"],
+                batch["masks"],
+                batch["input_ids"],
+                batch["token_type_ids"],
+                batch["attention_mask"],
                 (batch["places"], batch["copies"]),
-            )  # fmt: skip
+            )
 
 
 def distinct_tokens(input_ids, token_type_ids):

@@ -63,8 +63,12 @@ def parse_args(argv=None):
     flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
     flag(group, "--reduce_memory", action="store_true", help="keep ids that cannot be mapped in a file, not in memory")
     flag(group, "--continue_train", action="store_true", help="start from the student's weights, not at random")
-    flag(group, "--init_student", choices=["random", "teacher"], help="a new student's weights: drawn at random, or "
-         "projected from the teacher's (teacher)")  # fmt: skip
+    flag(
+        group,
+        "--init_student",
+        choices=["random", "teacher"],
+        help="a new student's weights: drawn at random, or projected from the teacher's (teacher)",
+    )
     flag(group, "--keep_checkpoints", type=int, help="how many of the latest step_N_pytorch_model.bin stay (2)")
     flag(group, "--do_eval", action="store_true", help="only measure the losses of --output_dir's student")
     add_training_flags(parser)
@@ -97,8 +101,11 @@ def main():
 
     student_folder = model_folder(args.student_model, args.cache_dir, need_weights=bool(args.continue_train))
     student = make_student(student_folder, teacher, tokenizer, args).to(place.device)
-    inputs = {"teacher_model": teacher_folder, "student_model": student_folder,
-              **{path.name: path for path, _ in epochs}}  # fmt: skip
+    inputs = {
+        "teacher_model": teacher_folder,
+        "student_model": student_folder,
+        **{path.name: path for path, _ in epochs},
+    }
     record = stages.OutputRecord(output / "run.json", output / WEIGHTS_NAME, "general_distill", args, inputs)
     status, done = claim(record, stages.model_outputs(output), args.overwrite_output, place), ""
     if status != "finished":
@@ -111,8 +118,7 @@ def main():
         upload([output], args.data_url)
     stages.sum_up(status, output / WEIGHTS_NAME, started, done)
     sample = stages.SAMPLE_TASK_STEPS["intermediate"] if args.sample else {}
-    flags = {"teacher_model": args.teacher_model, "student_model": args.output_dir,
-             "do_lower_case": args.do_lower_case}  # fmt: skip
+    flags = {"teacher_model": args.teacher_model, "student_model": args.output_dir, "do_lower_case": args.do_lower_case}
     stages.hint_next("task_distill.py", args, flags, {**stages.TASK_STEPS["intermediate"], **sample})
 
 
@@ -154,16 +160,35 @@ def distill(student, teacher, epochs, tokenizer, record, args, place):
     read = epoch_reader(epochs, tokenizer, output, args)
     first = read(0)  # a file that cannot be used is found before anything is written
     sizes = [min(metrics["num_training_examples"], args.limit or math.inf) for _, metrics in epochs]
-    plan = Plan(read, sizes, args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
-                bucketed=not args.pad_to_max_length)  # fmt: skip
-    optimizer = BertAdam(decay_groups(student, args.weight_decay), args.learning_rate, args.warmup_proportion,
-                         plan.total_steps, "warmup_linear")  # fmt: skip
+    plan = Plan(
+        read,
+        sizes,
+        args.train_batch_size,
+        args.num_train_epochs,
+        args.seed,
+        args.max_steps,
+        bucketed=not args.pad_to_max_length,
+    )
+    optimizer = BertAdam(
+        decay_groups(student, args.weight_decay),
+        args.learning_rate,
+        args.warmup_proportion,
+        plan.total_steps,
+        "warmup_linear",
+    )
     run = TrainingRun(
-        output, learner, optimizer, plan, place, eval_step=args.eval_step, keep_step_files=args.keep_checkpoints,
+        output,
+        learner,
+        optimizer,
+        plan,
+        place,
+        eval_step=args.eval_step,
+        keep_step_files=args.keep_checkpoints,
         compiled=args.compile,
-        accumulation=args.gradient_accumulation_steps, pad_token_id=tokenizer.pad_token_id,
+        accumulation=args.gradient_accumulation_steps,
+        pad_token_id=tokenizer.pad_token_id,
         pad_to=args.max_seq_length if args.pad_to_max_length else None,
-    )  # fmt: skip
+    )
     begin(record, place)
     if place.first:
         stages.log_to(output / "log.txt")
@@ -216,8 +241,14 @@ def evaluate_output(output, teacher, epochs, tokenizer, args, place):
         )
     learner = transformer_learner(student, teacher, args).eval()
     sequences = epoch_reader(epochs, tokenizer, output, args)(0)
-    results = mean_losses(learner, sequences, args.eval_batch_size, place, tokenizer.pad_token_id,
-                          args.max_seq_length if args.pad_to_max_length else None)  # fmt: skip
+    results = mean_losses(
+        learner,
+        sequences,
+        args.eval_batch_size,
+        place,
+        tokenizer.pad_token_id,
+        args.max_seq_length if args.pad_to_max_length else None,
+    )
     stages.write_results(output / "eval_results.txt", results)
     logging.info("%s", format_results(results))
 

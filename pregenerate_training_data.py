@@ -57,9 +57,14 @@ SAVE_SECONDS = 20  # between two saved states: what a killed run has to do again
 def parse_args(argv=None):
     parser = stages.make_parser(__doc__)
     group = parser.add_argument_group("input and output")
-    flag(group, "--train_corpus", nargs="+", help="files, folders or addresses of the corpus: .txt (a sentence a line, "
-         "documents apart by an empty line), .jsonl (a document a line, field text), both also .gz; what is not here "
-         "is fetched into the cache")  # fmt: skip
+    flag(
+        group,
+        "--train_corpus",
+        nargs="+",
+        help="files, folders or addresses of the corpus: .txt (a sentence a line, "
+        "documents apart by an empty line), .jsonl (a document a line, field text), both also .gz; what is not here "
+        "is fetched into the cache",
+    )
     flag(group, "--output_dir", help="folder of the epoch files (2_pregenerate_data)")
     flag(
         group,
@@ -68,12 +73,22 @@ def parse_args(argv=None):
         "(teacher_model)",
     )
     flag(group, "--do_lower_case", action="store_true", help="force lower case; without it the model decides")
-    flag(group, "--packed", action="store_true", help="write arrays of token ids that general_distill.py maps without "
-         "parsing, a sixth of the size, in place of JSON")  # fmt: skip
+    flag(
+        group,
+        "--packed",
+        action="store_true",
+        help="write arrays of token ids that general_distill.py maps without "
+        "parsing, a sixth of the size, in place of JSON",
+    )
     group = parser.add_argument_group("sequences")
     flag(group, "--epochs_to_generate", type=int, help="epoch files, each cut and paired anew (3)")
-    flag(group, "--max_seq_len", type=int, help="tokens of a sequence, special ones included; general_distill.py's "
-         "--max_seq_length must be at least this (128)")  # fmt: skip
+    flag(
+        group,
+        "--max_seq_len",
+        type=int,
+        help="tokens of a sequence, special ones included; general_distill.py's "
+        "--max_seq_length must be at least this (128)",
+    )
     flag(group, "--short_seq_prob", type=float, help="fraction of sequences made shorter on purpose (0.1)")
     flag(group, "--one_seq", action="store_true", help="one run of sentences a sequence, no pairs")
     group = parser.add_argument_group("masking")
@@ -82,8 +97,13 @@ def parse_args(argv=None):
     flag(group, "--do_whole_word_mask", action="store_true", help="mask all pieces of a word or none")
     group = parser.add_argument_group("resources")
     flag(group, "--num_workers", type=int, help="processes; the output does not depend on their number (1)")
-    flag(group, "--reduce_memory", action="store_true", help="keep no more of the corpus's ids in memory than are "
-         "being worked on: below 500 MB, however large the corpus")  # fmt: skip
+    flag(
+        group,
+        "--reduce_memory",
+        action="store_true",
+        help="keep no more of the corpus's ids in memory than are "
+        "being worked on: below 500 MB, however large the corpus",
+    )
     flag(group, "--cache_dir", help="where downloaded models and corpora are kept")
     stages.add_common_flags(parser, "limit")
     args = parser.parse_args(argv)
@@ -125,8 +145,12 @@ def main():
     upload([folder], args.data_url)
     stages.sum_up(status, folder, started, done)
     defaults = {**stages.GENERAL_DISTILLATION, **(stages.SAMPLE_GENERAL_DISTILLATION if args.sample else {})}
-    flags = {"pregenerated_data": args.output_dir, "teacher_model": None if bert.is_file() else args.bert_model,
-             "max_seq_length": args.max_seq_len, "do_lower_case": args.do_lower_case}  # fmt: skip
+    flags = {
+        "pregenerated_data": args.output_dir,
+        "teacher_model": None if bert.is_file() else args.bert_model,
+        "max_seq_length": args.max_seq_len,
+        "do_lower_case": args.do_lower_case,
+    }
     stages.hint_next("general_distill.py", args, flags, defaults)
 
 
@@ -148,8 +172,7 @@ def tokenize_corpus(files, tokenizer, record, args):
         if not writer.num_documents:
             raise UserError(f"{files[0]}: no text in it; expected a sentence a line and empty lines between documents")
         raise UserError(f"{files[0]}: one document only, and a pair needs two; put empty lines between documents")
-    logging.info("%d documents, %d sentences, %d tokens",
-                 writer.num_documents, writer.num_sentences, writer.num_ids)  # fmt: skip
+    logging.info("%d documents, %d sentences, %d tokens", writer.num_documents, writer.num_sentences, writer.num_ids)
 
 
 def add_documents(writer, files, tokenize, args):
@@ -293,8 +316,13 @@ class InstanceMaker:
         self.room = args.max_seq_len - (2 if args.one_seq else 3)
         self.continues = [token.startswith("##") for token in tokenizer.ids_to_tokens]
         self.json_tokens = [json.dumps(token, ensure_ascii=False) for token in tokenizer.ids_to_tokens]
-        special = {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id,
-                   tokenizer.mask_token_id}  # fmt: skip
+        special = {
+            tokenizer.pad_token_id,
+            tokenizer.unk_token_id,
+            tokenizer.cls_token_id,
+            tokenizer.sep_token_id,
+            tokenizer.mask_token_id,
+        }
         self.ordinary_ids = [index for index in range(len(tokenizer.vocab)) if index not in special]
         self.typecode = id_typecode(len(tokenizer.vocab))
         self.dtypes = packed_dtypes(self.typecode, args.masked_lm_prob > 0) if args.packed else {".json": None}

@@ -127,8 +127,12 @@ def parse_args(argv=None):
 
 def current_step(args):
     """Which of the four things to do; the header may say so too."""
-    for name, step in (("do_finetune", "finetune"), ("do_eval", "evaluation"), ("do_predict", "evaluation"),
-                       ("pred_distill", "prediction")):  # fmt: skip
+    for name, step in (
+        ("do_finetune", "finetune"),
+        ("do_eval", "evaluation"),
+        ("do_predict", "evaluation"),
+        ("pred_distill", "prediction"),
+    ):
         if getattr(args, name) or HEADER.get(name):
             return step
     return "intermediate"
@@ -145,8 +149,9 @@ def fill_in(args, step, header=None):
     by_task = {"max_seq_length": task.max_seq_length, "data_dir": str(Path(stages.GLUE) / task.name)}
     if step == "intermediate" and task.epochs:
         by_task["num_train_epochs"] = float(task.epochs)  # the prediction step takes 3 for every task
-    args.origins = stages.settle(args, ("script header", header), ("sample", sample), (task.name, by_task),
-                                 ("default", stages.TASK_STEPS[step]))  # fmt: skip
+    args.origins = stages.settle(
+        args, ("script header", header), ("sample", sample), (task.name, by_task), ("default", stages.TASK_STEPS[step])
+    )
     args.task_name, args.step = task.name, step
     stages.check_training(args)
     stages.check_positive(args, "temperature")
@@ -208,12 +213,17 @@ def sweep(task, args, place):
     means = {name: values.mean().item() for name, values in columns.items()}
     # Over seeds that stand for all others: the sample's deviation.
     deviations = {name: values.std(ddof=min(len(values) - 1, 1)).item() for name, values in columns.items()}
-    for title, results in [*((f"seed {seed}", found[seed]) for seed in found), ("mean", means),
-                           ("deviation", deviations)]:  # fmt: skip
+    for title, results in [
+        *((f"seed {seed}", found[seed]) for seed in found),
+        ("mean", means),
+        ("deviation", deviations),
+    ]:
         logging.info("%-12s %s", title, format_results({name: results[name] for name in names}))
     if place.first:
-        stages.write_results(output / "eval_results.txt", {**means, "seeds": args.seeds, **{
-            f"{name}_deviation": value for name, value in deviations.items()}})  # fmt: skip
+        stages.write_results(
+            output / "eval_results.txt",
+            {**means, "seeds": args.seeds, **{f"{name}_deviation": value for name, value in deviations.items()}},
+        )
 
 
 def read_sets(task, names, folder, tokenizer, labels, args, labelled=True):
@@ -239,9 +249,14 @@ def read_data(task, train_name, tokenizer, labels, args):
     [(_, train)] = read_sets(task, [train_name], args.data_dir, tokenizer, labels, args)
     dev = read_sets(task, task.dev_files, args.data_dir, tokenizer, labels, args)
     plan = Plan(
-        lambda epoch: train, [len(train)], args.train_batch_size, args.num_train_epochs, args.seed, args.max_steps,
+        lambda epoch: train,
+        [len(train)],
+        args.train_batch_size,
+        args.num_train_epochs,
+        args.seed,
+        args.max_steps,
         bucketed=not args.pad_to_max_length,
-    )  # fmt: skip
+    )
     return Data(train, dev, plan)
 
 
@@ -317,9 +332,27 @@ def ready_teacher(task, folder, args, place):
     else:
         logging.info("%s comes from a short run (--max_steps or --limit): fine-tuning the teacher again", found)
     # What concerns this teacher and this data carries over; rates and epochs are those of fine-tuning.
-    kept = ("teacher_model", "data_dir", "task_name", "sample", "seed", "precision", "limit", "max_steps", "no_cuda",
-            "do_lower_case", "max_seq_length", "cache_dir", "data_url", "local_rank", "debug",
-            "pad_to_max_length", "gradient_accumulation_steps", "eval_batch_size", "compile")  # fmt: skip
+    kept = (
+        "teacher_model",
+        "data_dir",
+        "task_name",
+        "sample",
+        "seed",
+        "precision",
+        "limit",
+        "max_steps",
+        "no_cuda",
+        "do_lower_case",
+        "max_seq_length",
+        "cache_dir",
+        "data_url",
+        "local_rank",
+        "debug",
+        "pad_to_max_length",
+        "gradient_accumulation_steps",
+        "eval_batch_size",
+        "compile",
+    )
     values = {name: value if name in kept else None for name, value in vars(args).items()}
     del values["step"], values["origins"]
     replace = found is not None or args.overwrite_output
@@ -386,8 +419,19 @@ def train_on_labels(task, model, tokenizer, labels, train_name, record, args, pl
 
 
 # What the baseline has nothing to do with: its settings are the prediction step's other ones.
-OF_DISTILLATION = ("teacher_model", "no_finetune", "pred_distill", "do_eval", "do_predict", "baseline", "temperature",
-                   "layer_map", "attention_loss", "attention_weight", "hidden_weight")  # fmt: skip
+OF_DISTILLATION = (
+    "teacher_model",
+    "no_finetune",
+    "pred_distill",
+    "do_eval",
+    "do_predict",
+    "baseline",
+    "temperature",
+    "layer_map",
+    "attention_loss",
+    "attention_weight",
+    "hidden_weight",
+)
 
 
 def train_baseline(task, student, output, args, place):
@@ -484,9 +528,12 @@ def hint_next_step(task, args):
     """Tell the command of the prediction step, or of the evaluation."""
     following = {"intermediate": ("prediction", "--pred_distill"), "prediction": ("evaluation", "--do_eval")}
     step, more = following[args.step]
-    defaults = {**stages.TASK_STEPS[step], "data_dir": str(Path(stages.GLUE) / task.name),
-                "max_seq_length": task.max_seq_length,
-                **(stages.sample_values(stages.SAMPLE_TASK_STEPS[step], task.name) if args.sample else {})}  # fmt: skip
+    defaults = {
+        **stages.TASK_STEPS[step],
+        "data_dir": str(Path(stages.GLUE) / task.name),
+        "max_seq_length": task.max_seq_length,
+        **(stages.sample_values(stages.SAMPLE_TASK_STEPS[step], task.name) if args.sample else {}),
+    }
     kept = ("teacher_model", "task_name", "data_dir", "max_seq_length", "do_lower_case", "cache_dir", "no_cuda")
     flags = {**{name: getattr(args, name) for name in kept}, "student_model": args.output_dir}
     if step == "prediction":
@@ -554,10 +601,18 @@ def run_training(learner, data, tokenizer, output, schedule, evaluate_student, a
         schedule,
     )
     run = TrainingRun(
-        output, learner, optimizer, data.plan, place, eval_step=args.eval_step,
-        accumulation=args.gradient_accumulation_steps, evaluate=evaluate_student, pad_token_id=tokenizer.pad_token_id,
-        pad_to=args.max_seq_length if args.pad_to_max_length else None, compiled=args.compile,
-    )  # fmt: skip
+        output,
+        learner,
+        optimizer,
+        data.plan,
+        place,
+        eval_step=args.eval_step,
+        accumulation=args.gradient_accumulation_steps,
+        evaluate=evaluate_student,
+        pad_token_id=tokenizer.pad_token_id,
+        pad_to=args.max_seq_length if args.pad_to_max_length else None,
+        compiled=args.compile,
+    )
     if place.first:
         student.config.save_pretrained(output, student.architecture)
         tokenizer.save_pretrained(output)
@@ -628,9 +683,7 @@ def report_student(task, teacher_folder, output, known, args, place):
     if args.baseline:
         folders["baseline"] = train_baseline(task, output, output, args, place)
     if place.first and not set(folders) <= set(report.reported(output)):
-        candidates = {
-            name: known.get(name) or candidate(task, folder, args, place) for name, folder in folders.items()
-        }
+        candidates = {name: known.get(name) or candidate(task, folder, args, place) for name, folder in folders.items()}
         report.write_report(task, candidates, output, args, place)
     wait_for_all(place)
 
@@ -662,8 +715,14 @@ def predict(task, args, place):
     names = list(task.submissions)
     sets = read_sets(task, task.test_files, args.data_dir, tokenizer, labels, args, labelled=False)
     for other in (other for other in TASKS.values() if other.trained_as == task.name):
-        folder = next((path for path in (Path(args.data_dir), Path(args.data_dir).parent / other.name)
-                       if (path / other.test_files[0]).is_file()), None)  # fmt: skip
+        folder = next(
+            (
+                path
+                for path in (Path(args.data_dir), Path(args.data_dir).parent / other.name)
+                if (path / other.test_files[0]).is_file()
+            ),
+            None,
+        )
         if folder:  # MNLI's model answers the diagnostic set too
             names += other.submissions
             sets += read_sets(other, other.test_files, folder, tokenizer, labels, args, labelled=False)

@@ -223,17 +223,26 @@ def test_a_general_student_that_is_not_the_teacher_s_is_not_evaluated(folder, ch
         TinyBertForPreTraining(BertConfig.from_pretrained(folder / "3", fit_size=20)).save_pretrained(folder / "3")
     shutil.copytree(folder / "3", output)
     message = refused(folder, "general", "--do_eval")
-    told = {"no projection": "its projection is onto width None, the teacher has 24", "width": "onto width 20",
-            "vocabulary": "differs from the teacher's vocabulary"}  # fmt: skip
+    told = {
+        "no projection": "its projection is onto width None, the teacher has 24",
+        "width": "onto width 20",
+        "vocabulary": "differs from the teacher's vocabulary",
+    }
     assert told[change] in message
 
 
 @pytest.mark.parametrize(
     "flags",
-    [["--learning_rate", "nan"], ["--wd", "inf"], ["--attention_weight", "-1"], ["--hidden_weight", "nan"],
-     ["--attention_weight", "0", "--hidden_weight", "0"], ["--seed", "99999999999999999999"]],
+    [
+        ["--learning_rate", "nan"],
+        ["--wd", "inf"],
+        ["--attention_weight", "-1"],
+        ["--hidden_weight", "nan"],
+        ["--attention_weight", "0", "--hidden_weight", "0"],
+        ["--seed", "99999999999999999999"],
+    ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_numbers_that_are_none_are_refused(folder, flags):
     assert flags[0].replace("wd", "weight_decay") in refused(folder, "general", *flags)
 
@@ -372,19 +381,36 @@ def test_a_bad_sequence_is_named_with_its_line(folder, line, told):
 @pytest.mark.parametrize(
     "name, flags",
     [
-        ("augment", "--N -1"), ("augment", "--M 0"), ("augment", "--p 1.5"), ("augment", "--p -0.1"),
-        ("augment", "--limit 0"), ("pregenerate", "--max_seq_len 7"), ("pregenerate", "--num_workers 0"),
-        ("pregenerate", "--epochs_to_generate 0"), ("pregenerate", "--short_seq_prob 2"),
-        ("pregenerate", "--masked_lm_prob -0.1"), ("pregenerate", "--max_predictions_per_seq 0"),
-        ("general", "--train_batch_size 0"), ("general", "--learning_rate -1"), ("general", "--wd -1"),
-        ("general", "--num_train_epochs 0"), ("general", "--warmup_proportion 1"), ("general", "--eval_step 0"),
-        ("general", "--gradient_accumulation_steps 0"), ("general", "--max_seq_length 0"),
-        ("general", "--max_steps 0"), ("general", "--eval_batch_size 0"), ("general", "--num_train_epochs inf"),
-        ("intermediate", "--warmup_proportion -0.1"), ("intermediate", "--temperature 0"),
-        ("intermediate", "--max_seq_length 1"), ("prediction", "--temperature -1"),
-        ("finetune", "--train_batch_size -3"), ("evaluate", "--eval_batch_size 0"),
+        ("augment", "--N -1"),
+        ("augment", "--M 0"),
+        ("augment", "--p 1.5"),
+        ("augment", "--p -0.1"),
+        ("augment", "--limit 0"),
+        ("pregenerate", "--max_seq_len 7"),
+        ("pregenerate", "--num_workers 0"),
+        ("pregenerate", "--epochs_to_generate 0"),
+        ("pregenerate", "--short_seq_prob 2"),
+        ("pregenerate", "--masked_lm_prob -0.1"),
+        ("pregenerate", "--max_predictions_per_seq 0"),
+        ("general", "--train_batch_size 0"),
+        ("general", "--learning_rate -1"),
+        ("general", "--wd -1"),
+        ("general", "--num_train_epochs 0"),
+        ("general", "--warmup_proportion 1"),
+        ("general", "--eval_step 0"),
+        ("general", "--gradient_accumulation_steps 0"),
+        ("general", "--max_seq_length 0"),
+        ("general", "--max_steps 0"),
+        ("general", "--eval_batch_size 0"),
+        ("general", "--num_train_epochs inf"),
+        ("intermediate", "--warmup_proportion -0.1"),
+        ("intermediate", "--temperature 0"),
+        ("intermediate", "--max_seq_length 1"),
+        ("prediction", "--temperature -1"),
+        ("finetune", "--train_batch_size -3"),
+        ("evaluate", "--eval_batch_size 0"),
     ],
-)  # fmt: skip
+)
 def test_a_number_out_of_range_is_named_with_its_flag(folder, name, flags):
     flag, value = flags.split()
     flag = {"--wd": "--weight_decay"}.get(flag, flag)
@@ -451,8 +477,16 @@ def test_weights_that_are_no_numbers_are_named(folder):
     assert "bert.pooler.dense.bias holds NaN or infinite numbers" in refused(folder, "intermediate")
 
 
-@pytest.mark.parametrize("name, output", [("augment", "glue/SST-2"), ("pregenerate", "2"), ("general", "out"),
-                                          ("finetune", "teacher/SST-2"), ("intermediate", "4")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, output",
+    [
+        ("augment", "glue/SST-2"),
+        ("pregenerate", "2"),
+        ("general", "out"),
+        ("finetune", "teacher/SST-2"),
+        ("intermediate", "4"),
+    ],
+)
 def test_a_second_run_in_the_same_folder_is_refused(folder, name, output, monkeypatch):
     monkeypatch.setattr(stages, "LOCK_SECONDS", 0.1)
     (folder / output).mkdir(exist_ok=True)

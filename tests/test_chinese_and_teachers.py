@@ -32,8 +32,15 @@ def chinese(tmp_path_factory):
     tokenizer.save_pretrained(folder / "teacher")
     student = TinyBertForPreTraining(BertConfig(**STUDENT, vocab_size=len(tokenizer), fit_size=TEACHER["hidden_size"]))
     (folder / "huawei").mkdir()
-    keys = {"cell": {}, "emb_size": STUDENT["hidden_size"], "structure": [], "pre_trained": "", "training": "",
-            "hidden_act": "gelu", "type_vocab_size": 2}  # fmt: skip
+    keys = {
+        "cell": {},
+        "emb_size": STUDENT["hidden_size"],
+        "structure": [],
+        "pre_trained": "",
+        "training": "",
+        "hidden_act": "gelu",
+        "type_vocab_size": 2,
+    }
     config = {**STUDENT, "vocab_size": len(tokenizer), **keys}
     (folder / "huawei" / "config.json").write_text(json.dumps(config))
     torch.save(student.state_dict(), folder / "huawei" / "pytorch_model.bin")
@@ -42,8 +49,10 @@ def chinese(tmp_path_factory):
     (folder / "vectors.txt").write_text("\n".join([f"{len(lines)} 2", *lines]) + "\n", encoding="utf-8")
     (folder / "reviews").mkdir()
     for name, count in (("train", 29), ("dev", 11), ("test", 5)):
-        rows = [{"id": number, "sentence": f"这部{rng.choice(['电影', '音乐', '剧情'])}真{'好坏'[number % 2]}。"}
-                for number in range(count)]  # fmt: skip
+        rows = [
+            {"id": number, "sentence": f"这部{rng.choice(['电影', '音乐', '剧情'])}真{'好坏'[number % 2]}。"}
+            for number in range(count)
+        ]
         if name != "test":
             rows = [{"label": str(100 + number % 2), **row, "keywords": ""} for number, row in enumerate(rows)]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -52,18 +61,61 @@ def chinese(tmp_path_factory):
 
 
 def test_the_chinese_example_runs_from_vectors_of_words_to_predictions(chinese):
-    task = ["--task_name", "reviews", "--data_dir", chinese / "reviews", "--teacher_model", chinese / "teacher",
-            "--max_seq_length", 21, "--train_batch_size", 13, "--max_steps", 6, "--eval_step", 3]  # fmt: skip
-    run("data_augmentation.py", "--task_name", "reviews", "--glue_dir", chinese, "--pretrained_bert_model",
-        chinese / "teacher", "--glove_embs", chinese / "vectors.txt", "--N", 5, "--M", 3)  # fmt: skip
+    task = [
+        "--task_name",
+        "reviews",
+        "--data_dir",
+        chinese / "reviews",
+        "--teacher_model",
+        chinese / "teacher",
+        "--max_seq_length",
+        21,
+        "--train_batch_size",
+        13,
+        "--max_steps",
+        6,
+        "--eval_step",
+        3,
+    ]
+    run(
+        "data_augmentation.py",
+        "--task_name",
+        "reviews",
+        "--glue_dir",
+        chinese,
+        "--pretrained_bert_model",
+        chinese / "teacher",
+        "--glove_embs",
+        chinese / "vectors.txt",
+        "--N",
+        5,
+        "--M",
+        3,
+    )
     rows = [json.loads(line) for line in (chinese / "reviews" / "train_aug.json").read_text("utf-8").splitlines()]
     assert len(rows) > 40 and not any(" " in row["sentence"] for row in rows)
     assert {"label", "id", "sentence", "keywords"} == set(rows[0]) and {row["label"] for row in rows} == {"100", "101"}
     run("task_distill.py", *task, "--aug_train", "--student_model", chinese / "huawei", "--output_dir", chinese / "4")
-    run("task_distill.py", *task, "--aug_train", "--pred_distill", "--student_model", chinese / "4", "--output_dir",
-        chinese / "5")  # fmt: skip
-    table = run("task_distill.py", *task, "--do_eval", "--do_predict", "--student_model", chinese / "5",
-                "--output_dir", chinese / "5")  # fmt: skip
+    run(
+        "task_distill.py",
+        *task,
+        "--aug_train",
+        "--pred_distill",
+        "--student_model",
+        chinese / "4",
+        "--output_dir",
+        chinese / "5",
+    )
+    table = run(
+        "task_distill.py",
+        *task,
+        "--do_eval",
+        "--do_predict",
+        "--student_model",
+        chinese / "5",
+        "--output_dir",
+        chinese / "5",
+    )
     assert "dev acc" in table
     header, *lines = (chinese / "5" / "reviews.tsv").read_text().splitlines()
     assert header == "index\tprediction" and {line.split("\t")[1] for line in lines} <= {"100", "101"}
@@ -90,14 +142,50 @@ def test_a_cased_teacher_keeps_the_case_in_every_stage(tmp_path):
     make_student_config(tmp_path / "student")  # of another vocabulary: the student reads with its teacher's
     (tmp_path / "corpus.txt").write_text("The FILM is good .\nthe film .\n\nThe song .\na plot is the plot .\n")
     make_sst2(tmp_path / "SST-2")
-    run("pregenerate_training_data.py", "--train_corpus", tmp_path / "corpus.txt", "--bert_model", tmp_path / "teacher",
-        "--output_dir", tmp_path / "2", "--max_seq_len", 19, "--epochs_to_generate", 1)  # fmt: skip
+    run(
+        "pregenerate_training_data.py",
+        "--train_corpus",
+        tmp_path / "corpus.txt",
+        "--bert_model",
+        tmp_path / "teacher",
+        "--output_dir",
+        tmp_path / "2",
+        "--max_seq_len",
+        19,
+        "--epochs_to_generate",
+        1,
+    )
     assert '"FILM"' in (tmp_path / "2" / "epoch_0.json").read_text()
-    run("general_distill.py", "--pregenerated_data", tmp_path / "2", "--teacher_model", tmp_path / "teacher",
-        "--student_model", tmp_path / "student", "--output_dir", tmp_path / "3", "--max_seq_length", 19, "--max_steps",
-        2)  # fmt: skip
-    run("task_distill.py", "--data_dir", tmp_path / "SST-2", "--teacher_model", tmp_path / "teacher", "--student_model",
-        tmp_path / "3", "--output_dir", tmp_path / "4", "--max_seq_length", 31, "--max_steps", 2)  # fmt: skip
+    run(
+        "general_distill.py",
+        "--pregenerated_data",
+        tmp_path / "2",
+        "--teacher_model",
+        tmp_path / "teacher",
+        "--student_model",
+        tmp_path / "student",
+        "--output_dir",
+        tmp_path / "3",
+        "--max_seq_length",
+        19,
+        "--max_steps",
+        2,
+    )
+    run(
+        "task_distill.py",
+        "--data_dir",
+        tmp_path / "SST-2",
+        "--teacher_model",
+        tmp_path / "teacher",
+        "--student_model",
+        tmp_path / "3",
+        "--output_dir",
+        tmp_path / "4",
+        "--max_seq_length",
+        31,
+        "--max_steps",
+        2,
+    )
     assert BertConfig.from_pretrained(tmp_path / "3").vocab_size == len(words) != len(VOCABULARY)
     for folder in ("3", "4", "teacher/SST-2"):
         again = BertTokenizer.from_pretrained(tmp_path / folder)
@@ -120,16 +208,60 @@ def test_teachers_of_any_width_depth_and_head_count_teach_by_relations(tmp_path,
     make_student_config(tmp_path / "student", **student)
     make_sst2(tmp_path / "SST-2")
     (tmp_path / "corpus.txt").write_text("the film is good .\nthe film .\n\nthe song .\na plot is the plot .\n")
-    run("pregenerate_training_data.py", "--train_corpus", tmp_path / "corpus.txt", "--bert_model", tmp_path / "teacher",
-        "--output_dir", tmp_path / "2", "--max_seq_len", 19, "--epochs_to_generate", 1)  # fmt: skip
+    run(
+        "pregenerate_training_data.py",
+        "--train_corpus",
+        tmp_path / "corpus.txt",
+        "--bert_model",
+        tmp_path / "teacher",
+        "--output_dir",
+        tmp_path / "2",
+        "--max_seq_len",
+        19,
+        "--epochs_to_generate",
+        1,
+    )
     common = ["--teacher_model", tmp_path / "teacher", "--attention_loss", "relations", "--max_steps", 3, *flags]
-    run("general_distill.py", *common, "--pregenerated_data", tmp_path / "2", "--student_model", tmp_path / "student",
-        "--output_dir", tmp_path / "3", "--max_seq_length", 19)  # fmt: skip
-    run("task_distill.py", *common, "--data_dir", tmp_path / "SST-2", "--student_model", tmp_path / "3", "--output_dir",
-        tmp_path / "4", "--max_seq_length", 31)  # fmt: skip
-    run("task_distill.py", "--teacher_model", tmp_path / "teacher", "--pred_distill", "--max_steps", 3, "--data_dir",
-        tmp_path / "SST-2", "--student_model", tmp_path / "4", "--output_dir", tmp_path / "5", "--max_seq_length",
-        31)  # fmt: skip
+    run(
+        "general_distill.py",
+        *common,
+        "--pregenerated_data",
+        tmp_path / "2",
+        "--student_model",
+        tmp_path / "student",
+        "--output_dir",
+        tmp_path / "3",
+        "--max_seq_length",
+        19,
+    )
+    run(
+        "task_distill.py",
+        *common,
+        "--data_dir",
+        tmp_path / "SST-2",
+        "--student_model",
+        tmp_path / "3",
+        "--output_dir",
+        tmp_path / "4",
+        "--max_seq_length",
+        31,
+    )
+    run(
+        "task_distill.py",
+        "--teacher_model",
+        tmp_path / "teacher",
+        "--pred_distill",
+        "--max_steps",
+        3,
+        "--data_dir",
+        tmp_path / "SST-2",
+        "--student_model",
+        tmp_path / "4",
+        "--output_dir",
+        tmp_path / "5",
+        "--max_seq_length",
+        31,
+    )
     model = TinyBertForSequenceClassification.from_pretrained(tmp_path / "5")
     assert model.config.num_attention_heads == {**STUDENT, **student}["num_attention_heads"]
     assert all(weight.isfinite().all() for weight in model.state_dict().values())

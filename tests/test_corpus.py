@@ -57,7 +57,7 @@ def test_a_document_that_is_too_long_counts_as_several_cut_at_the_same_places_fr
     blocks = list(read_blocks([tmp_path / "a.txt"]))
     for block in blocks:
         rest = [document for later in read_blocks([tmp_path / "a.txt"], block.next) for document in documents(later)]
-        assert rest == expected[len(expected) - len(rest):] and len(rest) < len(expected)
+        assert rest == expected[len(expected) - len(rest) :] and len(rest) < len(expected)
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path, block_bytes):
@@ -109,8 +109,9 @@ def test_a_folder_gives_its_corpus_files_in_order(tmp_path):
     names = [path.relative_to(tmp_path).as_posix() for path in corpus_files([str(tmp_path)])]
     assert names == ["a.jsonl.gz", "b.txt", "sub/c.txt.gz", "sub/d.jsonl"]
     assert corpus_files([str(tmp_path / "notes.md"), str(tmp_path / "b.txt")]) == [
-        tmp_path / "notes.md", tmp_path / "b.txt"
-    ]  # fmt: skip
+        tmp_path / "notes.md",
+        tmp_path / "b.txt",
+    ]
 
 
 def test_a_folder_without_corpus_files_and_a_missing_file_are_told(tmp_path):
@@ -158,8 +159,10 @@ def test_the_mapped_ids_are_the_documents_ids(files, tmp_path):
     add_blocks(writer, files)
     writer.finish()
     expected = [[TOKENIZER.ids(sentence) for sentence in document] for document in read(*files)]
-    found = [[ids[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
-             for ids, bounds in everything(tmp_path)]  # fmt: skip
+    found = [
+        [ids[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        for ids, bounds in everything(tmp_path)
+    ]
     assert found == [[ids for ids in document if ids] for document in expected]
     assert writer.num_documents == len(expected)
     assert writer.num_ids == sum(len(ids) for document in expected for ids in document)

@@ -171,9 +171,21 @@ def run(folder, *flags):
 
 def run_and_read(folder, *flags):
     """Augment the tiny task; returns the output's bytes and what the script printed."""
-    process = call_script("data_augmentation.py", "--pretrained_bert_model", folder / "teacher", "--glove_embs",
-                          folder / "glove.txt", "--glue_dir", folder / "glue", "--N", 4, "--M", 6,
-                          "--overwrite_output", *flags)  # fmt: skip
+    process = call_script(
+        "data_augmentation.py",
+        "--pretrained_bert_model",
+        folder / "teacher",
+        "--glove_embs",
+        folder / "glove.txt",
+        "--glue_dir",
+        folder / "glue",
+        "--N",
+        4,
+        "--M",
+        6,
+        "--overwrite_output",
+        *flags,
+    )
     assert process.returncode == 0, process.stderr
     return (folder / "glue" / "SST-2" / "train_aug.tsv").read_bytes(), process.stdout + process.stderr
 
@@ -237,8 +249,14 @@ def make_proposer(model, count=6, batch_size=32):
 
 def make_model(vocab_size=None, **values):
     torch.manual_seed(5)
-    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 40,
-             "max_position_embeddings": 37, "initializer_range": 0.3}  # fmt: skip
+    sizes = {
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "max_position_embeddings": 37,
+        "initializer_range": 0.3,
+    }
     return BertForMaskedLM(BertConfig(vocab_size=vocab_size or len(VOCABULARY), **{**sizes, **values})).eval()
 
 
@@ -433,8 +451,19 @@ def test_chinese_rows_are_widened_by_the_whole_script(chinese):
     _, folder = chinese
     (folder / "SST-2").mkdir()
     (folder / "SST-2" / "train.tsv").write_text("sentence\tlabel\n我喜欢这部电影。\t1\n", encoding="utf-8")
-    process = call_script("data_augmentation.py", "--pretrained_bert_model", folder / "teacher", "--glove_embs",
-                          folder / "vectors.txt", "--glue_dir", folder, "--N", 20, "--M", 3)  # fmt: skip
+    process = call_script(
+        "data_augmentation.py",
+        "--pretrained_bert_model",
+        folder / "teacher",
+        "--glove_embs",
+        folder / "vectors.txt",
+        "--glue_dir",
+        folder,
+        "--N",
+        20,
+        "--M",
+        3,
+    )
     assert process.returncode == 0, process.stderr
     lines = (folder / "SST-2" / "train_aug.tsv").read_text(encoding="utf-8").splitlines()
     assert lines[1] == "我喜欢这部电影。\t1" and len(lines) > 5
@@ -479,9 +508,23 @@ def start(folder, processes, stop, tmp_path):
     """Augment the tiny task in some processes; the finished process."""
     (tmp_path / "stoppable.py").write_text(STOPPABLE.format(root=str(ROOT)))
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
-    command = [sys.executable, *several, tmp_path / "stoppable.py", stop, "--pretrained_bert_model",
-               folder / "teacher", "--glove_embs", folder / "glove.txt", "--glue_dir", tmp_path, "--N", 4, "--M", 6,
-               "--no_cuda"]  # fmt: skip
+    command = [
+        sys.executable,
+        *several,
+        tmp_path / "stoppable.py",
+        stop,
+        "--pretrained_bert_model",
+        folder / "teacher",
+        "--glove_embs",
+        folder / "glove.txt",
+        "--glue_dir",
+        tmp_path,
+        "--N",
+        4,
+        "--M",
+        6,
+        "--no_cuda",
+    ]
     return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
 
 
@@ -498,8 +541,12 @@ def test_a_run_killed_on_some_processes_goes_on_on_others(folder, tmp_path, befo
     assert process.returncode == 0, process.stderr
     assert (tmp_path / "SST-2" / "train_aug.tsv").read_bytes() == expected
     assert {path.name for path in (tmp_path / "SST-2").iterdir()} == {
-        "train.tsv", "dev.tsv", "test.tsv", "train_aug.tsv", "train_aug.run.json"
-    }  # fmt: skip
+        "train.tsv",
+        "dev.tsv",
+        "test.tsv",
+        "train_aug.tsv",
+        "train_aug.run.json",
+    }
     rows = re.findall(r"29 rows in \((\d+) of them before\), (\d+) rows out, 0:\d\d", process.stdout)
     assert rows == [(str(6 * before), str(expected.count(b"\n") - 1))]  # logged once, by the first process
     finished = start(folder, before, "-", tmp_path) if before == 1 else None
@@ -522,9 +569,21 @@ def test_a_stopped_run_goes_on_with_another_batch_size(folder, monkeypatch):
         run(folder)
     monkeypatch.setattr(OutputRecord, "save_progress", save)
     assert json.loads(path.read_text())["progress"]["rows"] == 8
-    process = call_script("data_augmentation.py", "--pretrained_bert_model", folder / "teacher", "--glove_embs",
-                          folder / "glove.txt", "--glue_dir", folder / "glue", "--N", 4, "--M", 6,
-                          "--batch_size", 1)  # fmt: skip
+    process = call_script(
+        "data_augmentation.py",
+        "--pretrained_bert_model",
+        folder / "teacher",
+        "--glove_embs",
+        folder / "glove.txt",
+        "--glue_dir",
+        folder / "glue",
+        "--N",
+        4,
+        "--M",
+        6,
+        "--batch_size",
+        1,
+    )
     assert process.returncode == 0, process.stderr
     assert (folder / "glue" / "SST-2" / "train_aug.tsv").read_bytes() == expected
 

@@ -47,8 +47,14 @@ from transformer.vectors import WordVectors
 CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
 TOKENIZER = make_tokenizer()
 DROPOUT = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
-SMALL = {"vocab_size": len(VOCABULARY), "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "intermediate_size": 20, "max_position_embeddings": 37}  # fmt: skip
+SMALL = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 20,
+    "max_position_embeddings": 37,
+}
 
 
 def random_sequences(count=29, labels=None):
@@ -59,8 +65,16 @@ def random_sequences(count=29, labels=None):
 
 
 def evaluation_settings(**values):
-    return argparse.Namespace(**{"max_seq_length": 31, "eval_batch_size": 5, "pad_to_max_length": None,
-                                 "do_lower_case": None, "limit": None, **values})  # fmt: skip
+    return argparse.Namespace(
+        **{
+            "max_seq_length": 31,
+            "eval_batch_size": 5,
+            "pad_to_max_length": None,
+            "do_lower_case": None,
+            "limit": None,
+            **values,
+        }
+    )
 
 
 class Words:
@@ -91,16 +105,23 @@ def test_01_the_teacher_is_frozen_and_in_eval_mode():
 def test_01_the_teacher_s_logits_of_the_prediction_step_have_no_dropout():
     teacher = TinyBertForSequenceClassification(BertConfig(**SMALL, **DROPOUT)).train()
     rows, args = np.arange(29), evaluation_settings()
-    first, second = (
-        task_distill.run_model(teacher, random_sequences(), rows, TOKENIZER, args, CPU) for _ in range(2)
-    )
+    first, second = (task_distill.run_model(teacher, random_sequences(), rows, TOKENIZER, args, CPU) for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS.values() if not task.trained_as], ids=lambda task: task.name)
 def test_02_each_task_s_epochs_and_length_are_applied(task, tmp_path):
-    published = {"CoLA": (50, 64), "SST-2": (10, 64), "MRPC": (20, 128), "STS-B": (20, 128), "QQP": (5, 128),
-                 "MNLI": (5, 128), "QNLI": (10, 128), "RTE": (20, 128), "WNLI": (20, 128)}  # fmt: skip
+    published = {
+        "CoLA": (50, 64),
+        "SST-2": (10, 64),
+        "MRPC": (20, 128),
+        "STS-B": (20, 128),
+        "QQP": (5, 128),
+        "MNLI": (5, 128),
+        "QNLI": (10, 128),
+        "RTE": (20, 128),
+        "WNLI": (20, 128),
+    }
     args = task_distill.parse_args(["--task_name", task.name.upper()])
     assert (args.num_train_epochs, args.max_seq_length) == published[task.name]
     assert task_distill.parse_args(["--task_name", task.name, "--pred_distill"]).max_seq_length == args.max_seq_length
@@ -129,8 +150,15 @@ def test_03_the_other_sentence_of_a_pair_stays_the_original_one(tmp_path):
 
 
 def test_04_a_masking_probability_of_0_masks_nothing():
-    args = argparse.Namespace(one_seq=None, max_seq_len=17, masked_lm_prob=0.0, max_predictions_per_seq=20,
-                              do_whole_word_mask=True, seed=1, packed=None)  # fmt: skip
+    args = argparse.Namespace(
+        one_seq=None,
+        max_seq_len=17,
+        masked_lm_prob=0.0,
+        max_predictions_per_seq=20,
+        do_whole_word_mask=True,
+        seed=1,
+        packed=None,
+    )
     maker = pregenerate_training_data.InstanceMaker([], TOKENIZER, args)
     ids = list(range(5, 19))
     for seed in range(20):
@@ -144,9 +172,7 @@ def test_05_mnli_reports_both_dev_sets_and_selects_on_the_matched_one():
     task = find_task("MNLI")
     torch.manual_seed(1)
     model = TinyBertForSequenceClassification(BertConfig(**SMALL, num_labels=3, initializer_range=1.0)).eval()
-    logits = task_distill.run_model(
-        model, random_sequences(), np.arange(29), TOKENIZER, evaluation_settings(), CPU
-    )
+    logits = task_distill.run_model(model, random_sequences(), np.arange(29), TOKENIZER, evaluation_settings(), CPU)
     predicted = logits.argmax(dim=1).numpy()
     labels = np.where(np.arange(29) < 7, (predicted + 1) % 3, predicted)
     sets = [("matched", random_sequences(labels=labels)), ("mismatched", random_sequences(labels=predicted))]
@@ -191,8 +217,16 @@ def train_line(folder, epochs=1.0, eval_step=3, accumulation=1):
         def advance_to(self, step):
             pass
 
-    run = TrainingRun(folder, learner, Descent(learner.student.parameters(), lr=0.1), plan, CPU, eval_step=eval_step,
-                      accumulation=accumulation, evaluate=lambda: steps.append(run.step) or (None, {}))  # fmt: skip
+    run = TrainingRun(
+        folder,
+        learner,
+        Descent(learner.student.parameters(), lr=0.1),
+        plan,
+        CPU,
+        eval_step=eval_step,
+        accumulation=accumulation,
+        evaluate=lambda: steps.append(run.step) or (None, {}),
+    )
     run.train()
     return learner, steps
 
@@ -221,8 +255,17 @@ def test_09_text_with_quotes_comes_back_as_it_went_out(tmp_path):
     texts = ['"', '" the film', 'a "good" film', 'say ""good"" now', "it 's 'fine", 'ends with "']
     lines = ["sentence\tlabel", *(f"{text}\t1" for text in texts)]
     (glue / "train.tsv").write_text("\n".join(lines) + "\n")
-    process = call_script("data_augmentation.py", "--pretrained_bert_model", teacher, "--glove_embs",
-                          make_glove(tmp_path / "glove.txt"), "--glue_dir", tmp_path, "--N", 3)  # fmt: skip
+    process = call_script(
+        "data_augmentation.py",
+        "--pretrained_bert_model",
+        teacher,
+        "--glove_embs",
+        make_glove(tmp_path / "glove.txt"),
+        "--glue_dir",
+        tmp_path,
+        "--N",
+        3,
+    )
     assert process.returncode == 0, process.stderr
     task = find_task("SST-2")
     rows = [row.texts[0] for row in TaskFile(glue / "train_aug.tsv", task)]
@@ -252,8 +295,19 @@ def test_10_special_tokens_and_the_word_itself_are_never_candidates(tmp_path):
 
 def seeded_run(folder, output, hash_seed):
     environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed)}
-    command = [ROOT / "pregenerate_training_data.py", "--train_corpus", folder / "corpus.txt", "--bert_model", folder,
-               "--output_dir", output, "--short_seq_prob", 0.5, "--epochs_to_generate", 1]  # fmt: skip
+    command = [
+        ROOT / "pregenerate_training_data.py",
+        "--train_corpus",
+        folder / "corpus.txt",
+        "--bert_model",
+        folder,
+        "--output_dir",
+        output,
+        "--short_seq_prob",
+        0.5,
+        "--epochs_to_generate",
+        1,
+    ]
     subprocess.run([sys.executable, *map(str, command)], env=environment, check=True, capture_output=True)
     return tree(output)
 

@@ -45,8 +45,7 @@ def make_pair(over_padding=False, student=(), teacher=(), model_class=TinyBertFo
 def make_batch(mask):
     generator = torch.Generator().manual_seed(8)
     ids = torch.randint(1, len(VOCABULARY), mask.shape, generator=generator) * mask
-    return {"input_ids": ids, "token_type_ids": (torch.arange(mask.shape[1]) > 1).long() * mask,
-            "attention_mask": mask}  # fmt: skip
+    return {"input_ids": ids, "token_type_ids": (torch.arange(mask.shape[1]) > 1).long() * mask, "attention_mask": mask}
 
 
 # --- the losses, restated
@@ -193,11 +192,17 @@ def test_more_padding_changes_the_loss_only_in_the_references_way():
 @pytest.mark.parametrize(
     "student, teacher, name, expected",
     [
-        (2, 4, "uniform", [2, 4]), (4, 12, "uniform", [3, 6, 9, 12]), (3, 3, "uniform", [1, 2, 3]),
-        (1, 5, "uniform", [5]), (3, 7, "top", [5, 6, 7]), (3, 7, "bottom", [1, 2, 3]), (4, 4, "top", [1, 2, 3, 4]),
-        (4, 12, "2,5,8,11", [2, 5, 8, 11]), (3, 7, "7, 1,1", [7, 1, 1]),
+        (2, 4, "uniform", [2, 4]),
+        (4, 12, "uniform", [3, 6, 9, 12]),
+        (3, 3, "uniform", [1, 2, 3]),
+        (1, 5, "uniform", [5]),
+        (3, 7, "top", [5, 6, 7]),
+        (3, 7, "bottom", [1, 2, 3]),
+        (4, 4, "top", [1, 2, 3, 4]),
+        (4, 12, "2,5,8,11", [2, 5, 8, 11]),
+        (3, 7, "7, 1,1", [7, 1, 1]),
     ],
-)  # fmt: skip
+)
 def test_layers_map_as_they_are_named(student, teacher, name, expected):
     assert layer_map(student, teacher, name) == dict(enumerate([0, *expected]))
 

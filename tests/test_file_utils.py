@@ -409,11 +409,17 @@ def visible(folder):
     return [name for name in names_in(folder) if not name.startswith(".")]
 
 
-@pytest.mark.parametrize(("name", "advice"), [
-    ("teacher_model", "`python -m transformer.file_utils teacher`"), ("student_model", "general_distill.py trains"),
-    ("3_general_distill", "run general_distill.py first"), ("4_task_distill_mid", "run task_distill.py first"),
-    ("5_task_distill_out", "run task_distill.py --pred_distill first"), ("other", "run the step that writes it first"),
-])
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("teacher_model", "`python -m transformer.file_utils teacher`"),
+        ("student_model", "general_distill.py trains"),
+        ("3_general_distill", "run general_distill.py first"),
+        ("4_task_distill_mid", "run task_distill.py first"),
+        ("5_task_distill_out", "run task_distill.py --pred_distill first"),
+        ("other", "run the step that writes it first"),
+    ],
+)
 def test_a_folder_without_weights_is_named_with_what_fills_it(tmp_path, name, advice):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=rf"{name}: no weights there .*; .*{advice}"):
@@ -519,8 +525,12 @@ def s3_endpoint():
 def s3(s3_endpoint, monkeypatch):
     import boto3
 
-    settings = {"AWS_ENDPOINT_URL": s3_endpoint, "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
-                "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    settings = {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", endpoint_url=s3_endpoint)
@@ -641,12 +651,19 @@ def test_step_0_fetches_every_kind_of_source(mirror, tmp_path):
     root = tmp_path / "root"
     assert main(["teacher", "glove", "sst-2", "MRPC", "ax", "--dir", str(root)]) == 0
     assert names_in(root) == [
-        "1_pre_data/glove.6B.100d.txt", "AX/AX.tsv",
-        "MRPC/dev.tsv", "MRPC/test.tsv", "MRPC/train.tsv",
-        "SST-2/dev.tsv", "SST-2/test.tsv", "SST-2/train.tsv",
-        "teacher_model/config.json", "teacher_model/pytorch_model.bin",
-        "teacher_model/tokenizer_config.json", "teacher_model/vocab.txt",
-    ]  # fmt: skip
+        "1_pre_data/glove.6B.100d.txt",
+        "AX/AX.tsv",
+        "MRPC/dev.tsv",
+        "MRPC/test.tsv",
+        "MRPC/train.tsv",
+        "SST-2/dev.tsv",
+        "SST-2/test.tsv",
+        "SST-2/train.tsv",
+        "teacher_model/config.json",
+        "teacher_model/pytorch_model.bin",
+        "teacher_model/tokenizer_config.json",
+        "teacher_model/vocab.txt",
+    ]
     columns = "#1 ID\t#2 ID\t#1 String\t#2 String\n"
     mrpc = {name: (root / "MRPC" / name).read_bytes().decode() for name in file_utils.TSV}
     assert mrpc["train.tsv"] == f'Quality\t{columns}1\t1\t2\ta "b\u2028c\td\n'

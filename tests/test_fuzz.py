@@ -40,11 +40,29 @@ TEXT = st.lists(
 BYTES = st.lists(
     st.one_of(
         st.binary(max_size=8),
-        st.sampled_from([b"\t", b"\n", b"\r\n", b" ", b"\xef\xbb\xbf", b"\0", b'"', b"sentence\tlabel\n", b"a\t1\n",
-                         b"a 1 2\n", b"2 2\n", b"nan", b"1e999", b'{"text": "a b"}\n', b"{", b"\xe2\x80\xa8"]),
+        st.sampled_from(
+            [
+                b"\t",
+                b"\n",
+                b"\r\n",
+                b" ",
+                b"\xef\xbb\xbf",
+                b"\0",
+                b'"',
+                b"sentence\tlabel\n",
+                b"a\t1\n",
+                b"a 1 2\n",
+                b"2 2\n",
+                b"nan",
+                b"1e999",
+                b'{"text": "a b"}\n',
+                b"{",
+                b"\xe2\x80\xa8",
+            ]
+        ),
     ),
     max_size=12,
-).map(b"".join)  # fmt: skip
+).map(b"".join)
 JSON = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
@@ -134,8 +152,15 @@ def test_weights_that_are_none_are_refused(tmp_path, name, data):
 
 @given(line=st.one_of(JSON.map(json.dumps), BYTES.map(lambda data: data.decode("utf-8", "replace"))))
 def test_an_epoch_is_read_or_refused(tmp_path, line):
-    good = json.dumps({"tokens": ["[CLS]", "the", "[SEP]"], "segment_ids": [0, 0, 0], "is_random_next": False,
-                       "masked_lm_positions": [], "masked_lm_labels": []})  # fmt: skip
+    good = json.dumps(
+        {
+            "tokens": ["[CLS]", "the", "[SEP]"],
+            "segment_ids": [0, 0, 0],
+            "is_random_next": False,
+            "masked_lm_positions": [],
+            "masked_lm_labels": [],
+        }
+    )
     path = tmp_path / "epoch_0.json"
     path.write_text(f"{good}\n{line}\n", encoding="utf-8")
     for cache in tmp_path.glob("*_cache*"):

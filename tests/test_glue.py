@@ -12,45 +12,88 @@ from transformer.glue import TASKS, TaskFile, compute_metrics, label_order
 from transformer.own_tasks import find_task
 
 # (task, file, header or None, row, texts, label) as the official archives have them; label None = test file.
-MNLI_START = ("index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
-              "sentence2_parse\tsentence1\tsentence2")  # fmt: skip
+MNLI_START = (
+    "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence2_binary_parse\tsentence1_parse\t"
+    "sentence2_parse\tsentence1\tsentence2"
+)
 MNLI_ROW = "0\t31193\t31193n\tgovernment\t( a )\t( b )\t(ROOT a)\t(ROOT b)\tthe film is good\tthe plot is dull"
 STS_START = "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2"
 STS_ROW = "0\tmain-captions\tMSRvid\t2012test\t0001\tnone\tnone\ta film\ta song"
 PAIR = ("the film is good", "the plot is dull")
 LAYOUTS = [
     ("AX", "AX.tsv", "index\tsentence1\tsentence2", "0\ta film\ta song", ("a film", "a song"), None),
-    ("AX", "diagnostic-full.tsv",
-     "Lexical Semantics\tPredicate-Argument Structure\tLogic\tKnowledge\tDomain\tPremise\tHypothesis\tLabel",
-     "\t\tNegation\t\tReddit\ta film\ta song\tneutral", ("a film", "a song"), "neutral"),
+    (
+        "AX",
+        "diagnostic-full.tsv",
+        "Lexical Semantics\tPredicate-Argument Structure\tLogic\tKnowledge\tDomain\tPremise\tHypothesis\tLabel",
+        "\t\tNegation\t\tReddit\ta film\ta song\tneutral",
+        ("a film", "a song"),
+        "neutral",
+    ),
     ("CoLA", "train.tsv", None, "gj04\t1\t\tthe film is good .", ("the film is good .",), "1"),
     ("CoLA", "dev.tsv", None, "gj04\t0\t*\tfilm the good .", ("film the good .",), "0"),
     ("CoLA", "test.tsv", "index\tsentence", "0\tthe song is warm", ("the song is warm",), None),
     ("SST-2", "train.tsv", "sentence\tlabel", "a good film \t1", ("a good film ",), "1"),
     ("SST-2", "test.tsv", "index\tsentence", "0\ta dull film", ("a dull film",), None),
-    ("MRPC", "train.tsv", "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t702876\t702977\ta film\ta song",
-     ("a film", "a song"), "1"),
-    ("MRPC", "test.tsv", "index\t#1 ID\t#2 ID\t#1 String\t#2 String", "0\t1089874\t1089925\ta film\ta song",
-     ("a film", "a song"), None),
+    (
+        "MRPC",
+        "train.tsv",
+        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+        "1\t702876\t702977\ta film\ta song",
+        ("a film", "a song"),
+        "1",
+    ),
+    (
+        "MRPC",
+        "test.tsv",
+        "index\t#1 ID\t#2 ID\t#1 String\t#2 String",
+        "0\t1089874\t1089925\ta film\ta song",
+        ("a film", "a song"),
+        None,
+    ),
     ("STS-B", "train.tsv", f"{STS_START}\tscore", f"{STS_ROW}\t5.000", ("a film", "a song"), "5.000"),
     ("STS-B", "dev.tsv", f"{STS_START}\tscore", f"{STS_ROW}\t3.25", ("a film", "a song"), "3.25"),
     ("STS-B", "test.tsv", STS_START, STS_ROW, ("a film", "a song"), None),
-    ("QQP", "train.tsv", "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
-     "133273\t213221\t213222\ta film\ta song\t0", ("a film", "a song"), "0"),
+    (
+        "QQP",
+        "train.tsv",
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate",
+        "133273\t213221\t213222\ta film\ta song\t0",
+        ("a film", "a song"),
+        "0",
+    ),
     ("QQP", "test.tsv", "id\tquestion1\tquestion2", "0\ta film\ta song", ("a film", "a song"), None),
     ("MNLI", "train.tsv", f"{MNLI_START}\tlabel1\tgold_label", f"{MNLI_ROW}\tneutral\tneutral", PAIR, "neutral"),
-    ("MNLI", "dev_matched.tsv", f"{MNLI_START}\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label",
-     f"{MNLI_ROW}\tneutral\tneutral\tentailment\tneutral\tneutral\tentailment", PAIR, "entailment"),
+    (
+        "MNLI",
+        "dev_matched.tsv",
+        f"{MNLI_START}\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label",
+        f"{MNLI_ROW}\tneutral\tneutral\tentailment\tneutral\tneutral\tentailment",
+        PAIR,
+        "entailment",
+    ),
     ("MNLI", "test_matched.tsv", MNLI_START, MNLI_ROW, PAIR, None),
-    ("QNLI", "train.tsv", "index\tquestion\tsentence\tlabel", "0\tis the film good\tthe plot is dull\tentailment",
-     ("is the film good", "the plot is dull"), "entailment"),
+    (
+        "QNLI",
+        "train.tsv",
+        "index\tquestion\tsentence\tlabel",
+        "0\tis the film good\tthe plot is dull\tentailment",
+        ("is the film good", "the plot is dull"),
+        "entailment",
+    ),
     ("QNLI", "test.tsv", "index\tquestion\tsentence", "0\ta\tb", ("a", "b"), None),
     ("RTE", "test.tsv", "index\tsentence1\tsentence2", "0\ta film\ta song", ("a film", "a song"), None),
-    ("RTE", "dev.tsv", "index\tsentence1\tsentence2\tlabel", "0\ta film\ta song\tnot_entailment", ("a film", "a song"),
-     "not_entailment"),
+    (
+        "RTE",
+        "dev.tsv",
+        "index\tsentence1\tsentence2\tlabel",
+        "0\ta film\ta song\tnot_entailment",
+        ("a film", "a song"),
+        "not_entailment",
+    ),
     ("WNLI", "train.tsv", "index\tsentence1\tsentence2\tlabel", "0\ta film\ta song\t1", ("a film", "a song"), "1"),
     ("WNLI", "test.tsv", "index\tsentence1\tsentence2", "0\ta film\ta song", ("a film", "a song"), None),
-]  # fmt: skip
+]
 
 
 def write(path, *lines):
@@ -212,8 +255,12 @@ def test_the_first_metric_is_always_computed():
 
 
 def test_pairs_are_cut_to_the_maximum_and_know_their_segments(tmp_path):
-    path = write(tmp_path / "train.tsv", "index\tsentence1\tsentence2\tlabel",
-                 f"0\t{'film ' * 9}\t{'song ' * 3}\t1", "1\tfilm\tsong song\t0")  # fmt: skip
+    path = write(
+        tmp_path / "train.tsv",
+        "index\tsentence1\tsentence2\tlabel",
+        f"0\t{'film ' * 9}\t{'song ' * 3}\t1",
+        "1\tfilm\tsong song\t0",
+    )
     task, tokenizer = find_task("WNLI"), make_tokenizer()
     sequences = encode_task_file(TaskFile(path, task), tokenizer, 11, task.labels)
     assert sequences.lengths.tolist() == [11, 6]

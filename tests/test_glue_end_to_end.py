@@ -15,8 +15,19 @@ from transformer.stages import read_results
 # As the site asks for them; what stands behind the prediction's tab.
 BINARY, ENTAILMENT = {"0", "1"}, {"entailment", "not_entailment"}
 THREE = {"entailment", "contradiction", "neutral"}
-SUBMISSIONS = {"CoLA": BINARY, "SST-2": BINARY, "MRPC": BINARY, "STS-B": None, "QQP": BINARY, "QNLI": ENTAILMENT,
-               "RTE": ENTAILMENT, "WNLI": BINARY, "AX": THREE, "MNLI-m": THREE, "MNLI-mm": THREE}  # fmt: skip
+SUBMISSIONS = {
+    "CoLA": BINARY,
+    "SST-2": BINARY,
+    "MRPC": BINARY,
+    "STS-B": None,
+    "QQP": BINARY,
+    "QNLI": ENTAILMENT,
+    "RTE": ENTAILMENT,
+    "WNLI": BINARY,
+    "AX": THREE,
+    "MNLI-m": THREE,
+    "MNLI-mm": THREE,
+}
 
 
 def make_classifier(folder, labels):
@@ -35,8 +46,11 @@ def make_task(folder, name, rows=5):
     task = TASKS[name.lower()]
     for layout, file, header, row, _, _ in LAYOUTS:
         if layout == name:
-            files = [file] if file not in task.dev_files + task.test_files else (
-                task.dev_files if file in task.dev_files else task.test_files)  # fmt: skip
+            files = (
+                [file]
+                if file not in task.dev_files + task.test_files
+                else (task.dev_files if file in task.dev_files else task.test_files)
+            )
             for same in files:
                 folder.mkdir(parents=True, exist_ok=True)
                 lines = [row.replace("film", "film " + " ".join(VOCABULARY[5 : 5 + number])) for number in range(rows)]
@@ -47,8 +61,20 @@ def make_task(folder, name, rows=5):
 def predict(folder, name, data):
     task = TASKS[name.lower()]
     model = make_classifier(folder / "model", task.labels)
-    found = call_script("task_distill.py", "--do_predict", "--task_name", name.lower(), "--data_dir", data,
-                        "--student_model", model, "--output_dir", folder / "out", "--max_seq_length", 31)  # fmt: skip
+    found = call_script(
+        "task_distill.py",
+        "--do_predict",
+        "--task_name",
+        name.lower(),
+        "--data_dir",
+        data,
+        "--student_model",
+        model,
+        "--output_dir",
+        folder / "out",
+        "--max_seq_length",
+        31,
+    )
     assert found.returncode == 0, found.stderr
     return folder / "out"
 
@@ -88,9 +114,22 @@ def test_the_diagnostic_set_is_scored_with_mnli_s_teacher_beside_the_student(tmp
     write(path, header, *(row.replace("neutral", label) for label in rows))
     student = make_classifier(tmp_path / "student", ("neutral", "entailment", "contradiction"))
     make_classifier(tmp_path / "teacher" / "MNLI", TASKS["mnli"].labels)
-    found = call_script("task_distill.py", "--do_eval", "--task_name", "ax", "--data_dir", data, "--student_model",
-                        student, "--teacher_model", tmp_path / "teacher", "--output_dir", tmp_path / "out",
-                        "--max_seq_length", 31)  # fmt: skip
+    found = call_script(
+        "task_distill.py",
+        "--do_eval",
+        "--task_name",
+        "ax",
+        "--data_dir",
+        data,
+        "--student_model",
+        student,
+        "--teacher_model",
+        tmp_path / "teacher",
+        "--output_dir",
+        tmp_path / "out",
+        "--max_seq_length",
+        31,
+    )
     assert found.returncode == 0, found.stderr
     [line] = [line for line in found.stdout.splitlines() if line.startswith("dev mcc")]
     assert len(line.split()) >= 4  # two numbers: teacher and student
@@ -99,8 +138,18 @@ def test_the_diagnostic_set_is_scored_with_mnli_s_teacher_beside_the_student(tmp
 
 def test_nothing_is_trained_on_the_diagnostic_set(tmp_path):
     make_teacher(tmp_path / "teacher")
-    found = call_script("task_distill.py", "--do_finetune", "--task_name", "AX", "--data_dir", tmp_path,
-                        "--teacher_model", tmp_path / "teacher", "--max_seq_length", 31)  # fmt: skip
+    found = call_script(
+        "task_distill.py",
+        "--do_finetune",
+        "--task_name",
+        "AX",
+        "--data_dir",
+        tmp_path,
+        "--teacher_model",
+        tmp_path / "teacher",
+        "--max_seq_length",
+        31,
+    )
     assert found.returncode == 2 and "AX: nothing to train on; MNLI's models do this task" in found.stderr
 
 
@@ -114,11 +163,27 @@ def swept(tmp_path_factory):
     make_sst2(folder / "SST-2")
     make_teacher(folder / "teacher")
     make_classifier(folder / "student", ("negative", "positive"))
-    common = ["--data_dir", folder / "SST-2", "--teacher_model", folder / "teacher", "--max_seq_length", 31,
-              "--train_batch_size", 13, "--max_steps", 6, "--eval_step", 3, "--learning_rate", 3e-3]  # fmt: skip
-    steps = (["--student_model", folder / "student", "--output_dir", folder / "4"],
-             ["--pred_distill", "--student_model", folder / "4", "--output_dir", folder / "5"],
-             ["--do_eval", "--student_model", folder / "5", "--output_dir", folder / "evaluated"])  # fmt: skip
+    common = [
+        "--data_dir",
+        folder / "SST-2",
+        "--teacher_model",
+        folder / "teacher",
+        "--max_seq_length",
+        31,
+        "--train_batch_size",
+        13,
+        "--max_steps",
+        6,
+        "--eval_step",
+        3,
+        "--learning_rate",
+        3e-3,
+    ]
+    steps = (
+        ["--student_model", folder / "student", "--output_dir", folder / "4"],
+        ["--pred_distill", "--student_model", folder / "4", "--output_dir", folder / "5"],
+        ["--do_eval", "--student_model", folder / "5", "--output_dir", folder / "evaluated"],
+    )
     printed = []
     for flags in steps:
         found = call_script("task_distill.py", "--seeds", "3,1,2", *common, *flags)
@@ -152,8 +217,9 @@ def test_each_seed_starts_from_its_own_student_and_differs(swept):
 
 def test_a_seed_of_a_sweep_is_the_run_with_that_seed(swept, tmp_path):
     folder, common, _ = swept
-    found = call_script("task_distill.py", "--seed", 2, *common, "--student_model", folder / "student", "--output_dir",
-                        tmp_path / "4")  # fmt: skip
+    found = call_script(
+        "task_distill.py", "--seed", 2, *common, "--student_model", folder / "student", "--output_dir", tmp_path / "4"
+    )
     assert found.returncode == 0, found.stderr
     own, swept_one = (place / "pytorch_model.bin" for place in (tmp_path / "4", folder / "4" / "seed_2"))
     assert own.read_bytes() == swept_one.read_bytes()
@@ -162,11 +228,12 @@ def test_a_seed_of_a_sweep_is_the_run_with_that_seed(swept, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seeds", "1,x"], "expected different whole numbers"), (["--seeds", "1,1"], "expected different"),
+        (["--seeds", "1,x"], "expected different whole numbers"),
+        (["--seeds", "1,1"], "expected different"),
         (["--seeds", "1,2", "--do_predict"], "--seeds: for the two steps"),
         (["--seeds", "1,2", "--do_finetune"], "--seeds: for the two steps"),
     ],
-)  # fmt: skip
+)
 def test_seeds_that_make_no_sense_are_told(flags, message):
     found = call_script("task_distill.py", *flags)
     assert found.returncode == 2 and message in found.stderr

@@ -30,8 +30,10 @@ def golden():
 def build(model_class, config_name, tensors, prefix, **overrides):
     model = model_class(BertConfig.from_pretrained(FOLDER / config_name, pooled_relu=True, **overrides))
     state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-    state = {key if key.startswith(("bert.", "cls.", "classifier.", "fit_dense.")) else f"bert.{key}": value
-             for key, value in state.items()}  # fmt: skip
+    state = {
+        key if key.startswith(("bert.", "cls.", "classifier.", "fit_dense.")) else f"bert.{key}": value
+        for key, value in state.items()
+    }
     missing, _ = model.read_state(state, prefix)
     assert not [key for key in missing if key.startswith("bert.")]
     return model

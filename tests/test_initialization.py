@@ -62,11 +62,16 @@ def test_a_student_of_its_teacher_s_size_is_its_teacher():
 @pytest.mark.parametrize(
     "overrides",
     [
-        {}, {"num_hidden_layers": 4}, {"num_hidden_layers": 4, "hidden_size": 16}, {"intermediate_size": 7},
-        {"intermediate_size": 55}, {"max_position_embeddings": 41}, {"fit_per_layer": True},
+        {},
+        {"num_hidden_layers": 4},
+        {"num_hidden_layers": 4, "hidden_size": 16},
+        {"intermediate_size": 7},
+        {"intermediate_size": 55},
+        {"max_position_embeddings": 41},
+        {"fit_per_layer": True},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_smaller_student_starts_nearer_to_its_teacher_than_at_random(overrides):
     teacher = make_teacher()
     found, drawn = losses(initialized(teacher, **overrides), teacher), losses(make_student(**overrides), teacher)

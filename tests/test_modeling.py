@@ -33,8 +33,15 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
-SIZES = {"vocab_size": 31, "hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3,
-         "intermediate_size": 17, "max_position_embeddings": 11, "type_vocab_size": 2}  # fmt: skip
+SIZES = {
+    "vocab_size": 31,
+    "hidden_size": 12,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 17,
+    "max_position_embeddings": 11,
+    "type_vocab_size": 2,
+}
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 TIED = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
 both_precisions = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float64"])
@@ -307,9 +314,7 @@ def test_a_saved_classifier_loads_in_hugging_face_with_its_label_names(tmp_path,
 
 
 @pytest.mark.parametrize("overrides", [{}, {"fit_size": 19}, {"fit_size": 19, "fit_per_layer": True}])
-@pytest.mark.parametrize(
-    "model_class", [BertForMaskedLM, TinyBertForPreTraining, TinyBertForSequenceClassification]
-)
+@pytest.mark.parametrize("model_class", [BertForMaskedLM, TinyBertForPreTraining, TinyBertForSequenceClassification])
 def test_what_is_saved_comes_back(tmp_path, model_class, overrides):
     model = make_model(model_class, **overrides, pooled_relu=True, hidden_dropout_prob=0.25, note="kept")
     model.save_pretrained(tmp_path)

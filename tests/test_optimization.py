@@ -39,8 +39,12 @@ class PlainAdam:
             factor = progress / self.warmup
         else:
             rest = (progress - self.warmup) / (1 - self.warmup)
-            factor = {"none": 1, "warmup_constant": 1, "warmup_linear": 1 - rest,
-                      "warmup_cosine": (1 + math.cos(math.pi * rest)) / 2}[self.schedule]  # fmt: skip
+            factor = {
+                "none": 1,
+                "warmup_constant": 1,
+                "warmup_linear": 1 - rest,
+                "warmup_cosine": (1 + math.cos(math.pi * rest)) / 2,
+            }[self.schedule]
         for value, (mean, square), gradient in zip(self.values, self.moments, gradients, strict=True):
             gradient = gradient.double()
             norm = gradient.square().sum().sqrt()
@@ -69,8 +73,10 @@ def test_twenty_steps_equal_the_plain_update_in_every_group(schedule, max_grad_n
     parameters = make_parameters((3, 5), (7,), (2, 3, 5), (1,), (11, 2))
     settings = [{"lr": 0.02, "weight_decay": 0.1}, {"lr": 0.03, "weight_decay": 0.0}]
     split = [parameters[:3], parameters[3:]]
-    plain = [PlainAdam(part, warmup=0.25, t_total=20, schedule=schedule, max_grad_norm=max_grad_norm, **values)
-             for part, values in zip(split, settings, strict=True)]  # fmt: skip
+    plain = [
+        PlainAdam(part, warmup=0.25, t_total=20, schedule=schedule, max_grad_norm=max_grad_norm, **values)
+        for part, values in zip(split, settings, strict=True)
+    ]
     groups = [{"params": part, **values} for part, values in zip(split, settings, strict=True)]
     optimizer = BertAdam(groups, 1.0, 0.25, 20, schedule, max_grad_norm=max_grad_norm)
     for step in range(20):
@@ -166,9 +172,16 @@ def test_a_saved_state_continues_to_the_same_bits():
 
 def test_weight_decay_spares_biases_and_layer_norms():
     model = TinyBertForPreTraining(
-        BertConfig(vocab_size=31, hidden_size=12, num_hidden_layers=1, num_attention_heads=3, intermediate_size=17,
-                   max_position_embeddings=11, fit_size=19)
-    )  # fmt: skip
+        BertConfig(
+            vocab_size=31,
+            hidden_size=12,
+            num_hidden_layers=1,
+            num_attention_heads=3,
+            intermediate_size=17,
+            max_position_embeddings=11,
+            fit_size=19,
+        )
+    )
     model.bert.pooler.requires_grad_(False)
     decay, no_decay = decay_groups(model, 0.03)
     assert (decay["weight_decay"], no_decay["weight_decay"]) == (0.03, 0.0)
@@ -177,10 +190,20 @@ def test_weight_decay_spares_biases_and_layer_norms():
     assert not decayed & spared
     assert decayed | spared == {name for name in name_of.values() if "pooler" not in name}
     layer = "bert.encoder.layer.0."
-    assert {"fit_dense.weight", "bert.embeddings.word_embeddings.weight", f"{layer}attention.self.query.weight",
-            f"{layer}output.dense.weight", "cls.seq_relationship.weight"} <= decayed  # fmt: skip
-    assert {"fit_dense.bias", "bert.embeddings.LayerNorm.weight", f"{layer}attention.self.query.bias",
-            f"{layer}output.LayerNorm.bias", "cls.predictions.bias"} <= spared  # fmt: skip
+    assert {
+        "fit_dense.weight",
+        "bert.embeddings.word_embeddings.weight",
+        f"{layer}attention.self.query.weight",
+        f"{layer}output.dense.weight",
+        "cls.seq_relationship.weight",
+    } <= decayed
+    assert {
+        "fit_dense.bias",
+        "bert.embeddings.LayerNorm.weight",
+        f"{layer}attention.self.query.bias",
+        f"{layer}output.LayerNorm.bias",
+        "cls.predictions.bias",
+    } <= spared
     assert len(decay["params"]) + len(no_decay["params"]) == len(decayed) + len(spared)  # nothing twice
 
 

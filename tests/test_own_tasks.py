@@ -22,12 +22,14 @@ def write(folder, name, text, description=None):
 @pytest.mark.parametrize(
     ("header", "texts"),
     [
-        ("sentence\tlabel", ("sentence",)), ("text\tlabel", ("text",)), ("id\tlabel\ttext", ("text",)),
+        ("sentence\tlabel", ("sentence",)),
+        ("text\tlabel", ("text",)),
+        ("id\tlabel\ttext", ("text",)),
         ("sentence1\tsentence2\tlabel", ("sentence1", "sentence2")),
         ("sentence\tlabel\tsentence1\tsentence2", ("sentence1", "sentence2")),
         ("premise\thypothesis\tgold_label", ("premise", "hypothesis")),
     ],
-)  # fmt: skip
+)
 def test_columns_are_found_by_their_usual_names(tmp_path, header, texts):
     names = header.split("\t")
     rows = ["\t".join(label if "label" in name else name.upper() for name in names) for label in ("no", "yes", "no")]
@@ -35,15 +37,26 @@ def test_columns_are_found_by_their_usual_names(tmp_path, header, texts):
     task = find_task("mine", folder)
     assert task.text_columns == texts and task.labels == ("no", "yes") and task.metrics == ("acc", "f1", "mcc")
     assert (task.name, task.train_file, task.dev_files, task.test_files) == (
-        "mine", "train.tsv", ("dev.tsv",), ("test.tsv",)
-    )  # fmt: skip
+        "mine",
+        "train.tsv",
+        ("dev.tsv",),
+        ("test.tsv",),
+    )
     [first, *_] = TaskFile(folder / "train.tsv", task)
     assert first.texts == tuple(name.upper() for name in texts) and first.label == "no"
 
 
 def test_the_description_decides_over_the_header(tmp_path):
-    description = {"text": "b", "label": "c", "labels": ["yes", "no"], "metric": "f1", "max_seq_length": 33,
-                   "epochs": 2.5, "label_names": ["agreed", "refused"], "ignore_labels": ["-"]}  # fmt: skip
+    description = {
+        "text": "b",
+        "label": "c",
+        "labels": ["yes", "no"],
+        "metric": "f1",
+        "max_seq_length": 33,
+        "epochs": 2.5,
+        "label_names": ["agreed", "refused"],
+        "ignore_labels": ["-"],
+    }
     folder = write(tmp_path, "train.csv", "sentence,b,label,c\nx,one,1,no\nx,two,1,-\nx,three,1,Yes\n", description)
     task = find_task("mine", folder)
     assert (task.text_columns, task.label_column, task.labels) == (("b",), "c", ("yes", "no"))
@@ -56,10 +69,14 @@ def test_the_description_decides_over_the_header(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [
-        (["b", "a", "b", "c"], ("a", "b", "c")), (["10", "9", "0"], ("0", "9", "10")), (["1.5", "2", "2"], ()),
-        (["Good", "bad", "good"], ("Good", "bad")), (["-1", "1", "1"], ("-1", "1")), (["1", "x", "2"], ("1", "2", "x")),
+        (["b", "a", "b", "c"], ("a", "b", "c")),
+        (["10", "9", "0"], ("0", "9", "10")),
+        (["1.5", "2", "2"], ()),
+        (["Good", "bad", "good"], ("Good", "bad")),
+        (["-1", "1", "1"], ("-1", "1")),
+        (["1", "x", "2"], ("1", "2", "x")),
     ],
-)  # fmt: skip
+)
 def test_labels_are_the_training_file_s_and_fractions_are_scores(tmp_path, labels, expected):
     folder = write(tmp_path, "train.tsv", "\n".join(["text\tlabel", *(f"x\t{label}" for label in labels), ""]))
     task = find_task("mine", folder)
@@ -111,7 +128,7 @@ def test_glue_s_names_come_first(tmp_path, name):
         ("text\tlabel\nx\t1\n", [], "expected one JSON object"),
         ("text\tlabel\nx\n", None, "train.tsv line 2: 1 columns, expected 2"),
     ],
-)  # fmt: skip
+)
 def test_what_describes_no_task_is_told_in_one_line(tmp_path, text, description, message):
     if description is not None:
         write(tmp_path, "task.json", json.dumps(description))
@@ -175,17 +192,70 @@ def finished(request, tmp_path_factory):
     for name in ("student", "2", "3"):
         assert name == "student" or not (folder / name).exists()
     teacher, data = folder / "teacher", folder / "glue" / "reviews"
-    common = ["--task_name", "reviews", "--data_dir", data, "--teacher_model", teacher, "--train_batch_size", 13,
-              "--max_steps", 9, "--eval_step", 5, "--max_seq_length", 31]  # fmt: skip
-    call("data_augmentation.py", "--task_name", "reviews", "--glue_dir", folder / "glue", "--pretrained_bert_model",
-         teacher, "--glove_embs", folder / "glove.txt", "--N", 3, "--M", 4)  # fmt: skip
-    call("pregenerate_training_data.py", "--train_corpus", folder / "corpus.txt", "--bert_model", teacher,
-         "--output_dir", folder / "2", "--max_seq_len", 31, "--epochs_to_generate", 1)  # fmt: skip
-    call("general_distill.py", "--pregenerated_data", folder / "2", "--teacher_model", teacher, "--student_model",
-         folder / "student", "--output_dir", folder / "3", "--max_seq_length", 31, "--max_steps", 3)  # fmt: skip
-    steps = (["--aug_train", "--student_model", folder / "3", "--output_dir", folder / "4"],
-             ["--aug_train", "--pred_distill", "--student_model", folder / "4", "--output_dir", folder / "5"],
-             ["--do_eval", "--do_predict", "--student_model", folder / "5", "--output_dir", folder / "5"])  # fmt: skip
+    common = [
+        "--task_name",
+        "reviews",
+        "--data_dir",
+        data,
+        "--teacher_model",
+        teacher,
+        "--train_batch_size",
+        13,
+        "--max_steps",
+        9,
+        "--eval_step",
+        5,
+        "--max_seq_length",
+        31,
+    ]
+    call(
+        "data_augmentation.py",
+        "--task_name",
+        "reviews",
+        "--glue_dir",
+        folder / "glue",
+        "--pretrained_bert_model",
+        teacher,
+        "--glove_embs",
+        folder / "glove.txt",
+        "--N",
+        3,
+        "--M",
+        4,
+    )
+    call(
+        "pregenerate_training_data.py",
+        "--train_corpus",
+        folder / "corpus.txt",
+        "--bert_model",
+        teacher,
+        "--output_dir",
+        folder / "2",
+        "--max_seq_len",
+        31,
+        "--epochs_to_generate",
+        1,
+    )
+    call(
+        "general_distill.py",
+        "--pregenerated_data",
+        folder / "2",
+        "--teacher_model",
+        teacher,
+        "--student_model",
+        folder / "student",
+        "--output_dir",
+        folder / "3",
+        "--max_seq_length",
+        31,
+        "--max_steps",
+        3,
+    )
+    steps = (
+        ["--aug_train", "--student_model", folder / "3", "--output_dir", folder / "4"],
+        ["--aug_train", "--pred_distill", "--student_model", folder / "4", "--output_dir", folder / "5"],
+        ["--do_eval", "--do_predict", "--student_model", folder / "5", "--output_dir", folder / "5"],
+    )
     printed = [call("task_distill.py", *common, *flags) for flags in steps]
     return folder, data, printed
 
@@ -204,8 +274,9 @@ def test_augmentation_writes_the_file_s_own_kind(finished):
     assert len(widened) > len(rows)
     assert [row.columns for row in rows] == [row.columns for row in widened if row.columns in [r.columns for r in rows]]
     for row in widened:  # the other columns stay
-        assert any(row.label == original.label and list(row.columns)[0] == list(original.columns)[0]
-                   for original in rows)  # fmt: skip
+        assert any(
+            row.label == original.label and list(row.columns)[0] == list(original.columns)[0] for original in rows
+        )
     if kind == ".csv":
         assert any(row.texts[0].startswith('" so "') for row in widened)
 
@@ -234,10 +305,28 @@ def test_a_changed_description_is_another_input(finished):
     before = description.read_text() if description.exists() else None
     description.write_text(json.dumps({**json.loads(before or "{}"), "epochs": 1}))
     try:
-        found = call_script("task_distill.py", "--task_name", "reviews", "--data_dir", data, "--teacher_model",
-                            folder / "teacher", "--train_batch_size", 13, "--max_steps", 9, "--eval_step", 5,
-                            "--max_seq_length", 31, "--aug_train", "--student_model", folder / "3", "--output_dir",
-                            folder / "4")  # fmt: skip
+        found = call_script(
+            "task_distill.py",
+            "--task_name",
+            "reviews",
+            "--data_dir",
+            data,
+            "--teacher_model",
+            folder / "teacher",
+            "--train_batch_size",
+            13,
+            "--max_steps",
+            9,
+            "--eval_step",
+            5,
+            "--max_seq_length",
+            31,
+            "--aug_train",
+            "--student_model",
+            folder / "3",
+            "--output_dir",
+            folder / "4",
+        )
     finally:
         description.unlink()
         if before:

@@ -29,15 +29,25 @@ from transformer.tokenization import BertTokenizer
 from transformer.training import TrainingRun
 
 DRAWN = importlib.util.find_spec("matplotlib") is not None
-MODEL = {"config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "run.json", "log.txt",
-         "train_log.jsonl", *(["curves.png"] if DRAWN else [])}  # fmt: skip
+MODEL = {
+    "config.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+    "pytorch_model.bin",
+    "run.json",
+    "log.txt",
+    "train_log.jsonl",
+    *(["curves.png"] if DRAWN else []),
+}
 REPORT = {"report.md", *(["report.png"] if DRAWN else [])}
 # Long enough for a signal to arrive in the middle.
-LONGER = {"general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps", 80],
-          "finetune": ["--num_train_epochs", 2.3, "--eval_step", 20],
-          "intermediate": ["--num_train_epochs", 8, "--eval_step", 10],
-          "prediction": ["--num_train_epochs", 8, "--eval_step", 10],
-          "pregenerate": ["--epochs_to_generate", 16, "--num_workers", 2]}  # fmt: skip
+LONGER = {
+    "general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps", 80],
+    "finetune": ["--num_train_epochs", 2.3, "--eval_step", 20],
+    "intermediate": ["--num_train_epochs", 8, "--eval_step", 10],
+    "prediction": ["--num_train_epochs", 8, "--eval_step", 10],
+    "pregenerate": ["--epochs_to_generate", 16, "--num_workers", 2],
+}
 LEAVES = {
     "augment": {"glue/SST-2/train_aug.tsv", "glue/SST-2/train_aug.run.json"},
     "pregenerate": {"2/run.json"}
@@ -50,8 +60,14 @@ LEAVES = {
     "prediction": {f"5/{name}" for name in MODEL | REPORT | {"eval_results.txt"}},
     "evaluate": {f"evaluated/{name}" for name in REPORT | {"eval_results.txt"}},
 }
-OUTPUT = {"augment": "glue/SST-2", "pregenerate": "2", "general": "3", "finetune": "teacher/SST-2",
-          "intermediate": "4", "prediction": "5"}  # fmt: skip
+OUTPUT = {
+    "augment": "glue/SST-2",
+    "pregenerate": "2",
+    "general": "3",
+    "finetune": "teacher/SST-2",
+    "intermediate": "4",
+    "prediction": "5",
+}
 
 
 def command(folder, name):
@@ -125,10 +141,13 @@ def test_each_script_names_the_command_of_the_next_stage(pipeline):
     assert hints.pop("evaluate") == []
     scripts_named = {name: [hint.split()[0] for hint in found] for name, found in hints.items()}
     assert scripts_named == {
-        "augment": ["pregenerate_training_data.py"], "pregenerate": ["general_distill.py"],
-        "general": ["task_distill.py"], "finetune": ["general_distill.py"], "intermediate": ["task_distill.py"],
+        "augment": ["pregenerate_training_data.py"],
+        "pregenerate": ["general_distill.py"],
+        "general": ["task_distill.py"],
+        "finetune": ["general_distill.py"],
+        "intermediate": ["task_distill.py"],
         "prediction": ["task_distill.py"],
-    }  # fmt: skip
+    }
     assert " --pred_distill " in hints["intermediate"][0] and " --do_eval " in hints["prediction"][0]
     assert f"--student_model {pipeline[0] / '4'}" in hints["intermediate"][0]
 
@@ -148,8 +167,11 @@ def test_the_evaluation_prints_teacher_beside_student(pipeline):
     teacher, student, share = re.search(line, table, re.M).groups()
     assert float(share) == pytest.approx(100 * float(student) / float(teacher), abs=0.1)
     for size in (1, 32):
-        for row in (f"latency p50, batch of {size}, ms", f"latency p95, batch of {size}, ms",
-                    f"sentences per second, batch of {size}"):  # fmt: skip
+        for row in (
+            f"latency p50, batch of {size}, ms",
+            f"latency p95, batch of {size}, ms",
+            f"sentences per second, batch of {size}",
+        ):
             assert re.search(rf"^{row} +[\d.,]+ +[\d.,]+   [\d.]+x faster$", table, re.M)
     assert (pipeline[0] / "evaluated" / "eval_results.txt").read_text().startswith(f"acc = {student}"[:9])
 
@@ -180,9 +202,14 @@ def has_progress(folder):
         return '"progress"' in (folder / "glue/SST-2/train_aug.run.json").read_text()
 
 
-MIDDLE = {"augment": has_progress, "pregenerate": exists("2/epoch_3_metrics.json"),
-          "general": exists("3/step_20_pytorch_model.bin"), "finetune": exists("teacher/SST-2/pytorch_model.bin"),
-          "intermediate": exists("4/pytorch_model.bin"), "prediction": exists("5/pytorch_model.bin")}  # fmt: skip
+MIDDLE = {
+    "augment": has_progress,
+    "pregenerate": exists("2/epoch_3_metrics.json"),
+    "general": exists("3/step_20_pytorch_model.bin"),
+    "finetune": exists("teacher/SST-2/pytorch_model.bin"),
+    "intermediate": exists("4/pytorch_model.bin"),
+    "prediction": exists("5/pytorch_model.bin"),
+}
 
 
 @pytest.mark.parametrize("name", MIDDLE)
@@ -248,12 +275,18 @@ def test_two_processes_distil_a_task_as_one(copy):
         flags = [*flags, "--train_batch_size", 13, "--max_steps", 11, "--eval_step", 4, "--no_cuda"]
         one, two = copy / f"one_{name}", copy / f"two_{name}"
         run_script(script, *flags, "--output_dir", one)
-        process = subprocess.run([*several, str(ROOT / script), *map(str, flags), "--output_dir", str(two)],
-                                 capture_output=True, text=True, timeout=300)  # fmt: skip
+        process = subprocess.run(
+            [*several, str(ROOT / script), *map(str, flags), "--output_dir", str(two)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
         assert process.returncode == 0, process.stdout + process.stderr
         assert names(one) == names(two)
-        logged = [[json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
-                  for folder in (one, two)]  # fmt: skip
+        logged = [
+            [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+            for folder in (one, two)
+        ]
         for entry, same in zip(*logged, strict=True):
             for kind in {"losses", "evaluation"} & {*entry}:
                 assert same[kind] == pytest.approx(entry[kind], rel=1e-5, abs=1e-6), name
@@ -273,11 +306,15 @@ class Killed(BaseException):
     """Stands for the end of the process, which no handler sees."""
 
 
-SHORT = {"general": ["--num_train_epochs", 2, "--eval_step", 3], "finetune": ["--limit", 30, "--eval_step", 4],
-         "intermediate": ["--num_train_epochs", 1, "--eval_step", 4],
-         "prediction": ["--num_train_epochs", 1, "--eval_step", 4],
-         "pregenerate": ["--epochs_to_generate", 3, "--num_workers", 1], "augment": [],
-         "packed": ["--epochs_to_generate", 2, "--packed"]}  # fmt: skip
+SHORT = {
+    "general": ["--num_train_epochs", 2, "--eval_step", 3],
+    "finetune": ["--limit", 30, "--eval_step", 4],
+    "intermediate": ["--num_train_epochs", 1, "--eval_step", 4],
+    "prediction": ["--num_train_epochs", 1, "--eval_step", 4],
+    "pregenerate": ["--epochs_to_generate", 3, "--num_workers", 1],
+    "augment": [],
+    "packed": ["--epochs_to_generate", 2, "--packed"],
+}
 
 
 @pytest.mark.parametrize("way", [*MIDDLE, "packed"])
@@ -346,8 +383,11 @@ def test_ten_kills_at_random_moments_lose_nothing(pipeline, copy, name):
     run_anew()
     script, usual = command(copy, name)
     while kills < 10:
-        process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, [*usual, *flags])],
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / script), *map(str, [*usual, *flags])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
         process.stdout.readline()  # it has imported what it needs
         time.sleep(rng.uniform(0, 0.4 * seconds))
         process.kill()
@@ -363,8 +403,11 @@ def test_ten_kills_at_random_moments_lose_nothing(pipeline, copy, name):
 def test_no_worker_outlives_a_killed_script(copy):
     clear(copy, "pregenerate")
     script, flags = command(copy, "pregenerate")
-    process = subprocess.Popen([sys.executable, str(ROOT / script), *map(str, flags), "--num_workers", "3"],
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *map(str, flags), "--num_workers", "3"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     while not MIDDLE["pregenerate"](copy) and process.poll() is None:
         time.sleep(0.001)
     process.kill()

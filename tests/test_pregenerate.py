@@ -26,9 +26,17 @@ TOKENIZER = make_tokenizer()
 
 
 def settings(**values):
-    defaults = {"one_seq": None, "max_seq_len": 17, "short_seq_prob": 0.2, "seed": 3, "masked_lm_prob": 0.0,
-                "max_predictions_per_seq": 20, "do_whole_word_mask": None, "packed": None,
-                "reduce_memory": None}  # fmt: skip
+    defaults = {
+        "one_seq": None,
+        "max_seq_len": 17,
+        "short_seq_prob": 0.2,
+        "seed": 3,
+        "masked_lm_prob": 0.0,
+        "max_predictions_per_seq": 20,
+        "do_whole_word_mask": None,
+        "packed": None,
+        "reduce_memory": None,
+    }
     return argparse.Namespace(**{**defaults, **values})
 
 
@@ -271,9 +279,22 @@ def folder(tmp_path_factory):
 
 
 def run(folder, output, *flags):
-    process = call_script("pregenerate_training_data.py", "--train_corpus", folder / "corpus.txt", "--bert_model",
-                          folder / "model", "--output_dir", output, "--max_seq_len", 19, "--epochs_to_generate", 2,
-                          "--masked_lm_prob", 0.2, *flags)  # fmt: skip
+    process = call_script(
+        "pregenerate_training_data.py",
+        "--train_corpus",
+        folder / "corpus.txt",
+        "--bert_model",
+        folder / "model",
+        "--output_dir",
+        output,
+        "--max_seq_len",
+        19,
+        "--epochs_to_generate",
+        2,
+        "--masked_lm_prob",
+        0.2,
+        *flags,
+    )
     assert process.returncode == 0, process.stderr
     return {name: data for name, data in tree(output).items() if name != "run.json"}
 
@@ -331,8 +352,17 @@ def test_a_worker_that_dies_is_told_and_the_same_command_goes_on(folder, expecte
 
 
 def test_workers_end_without_a_word(folder, tmp_path):
-    process = run_script("pregenerate_training_data.py", "--train_corpus", folder / "corpus.txt", "--bert_model",
-                         folder / "model", "--output_dir", tmp_path, "--num_workers", 3)  # fmt: skip
+    process = run_script(
+        "pregenerate_training_data.py",
+        "--train_corpus",
+        folder / "corpus.txt",
+        "--bert_model",
+        folder / "model",
+        "--output_dir",
+        tmp_path,
+        "--num_workers",
+        3,
+    )
     assert process.stderr == ""
 
 

@@ -94,8 +94,14 @@ def test_every_sequence_of_a_timed_batch_has_the_length_and_no_padding(length):
 
 
 def test_both_batch_sizes_of_each_model_are_measured():
-    config = {"vocab_size": len(TOKENIZER.vocab), "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 3,
-              "intermediate_size": 20, "max_position_embeddings": 37}  # fmt: skip
+    config = {
+        "vocab_size": len(TOKENIZER.vocab),
+        "hidden_size": 12,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 3,
+        "intermediate_size": 20,
+        "max_position_embeddings": 37,
+    }
     model = TinyBertForSequenceClassification(BertConfig(**config)).train()
     speeds = evaluation.measure_speed({"student": (model, TOKENIZER, make_sequences([7, 4]))}, 31, CPU)
     assert list(speeds) == ["student"] and list(speeds["student"]) == [1, 32]
@@ -120,8 +126,9 @@ def make_column(parameters, results, milliseconds):
 LONG = {"acc": 0.9, "f1": 0.8, "acc_and_f1": 0.85, "mm_acc": 0.7, "mm_acc_and_f1": 0.4, "spearmanr": 0.12345}
 
 
-@pytest.mark.parametrize("who", [["student"], ["teacher", "student"], ["teacher", "student", "baseline"],
-                                 ["student", "baseline"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "who", [["student"], ["teacher", "student"], ["teacher", "student", "baseline"], ["student", "baseline"]]
+)
 def test_columns_align_whatever_the_metrics_are_called(who):
     columns = {name: make_column(110_000_000 // (1 + index * 7), LONG, 123456.7) for index, name in enumerate(who)}
     head, *rows = report.format_table(columns).splitlines()
@@ -138,9 +145,11 @@ def test_columns_align_whatever_the_metrics_are_called(who):
 
 
 def test_the_ratios_say_what_the_student_is_to_the_teacher():
-    columns = {"teacher": make_column(700, {"acc": 0.8, "mcc": -0.1}, 3.0),
-               "student": make_column(100, {"acc": 0.6, "mcc": 0.2}, 1.5),
-               "baseline": make_column(100, {"acc": 0.1, "mcc": 0.1}, 1.0)}  # fmt: skip
+    columns = {
+        "teacher": make_column(700, {"acc": 0.8, "mcc": -0.1}, 3.0),
+        "student": make_column(100, {"acc": 0.6, "mcc": 0.2}, 1.5),
+        "baseline": make_column(100, {"acc": 0.1, "mcc": 0.1}, 1.0),
+    }
     assert report.table_of(columns) == [
         ["", "teacher", "student", "baseline", "student's ratio"],
         ["parameters", "700", "100", "100", "7.0x smaller"],
@@ -184,10 +193,24 @@ def make_run(folder, step, start, entries, script="task_distill"):
     return folder
 
 
-LAYERS = [{"step": step, "losses": {"att_loss/1": 4 / step, "att_loss/2": 3 / step, "rep_loss/0": 2 / step,
-           "rep_loss/1": 1.5 / step, "rep_loss/2": 1 / step}} for step in (5, 10, 13)]  # fmt: skip
-PREDICTION = [{"step": step, **entry} for step in (7, 14) for entry in (
-              {"losses": {"cls_loss": 1 / step}}, {"evaluation": {"acc": 1 - step / 16}})]  # fmt: skip
+LAYERS = [
+    {
+        "step": step,
+        "losses": {
+            "att_loss/1": 4 / step,
+            "att_loss/2": 3 / step,
+            "rep_loss/0": 2 / step,
+            "rep_loss/1": 1.5 / step,
+            "rep_loss/2": 1 / step,
+        },
+    }
+    for step in (5, 10, 13)
+]
+PREDICTION = [
+    {"step": step, **entry}
+    for step in (7, 14)
+    for entry in ({"losses": {"cls_loss": 1 / step}}, {"evaluation": {"acc": 1 - step / 16}})
+]
 
 
 @pytest.fixture
@@ -202,7 +225,10 @@ def trained(tmp_path):
 def test_the_steps_that_led_to_a_student_are_found_by_what_they_left(trained):
     steps = report.training_steps(trained)
     assert [(step.title, step.folder.name) for step in steps] == [
-        ("general distillation", "3"), ("intermediate step", "4"), ("prediction step", "5")]  # fmt: skip
+        ("general distillation", "3"),
+        ("intermediate step", "4"),
+        ("prediction step", "5"),
+    ]
     assert steps[1].curves["losses"]["att_loss/2"] == [(5, 3 / 5), (10, 3 / 10), (13, 3 / 13)]
     assert steps[2].curves["evaluation"] == {"acc": [(7, 0.5625), (14, 0.125)]}
     (trained.parent / "4" / "pytorch_model.bin").write_text("of a later run")  # not what this student started from
@@ -255,10 +281,16 @@ def test_each_layer_has_its_curve_on_a_logarithmic_scale(trained):
     columns = {"student": make_column(100, {"acc": 0.5}, 1.0)}
     steps = report.training_steps(trained)
     axes = drawn(report.make_panels(find_task("SST-2"), {"student": candidate}, columns, steps))
-    titles = ["dev scores", "student's answers to dev.tsv", "dev acc by step",
-              "loss of attention, intermediate step", "loss of hidden states, intermediate step",
-              "loss, prediction step", "loss of attention, general distillation",
-              "loss of hidden states, general distillation"]  # fmt: skip
+    titles = [
+        "dev scores",
+        "student's answers to dev.tsv",
+        "dev acc by step",
+        "loss of attention, intermediate step",
+        "loss of hidden states, intermediate step",
+        "loss, prediction step",
+        "loss of attention, general distillation",
+        "loss of hidden states, general distillation",
+    ]
     assert [axis.get_title() for axis in axes] == titles
     for number in (3, 6):
         assert legend(axes[number]) == ["layer 1", "layer 2"] and axes[number].get_yscale() == "log"
@@ -324,8 +356,14 @@ def copy(distilled, tmp_path):
 def test_the_report_tells_scores_speeds_answers_and_losses(distilled):
     text = (distilled / "5" / "report.md").read_text()
     assert text.startswith("# SST-2: teacher, student\n\n| | teacher | student | ratio |\n|---|---:|---:|---:|\n| ")
-    for row in ("parameters", "size on disk, MB", "dev acc", "latency p50, batch of 1, ms",
-                "latency p95, batch of 32, ms", "sentences per second, batch of 32"):  # fmt: skip
+    for row in (
+        "parameters",
+        "size on disk, MB",
+        "dev acc",
+        "latency p50, batch of 1, ms",
+        "latency p95, batch of 32, ms",
+        "sentences per second, batch of 32",
+    ):
         assert re.search(rf"^\| {row} \| [\d.,]+ \| [\d.,]+ \| [\d.]+(x|%) .*\|$", text, re.M), row
     assert f"31 tokens, {report.conditions_of(CPU)}" in text and "`dev.tsv` (13 rows)" in text
     assert "baseline" not in text.lower()
@@ -372,8 +410,14 @@ def test_the_baseline_is_trained_reported_and_used_again(copy):
     after = tree(copy)
     made = {name: data for name, data in after.items() if name.startswith("5/baseline/")}
     assert {name: data for name, data in after.items() if name not in made} == before
-    assert {name.rsplit("/", 1)[1] for name in made} == {"pytorch_model.bin", "config.json", "vocab.txt", "run.json",
-                                                         "tokenizer_config.json", "eval_results.txt"}  # fmt: skip
+    assert {name.rsplit("/", 1)[1] for name in made} == {
+        "pytorch_model.bin",
+        "config.json",
+        "vocab.txt",
+        "run.json",
+        "tokenizer_config.json",
+        "eval_results.txt",
+    }
     assert made["5/baseline/config.json"] == before["5/config.json"]  # the same student
     record = json.loads(made["5/baseline/run.json"])
     assert record["script"] == "baseline" and record["finished"] and record["settings"]["learning_rate"] == 3e-3
@@ -480,11 +524,35 @@ def make_pairs(folder, files, label_column, label_of):
 
 def distil_pairs(distilled, tmp_path, task, *flags):
     """Both the teacher and the student learn a task in a few steps; returns what was printed and the output folder."""
-    usual = ["--task_name", task, "--data_dir", tmp_path / task, "--max_seq_length", 31, "--train_batch_size", 13,
-             "--eval_step", 2, "--max_steps", 5, "--learning_rate", "3e-3"]  # fmt: skip
+    usual = [
+        "--task_name",
+        task,
+        "--data_dir",
+        tmp_path / task,
+        "--max_seq_length",
+        31,
+        "--train_batch_size",
+        13,
+        "--eval_step",
+        2,
+        "--max_steps",
+        5,
+        "--learning_rate",
+        "3e-3",
+    ]
     teacher = shutil.copytree(distilled / "teacher", tmp_path / "teacher")
-    process = call_script("task_distill.py", "--pred_distill", *usual, "--teacher_model", teacher, "--student_model",
-                          distilled / "3", "--output_dir", tmp_path / "out", *flags)  # fmt: skip
+    process = call_script(
+        "task_distill.py",
+        "--pred_distill",
+        *usual,
+        "--teacher_model",
+        teacher,
+        "--student_model",
+        distilled / "3",
+        "--output_dir",
+        tmp_path / "out",
+        *flags,
+    )
     assert process.returncode == 0, process.stderr
     return process.stdout, (tmp_path / "out" / "report.md").read_text()
 
@@ -514,7 +582,8 @@ def test_two_dev_sets_report_their_scores_and_answers_apart(distilled, tmp_path)
     head = r"^\| gold label of `(\w+).tsv` \| (\w+): contradiction \| .* neutral \| right \|\n.*\n"
     tables = re.findall(rf"{head}((?:.+\n)+)", text, re.M)
     assert [table[:2] for table in tables] == [
-        (file, who) for file in ("dev_matched", "dev_mismatched") for who in ("teacher", "student")]  # fmt: skip
+        (file, who) for file in ("dev_matched", "dev_mismatched") for who in ("teacher", "student")
+    ]
     for file, _, rows in tables:
         counts = [list(map(int, re.findall(r" (\d+) (?=\|)", row))) for row in rows.splitlines()]
         assert sum(map(sum, counts)) == {"dev_matched": 21, "dev_mismatched": 19}[file]
@@ -522,8 +591,15 @@ def test_two_dev_sets_report_their_scores_and_answers_apart(distilled, tmp_path)
 
 
 def test_two_processes_write_one_report(distilled, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(ROOT / "task_distill.py")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(ROOT / "task_distill.py"),
+    ]
     _, usual = scripts(shutil.copytree(distilled, tmp_path / "copy"))["prediction"]
     flags = [flag for flag in usual if flag != "--aug_train"]
     flags += ["--max_steps", 3, "--output_dir", tmp_path / "out", "--baseline"]

@@ -270,8 +270,10 @@ def test_a_summary_tells_what_was_done_and_the_command_to_paste(caplog):
         stages.sum_up("fresh", "5/model", time.monotonic() - 61, "29 rows in, 88 rows out")
         stages.hint_next("task_distill.py", args, {"a": "x y", "b": 3, "c": True, "d": None, "e": 5}, {"b": 3}, "--go")
     assert caplog.messages == [
-        "29 rows in, 88 rows out, 1:01", "written: 5/model", "next: python task_distill.py --go --a 'x y' --c --e 5"
-    ]  # fmt: skip
+        "29 rows in, 88 rows out, 1:01",
+        "written: 5/model",
+        "next: python task_distill.py --go --a 'x y' --c --e 5",
+    ]
 
 
 def test_another_task_takes_the_sample_s_models_and_its_own_data(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from transformer.file_utils import UserError
 from transformer.tables import open_table
 
-TEXTS = ["a \"good\" film", "two\tcolumns", "one, two", "first\nsecond", "'", "", "ende ü 好", "\\n"]
+TEXTS = ['a "good" film', "two\tcolumns", "one, two", "first\nsecond", "'", "", "ende ü 好", "\\n"]
 
 
 def write(path, text):
@@ -66,7 +66,7 @@ def test_json_objects_keep_what_the_task_does_not_read(tmp_path):
         ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl line 1: expected a JSON object"),
         ("a.jsonl", '{"a": ' * 100_000, "a.jsonl line 1: expected a JSON object"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_table_is_named_with_its_line(tmp_path, name, text, message):
     write(tmp_path / name, text)
     with pytest.raises(UserError, match=message):

@@ -109,9 +109,14 @@ def mixed_texts(count, rng):
 
 @pytest.mark.parametrize(
     "config",
-    [{"do_lower_case": True}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False},
-     {"do_lower_case": False, "strip_accents": True}, {"do_lower_case": True, "tokenize_chinese_chars": False}],
-)  # fmt: skip
+    [
+        {"do_lower_case": True},
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "strip_accents": True},
+        {"do_lower_case": True, "tokenize_chinese_chars": False},
+    ],
+)
 def test_tokens_of_mixed_unicode_are_those_of_hugging_face(tmp_path, config):
     vocab = small_vocab()
     hf, ours = hugging_face(tmp_path, vocab, **config), BertTokenizer(vocab, **config)
@@ -139,7 +144,7 @@ def test_every_code_point_alone_and_between_letters_is_treated_as_in_hugging_fac
     texts = [f"{char} a{char}b " for char in comparable_characters()]
     differing = []
     for start in range(0, len(texts), 500):
-        batch = texts[start:start + 500]
+        batch = texts[start : start + 500]
         if ours.tokenize("".join(batch)) != words_of(hf, "".join(batch)):
             differing += [ascii(text) for text in batch if ours.tokenize(text) != words_of(hf, text)]
     assert not differing
@@ -293,9 +298,14 @@ def test_a_maximum_without_room_for_the_special_tokens_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "config", [{"do_lower_case": True}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False},
-               {"do_lower_case": False, "tokenize_chinese_chars": False}],
-)  # fmt: skip
+    "config",
+    [
+        {"do_lower_case": True},
+        {"do_lower_case": False},
+        {"do_lower_case": True, "strip_accents": False},
+        {"do_lower_case": False, "tokenize_chinese_chars": False},
+    ],
+)
 def test_a_saved_tokenizer_gives_the_same_ids_in_auto_tokenizer_and_here(tmp_path, config):
     tokenizer = BertTokenizer(small_vocab(), **config)
     tokenizer.save_pretrained(tmp_path / "model")
@@ -327,10 +337,17 @@ def test_a_tokenizer_json_without_vocab_txt_is_enough(tmp_path):
 
 @pytest.mark.parametrize(
     "piece, config, do_lower_case",
-    [("abc", {}, True), ("Abc", {}, False), ("É", {}, False), ("[Unused1]", {}, True), ("<S>", {}, True),
-     ("Abc", {"do_lower_case": True}, True), ("abc", {"do_lower_case": False}, False),
-     ("Abc", {"do_lower_case": None, "strip_accents": None}, False)],
-)  # fmt: skip
+    [
+        ("abc", {}, True),
+        ("Abc", {}, False),
+        ("É", {}, False),
+        ("[Unused1]", {}, True),
+        ("<S>", {}, True),
+        ("Abc", {"do_lower_case": True}, True),
+        ("abc", {"do_lower_case": False}, False),
+        ("Abc", {"do_lower_case": None, "strip_accents": None}, False),
+    ],
+)
 def test_the_casing_follows_the_folder(tmp_path, piece, config, do_lower_case):
     tokenizer = BertTokenizer.from_pretrained(write_vocab(tmp_path, [*SPECIAL, piece], **config))
     assert tokenizer.do_lower_case is do_lower_case
@@ -354,11 +371,15 @@ def test_a_vocabulary_keeps_unusual_tokens_and_line_ends(tmp_path):
 
 @pytest.mark.parametrize(
     "content, message",
-    [(None, "vocab.txt: cannot be read"), (b"", "vocab.txt: is empty"), (b"\n\n", "vocab.txt: is empty"),
-     (b"[PAD]\n[UNK]\n[CLS]\na\n", r"vocab.txt: lacks \[SEP\] and \[MASK\]"),
-     (b"[PAD]\n[UNK]\na\nb\na\n", "vocab.txt, line 5: 'a' is on line 3 too"),
-     (b"[PAD]\n\xff\n", "vocab.txt, line 2: not UTF-8")],
-)  # fmt: skip
+    [
+        (None, "vocab.txt: cannot be read"),
+        (b"", "vocab.txt: is empty"),
+        (b"\n\n", "vocab.txt: is empty"),
+        (b"[PAD]\n[UNK]\n[CLS]\na\n", r"vocab.txt: lacks \[SEP\] and \[MASK\]"),
+        (b"[PAD]\n[UNK]\na\nb\na\n", "vocab.txt, line 5: 'a' is on line 3 too"),
+        (b"[PAD]\n\xff\n", "vocab.txt, line 2: not UTF-8"),
+    ],
+)
 def test_a_bad_vocabulary_is_an_error_that_names_file_and_line(tmp_path, content, message):
     if content is not None:
         (tmp_path / "vocab.txt").write_bytes(content)

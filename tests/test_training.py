@@ -54,8 +54,15 @@ def make_learner(dropout=0.0):
     torch.manual_seed(2)
     sizes = {"vocab_size": len(VOCABULARY), "initializer_range": 0.2}
     teacher = TinyBertForPreTraining(BertConfig(**{**sizes, **TEACHER}))
-    student = BertConfig(**{**sizes, **STUDENT, "fit_size": TEACHER["hidden_size"], "hidden_dropout_prob": dropout,
-                            "attention_probs_dropout_prob": dropout})  # fmt: skip
+    student = BertConfig(
+        **{
+            **sizes,
+            **STUDENT,
+            "fit_size": TEACHER["hidden_size"],
+            "hidden_dropout_prob": dropout,
+            "attention_probs_dropout_prob": dropout,
+        }
+    )
     return TransformerLearner(TinyBertForPreTraining(student), teacher)
 
 
@@ -102,9 +109,7 @@ class Epochs:
         return self.data[epoch % len(self.data)]
 
 
-@pytest.mark.parametrize(
-    "epochs, expected", [(1, 3), (2.0, 6), (0.7, 2), (1.34, 4), (2.9, 9), (3, 9)]
-)
+@pytest.mark.parametrize("epochs, expected", [(1, 3), (2.0, 6), (0.7, 2), (1.34, 4), (2.9, 9), (3, 9)])
 def test_a_fraction_of_an_epoch_is_a_fraction_of_its_steps(epochs, expected):
     plan = make_plan(epochs=epochs)
     assert plan.total_steps == expected == len(steps_of(plan))
@@ -169,11 +174,19 @@ def test_nothing_to_train_on_is_told(count, epochs):
 
 def gradients_and_losses(accumulation=1, rank=0, world_size=1, count=13):
     learner = make_learner()
-    run = TrainingRun("", learner, BertAdam(learner.student.parameters(), 1e-2), make_plan(),
-                      Launch(CPU, rank, world_size, torch.float32), eval_step=1, accumulation=accumulation)  # fmt: skip
+    run = TrainingRun(
+        "",
+        learner,
+        BertAdam(learner.student.parameters(), 1e-2),
+        make_plan(),
+        Launch(CPU, rank, world_size, torch.float32),
+        eval_step=1,
+        accumulation=accumulation,
+    )
     losses = run._forward_backward(learner, make_sequences(), np.arange(count))
-    gradients = {name: parameter.grad for name, parameter in learner.student.named_parameters()
-                 if parameter.grad is not None}  # fmt: skip
+    gradients = {
+        name: parameter.grad for name, parameter in learner.student.named_parameters() if parameter.grad is not None
+    }
     largest = max(gradient.abs().max() for gradient in gradients.values())
     assert largest > 0.1 if rank < count else largest == 0  # a process without examples adds nothing
     return gradients, {name: value.item() for name, value in losses.items()}
@@ -227,13 +240,40 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
     make_teacher(tmp_path / "teacher")
     make_student_config(tmp_path / "student", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     write_epochs(tmp_path / "epochs", 27)  # batches of 13, 13 and 1: the second process has none of the last
-    flags = ["--pregenerated_data", tmp_path / "epochs", "--teacher_model", tmp_path / "teacher", "--student_model",
-             tmp_path / "student", "--max_seq_length", 31, "--train_batch_size", 13, "--num_train_epochs", 2,
-             "--eval_step", 4, "--learning_rate", "1e-2", "--no_cuda"]  # fmt: skip
+    flags = [
+        "--pregenerated_data",
+        tmp_path / "epochs",
+        "--teacher_model",
+        tmp_path / "teacher",
+        "--student_model",
+        tmp_path / "student",
+        "--max_seq_length",
+        31,
+        "--train_batch_size",
+        13,
+        "--num_train_epochs",
+        2,
+        "--eval_step",
+        4,
+        "--learning_rate",
+        "1e-2",
+        "--no_cuda",
+    ]
     run_script("general_distill.py", *flags, "--output_dir", tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(ROOT / "general_distill.py"), *map(str, flags), "--output_dir", str(tmp_path / "two"),
-               "--gradient_accumulation_steps", "2"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(ROOT / "general_distill.py"),
+        *map(str, flags),
+        "--output_dir",
+        str(tmp_path / "two"),
+        "--gradient_accumulation_steps",
+        "2",
+    ]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stdout + process.stderr
     assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
@@ -241,8 +281,10 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
         assert_same_weights(weights_of(tmp_path / "two", name), weights_of(tmp_path / "one", name), 1e-5)
     losses = logged_losses(tmp_path / "one")
     assert len(losses) == 2 and logged_losses(tmp_path / "two") == pytest.approx(losses, abs=2e-4)
-    logged = [[json.loads(line) for line in (tmp_path / name / "train_log.jsonl").read_text().splitlines()]
-              for name in ("one", "two")]  # fmt: skip
+    logged = [
+        [json.loads(line) for line in (tmp_path / name / "train_log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
     for one, two in zip(*logged, strict=True):
         assert one["step"] == two["step"] and two["losses"] == pytest.approx(one["losses"], rel=1e-5)
 
@@ -251,14 +293,41 @@ def test_a_run_killed_on_two_processes_goes_on_with_one(tmp_path):
     make_teacher(tmp_path / "teacher")
     make_student_config(tmp_path / "student", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     write_epochs(tmp_path / "epochs", 27)
-    flags = ["--pregenerated_data", tmp_path / "epochs", "--teacher_model", tmp_path / "teacher", "--student_model",
-             tmp_path / "student", "--max_seq_length", 31, "--train_batch_size", 13, "--num_train_epochs", 12,
-             "--eval_step", 6, "--learning_rate", "1e-3", "--no_cuda"]  # fmt: skip
+    flags = [
+        "--pregenerated_data",
+        tmp_path / "epochs",
+        "--teacher_model",
+        tmp_path / "teacher",
+        "--student_model",
+        tmp_path / "student",
+        "--max_seq_length",
+        31,
+        "--train_batch_size",
+        13,
+        "--num_train_epochs",
+        12,
+        "--eval_step",
+        6,
+        "--learning_rate",
+        "1e-3",
+        "--no_cuda",
+    ]
     run_script("general_distill.py", *flags, "--output_dir", tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-               str(ROOT / "general_distill.py"), *map(str, flags), "--output_dir", str(tmp_path / "two")]  # fmt: skip
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               start_new_session=True)  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(ROOT / "general_distill.py"),
+        *map(str, flags),
+        "--output_dir",
+        str(tmp_path / "two"),
+    ]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     while not list((tmp_path / "two").glob("step_6_*")) and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
@@ -291,8 +360,13 @@ def test_without_a_score_the_latest_weights_are_kept(tmp_path):
     run = make_run(tmp_path, keep_step_files=3)
     results = run.train()
     assert results == {"global_step": 9}
-    names = {"step_4_pytorch_model.bin", "step_8_pytorch_model.bin", "step_9_pytorch_model.bin", WEIGHTS_NAME,
-             "train_log.jsonl"}  # fmt: skip
+    names = {
+        "step_4_pytorch_model.bin",
+        "step_8_pytorch_model.bin",
+        "step_9_pytorch_model.bin",
+        WEIGHTS_NAME,
+        "train_log.jsonl",
+    }
     assert {path.name for path in tmp_path.iterdir()} == {*names, STATE_NAME}
     assert_same_weights(weights_of(tmp_path), run.learner.student.state_dict(), 0)
     assert_same_weights(weights_of(tmp_path, "step_9_pytorch_model.bin"), weights_of(tmp_path), 0)
@@ -418,8 +492,12 @@ def test_a_complete_state_trains_no_further(tmp_path):
 @pytest.mark.parametrize("mode", ["w", "a"])  # the state's and the weights' files; the history's
 def test_a_disk_that_fills_leaves_the_last_good_state_to_go_on_from(tmp_path, monkeypatch, mode):
     def fill():
-        monkeypatch.setattr("builtins.open", lambda path, *args, **kwargs: real_open(
-            "/dev/full" if mode in "".join(map(str, args)) else path, *args, **kwargs))  # fmt: skip
+        monkeypatch.setattr(
+            "builtins.open",
+            lambda path, *args, **kwargs: real_open(
+                "/dev/full" if mode in "".join(map(str, args)) else path, *args, **kwargs
+            ),
+        )
 
     make_run(tmp_path / "whole").train()
     real_open = open
@@ -458,8 +536,9 @@ def test_a_state_of_something_else_is_told(tmp_path, change):
     state = torch.load(tmp_path / STATE_NAME, weights_only=True)
     if change and None in change.values():
         del state["step"]
-    torch.save([1, 2] if change is None else {**state, **change} if change != {"step": None} else state,
-               tmp_path / STATE_NAME)  # fmt: skip
+    torch.save(
+        [1, 2] if change is None else {**state, **change} if change != {"step": None} else state, tmp_path / STATE_NAME
+    )
     with pytest.raises(UserError, match="training_state.bin: damaged"):
         make_run(tmp_path).train()
 
@@ -605,8 +684,10 @@ def test_a_run_that_goes_on_takes_its_history_from_its_last_saved_step(tmp_path)
     with open(tmp_path / "killed" / "train_log.jsonl", "a") as file:
         file.write('{"step": 5, "losses": {}}\n{"step": 6, "lo')  # noted after the last saved state, and torn
     make_run(tmp_path / "killed").train()
-    expected, found = ([(entry["step"], entry.get("losses")) for entry in history_of(tmp_path / name)]
-                       for name in ("straight", "killed"))  # fmt: skip
+    expected, found = (
+        [(entry["step"], entry.get("losses")) for entry in history_of(tmp_path / name)]
+        for name in ("straight", "killed")
+    )
     assert found == expected
 
 

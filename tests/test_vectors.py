@@ -119,12 +119,16 @@ def test_lines_as_they_should_be_do_not_go_one_by_one(tmp_path, monkeypatch, spa
 
 
 def test_a_text_without_words_or_without_numbers_is_refused(tmp_path):
-    for text, message in (("\n \n\n", "the file is empty"), ("word\nother\n", "line 1: 0 numbers"),
-                          ("1 1\n", None), ("a 1 2\nb \xff 3\n", "line 2: expected a word and 2 numbers"),
-                          ("a 1 2\n\xff 2 3\n", "line 2: not UTF-8"),
-                          ("1 " + "9" * 5000 + "\nw 1 2\n", "line 2: 2 numbers after the word, expected 1"),
-                          ("a 1 2\nb 1 \n", "line 2: 1 numbers after the word, expected 2"),
-                          ("2 002\nw 1 2\n", "line 2: 2 numbers after the word, expected 1")):  # fmt: skip
+    for text, message in (
+        ("\n \n\n", "the file is empty"),
+        ("word\nother\n", "line 1: 0 numbers"),
+        ("1 1\n", None),
+        ("a 1 2\nb \xff 3\n", "line 2: expected a word and 2 numbers"),
+        ("a 1 2\n\xff 2 3\n", "line 2: not UTF-8"),
+        ("1 " + "9" * 5000 + "\nw 1 2\n", "line 2: 2 numbers after the word, expected 1"),
+        ("a 1 2\nb 1 \n", "line 2: 1 numbers after the word, expected 2"),
+        ("2 002\nw 1 2\n", "line 2: 2 numbers after the word, expected 1"),
+    ):
         (tmp_path / "vectors.txt").write_bytes(text.encode("latin-1"))
         if message is None:
             assert WordVectors(tmp_path / "vectors.txt").words == ["1"]
@@ -133,9 +137,28 @@ def test_a_text_without_words_or_without_numbers_is_refused(tmp_path):
             WordVectors(tmp_path / "vectors.txt")
 
 
-@pytest.mark.parametrize("number", [
-    "x", "nan", "inf", "", "1e99", "--1", "1\t1", "1.2.3", "1-2", "5e", "1e+", "1+1", "5e.5", "1e5e5", "-", ".", "1_0",
-])
+@pytest.mark.parametrize(
+    "number",
+    [
+        "x",
+        "nan",
+        "inf",
+        "",
+        "1e99",
+        "--1",
+        "1\t1",
+        "1.2.3",
+        "1-2",
+        "5e",
+        "1e+",
+        "1+1",
+        "5e.5",
+        "1e5e5",
+        "-",
+        ".",
+        "1_0",
+    ],
+)
 def test_what_is_no_number_is_named_with_its_line(tmp_path, number):
     (tmp_path / "vectors.txt").write_text(f"a 1 2 3\nb 3 {number} 4\n")
     with pytest.raises(UserError, match="line 2: expected a word and 3 numbers"):

@@ -26,8 +26,14 @@ OTHER = ["the", "is", "a", "and", "not", "very", ".", ",", '"']
 PIECES = ["##s", "##ly", "warmth", "un", "##fort", "##unate"]
 VOCABULARY = [*SPECIAL, *GOOD, *BAD, *NOUNS, *OTHER, *PIECES]
 
-TEACHER = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 40,
-           "max_position_embeddings": 37, "hidden_dropout_prob": 0.1}  # fmt: skip
+TEACHER = {
+    "hidden_size": 24,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 37,
+    "hidden_dropout_prob": 0.1,
+}
 STUDENT = {**TEACHER, "hidden_size": 12, "num_hidden_layers": 2, "intermediate_size": 20}
 
 
@@ -151,22 +157,111 @@ def names(folder):
 def scripts(folder):
     """The commands of the pipeline on the tiny data in `folder`, by name: (script, flags)."""
     teacher, glue = folder / "teacher", folder / "glue"
-    task = ["--task_name", "sst-2", "--data_dir", glue / "SST-2", "--teacher_model", teacher, "--max_seq_length", 31,
-            "--train_batch_size", 13, "--learning_rate", "3e-3"]  # fmt: skip
+    task = [
+        "--task_name",
+        "sst-2",
+        "--data_dir",
+        glue / "SST-2",
+        "--teacher_model",
+        teacher,
+        "--max_seq_length",
+        31,
+        "--train_batch_size",
+        13,
+        "--learning_rate",
+        "3e-3",
+    ]
     return {
-        "augment": ("data_augmentation.py", ["--pretrained_bert_model", teacher, "--glove_embs", folder / "glove.txt",
-                    "--glue_dir", glue, "--task_name", "SST-2", "--N", 4, "--M", 6]),
-        "pregenerate": ("pregenerate_training_data.py", ["--train_corpus", folder / "corpus.txt", "--bert_model",
-                        teacher, "--output_dir", folder / "2", "--max_seq_len", 31, "--epochs_to_generate", 2,
-                        "--masked_lm_prob", 0.15, "--do_whole_word_mask"]),
-        "general": ("general_distill.py", ["--pregenerated_data", folder / "2", "--teacher_model", teacher,
-                    "--student_model", folder / "student", "--output_dir", folder / "3", "--max_seq_length", 31,
-                    "--train_batch_size", 13, "--eval_step", 2, "--num_train_epochs", 3]),
+        "augment": (
+            "data_augmentation.py",
+            [
+                "--pretrained_bert_model",
+                teacher,
+                "--glove_embs",
+                folder / "glove.txt",
+                "--glue_dir",
+                glue,
+                "--task_name",
+                "SST-2",
+                "--N",
+                4,
+                "--M",
+                6,
+            ],
+        ),
+        "pregenerate": (
+            "pregenerate_training_data.py",
+            [
+                "--train_corpus",
+                folder / "corpus.txt",
+                "--bert_model",
+                teacher,
+                "--output_dir",
+                folder / "2",
+                "--max_seq_len",
+                31,
+                "--epochs_to_generate",
+                2,
+                "--masked_lm_prob",
+                0.15,
+                "--do_whole_word_mask",
+            ],
+        ),
+        "general": (
+            "general_distill.py",
+            [
+                "--pregenerated_data",
+                folder / "2",
+                "--teacher_model",
+                teacher,
+                "--student_model",
+                folder / "student",
+                "--output_dir",
+                folder / "3",
+                "--max_seq_length",
+                31,
+                "--train_batch_size",
+                13,
+                "--eval_step",
+                2,
+                "--num_train_epochs",
+                3,
+            ],
+        ),
         "finetune": ("task_distill.py", ["--do_finetune", *task, "--eval_step", 2]),
-        "intermediate": ("task_distill.py", [*task, "--aug_train", "--student_model", folder / "3", "--output_dir",
-                         folder / "4", "--num_train_epochs", 2, "--eval_step", 5]),
-        "prediction": ("task_distill.py", [*task, "--aug_train", "--pred_distill", "--student_model", folder / "4",
-                       "--output_dir", folder / "5", "--num_train_epochs", 2, "--eval_step", 5]),
-        "evaluate": ("task_distill.py", [*task, "--do_eval", "--student_model", folder / "5", "--output_dir",
-                     folder / "5"]),
-    }  # fmt: skip
+        "intermediate": (
+            "task_distill.py",
+            [
+                *task,
+                "--aug_train",
+                "--student_model",
+                folder / "3",
+                "--output_dir",
+                folder / "4",
+                "--num_train_epochs",
+                2,
+                "--eval_step",
+                5,
+            ],
+        ),
+        "prediction": (
+            "task_distill.py",
+            [
+                *task,
+                "--aug_train",
+                "--pred_distill",
+                "--student_model",
+                folder / "4",
+                "--output_dir",
+                folder / "5",
+                "--num_train_epochs",
+                2,
+                "--eval_step",
+                5,
+            ],
+        ),
+        "evaluate": (
+            "task_distill.py",
+            [*task, "--do_eval", "--student_model", folder / "5", "--output_dir", folder / "5"],
+        ),
+    }

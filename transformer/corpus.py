@@ -181,11 +181,16 @@ class CorpusWriter:
         )
         self.complete, self.position = (state["complete"], state["position"]) if usable else (False, (0, 0, 1))
         sizes = state["sizes"] if usable else [0, 0, 0]
-        self.files = [] if self.complete else [append_to(self.folder / name, size)
-                                               for name, size in zip(self.FILES, sizes, strict=True)]  # fmt: skip
+        self.files = (
+            []
+            if self.complete
+            else [append_to(self.folder / name, size) for name, size in zip(self.FILES, sizes, strict=True)]
+        )
         self.num_ids, self.num_sentences, self.num_documents = (
-            sizes[0] // array(typecode).itemsize, max(sizes[1] // 8 - 1, 0), max(sizes[2] // 8 - 1, 0)
-        )  # fmt: skip
+            sizes[0] // array(typecode).itemsize,
+            max(sizes[1] // 8 - 1, 0),
+            max(sizes[2] // 8 - 1, 0),
+        )
         if not usable:
             for file in self.files[1:]:
                 file.write(np.zeros(1, np.int64).tobytes())
@@ -197,8 +202,10 @@ class CorpusWriter:
             counts = counts[: limit - self.num_documents]
             sentences = sentences[: sum(counts)]
             ids = ids[: sum(sentences)]
-        for file, values, start in ((self.files[1], sentences, self.num_ids),
-                                    (self.files[2], counts, self.num_sentences)):  # fmt: skip
+        for file, values, start in (
+            (self.files[1], sentences, self.num_ids),
+            (self.files[2], counts, self.num_sentences),
+        ):
             file.write((np.cumsum(values, dtype=np.int64) + start).tobytes())
         self.files[0].write(ids)
         self.num_ids, self.num_sentences = self.num_ids + len(ids), self.num_sentences + len(sentences)

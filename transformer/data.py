@@ -178,6 +178,7 @@ def sorted_batches(lengths, batch_size):
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
+
 # --- the epochs that pregenerate_training_data.py writes
 
 
@@ -196,8 +197,11 @@ def packed_dtypes(typecode, masked):
     row = [("length", "<u2"), ("first_length", "<u2"), ("is_random_next", "?")]
     if not masked:
         return {"_ids.npy": ids, "_sequences.npy": np.dtype(row)}
-    return {"_ids.npy": ids, "_sequences.npy": np.dtype([*row, ("num_masked", "<u2")]),
-            "_masked.npy": np.dtype([("position", "<u2"), ("id", ids)])}  # fmt: skip
+    return {
+        "_ids.npy": ids,
+        "_sequences.npy": np.dtype([*row, ("num_masked", "<u2")]),
+        "_masked.npy": np.dtype([("position", "<u2"), ("id", ids)]),
+    }
 
 
 class EpochFiles:

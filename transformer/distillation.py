@@ -183,8 +183,16 @@ class TransformerLearner(nn.Module):
     two kinds of losses. Raises UserError for a pair whose layers or heads do not fit.
     """
 
-    def __init__(self, student, teacher, over_padding=False, mapping="uniform", attention="scores",
-                 attention_weight=1.0, hidden_weight=1.0):  # fmt: skip
+    def __init__(
+        self,
+        student,
+        teacher,
+        over_padding=False,
+        mapping="uniform",
+        attention="scores",
+        attention_weight=1.0,
+        hidden_weight=1.0,
+    ):
         super().__init__()
         check_pair(student.config, teacher.config, mapping, attention)
         self.student, self.over_padding = student, over_padding
@@ -208,9 +216,13 @@ class TransformerLearner(nn.Module):
         student_output = self.student.bert(*inputs, self.student_layers, self.want)
         relations = functools.partial(relation_loss, num_heads=self.num_relation_heads, attention_mask=mask)
         losses = transformer_losses(
-            self.student, student_output, teacher_output, self.mapping, loss_weights(mask, self.over_padding),
+            self.student,
+            student_output,
+            teacher_output,
+            self.mapping,
+            loss_weights(mask, self.over_padding),
             relations if self.want == "projections" else None,
-        )  # fmt: skip
+        )
         return {name: value * self.weights[name.split("/")[0]] for name, value in losses.items()}
 
 

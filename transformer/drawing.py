@@ -12,8 +12,17 @@ from transformer.file_utils import atomic_write
 
 PANEL = (5.2, 4.0)  # inches
 # For labels in Chinese, Japanese, Korean, which matplotlib's own font lacks: those of these that are installed.
-FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei",
-         "SimHei", "PingFang SC", "Hiragino Sans GB", "Arial Unicode MS")  # fmt: skip
+FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Hiragino Sans GB",
+    "Arial Unicode MS",
+)
 
 
 def save_panels(path, panels):
@@ -104,8 +113,12 @@ def bars(axis, title, groups):
     for number, label in enumerate(labels):
         places = [place + (number - (len(labels) - 1) / 2) * width for place in range(len(groups))]
         drawn = axis.bar(places, [values[label] for values in groups.values()], width * 0.92, label=label)
-        axis.bar_label(drawn, fmt="%.4f" if len(groups) * len(labels) < 7 else "%.3f", padding=2,
-                       fontsize="small" if len(groups) * len(labels) < 7 else "x-small")  # fmt: skip
+        axis.bar_label(
+            drawn,
+            fmt="%.4f" if len(groups) * len(labels) < 7 else "%.3f",
+            padding=2,
+            fontsize="small" if len(groups) * len(labels) < 7 else "x-small",
+        )
     lowest = min(value for values in groups.values() for value in values.values())
     axis.set(title=title, ylim=(min(lowest * 1.15, 0), 1.32), xlim=(-0.7, len(groups) - 0.3))
     axis.set_xticks(range(len(groups)), list(groups))
@@ -123,8 +136,15 @@ def matrix(axis, title, counts, names):
     for row in range(len(names) if len(names) < 15 else 0):  # of more classes the colours tell
         for column in range(len(names)):
             share = f"\n{shares[row, column]:.1%}" if few else ""
-            axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", fontsize=size,
-                      color="white" if shares[row, column] > 0.5 else "black")  # fmt: skip
+            axis.text(
+                column,
+                row,
+                f"{counts[row, column]:,}{share}",
+                ha="center",
+                va="center",
+                fontsize=size,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
     axis.set(title=title, xlabel="answer", ylabel="gold label")
     names = [name if len(name) < 19 else f"{name[:17]}…" for name in names]
     upright = sum(map(len, names)) > 45

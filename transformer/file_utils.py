@@ -270,8 +270,10 @@ def _open_http(url, copy, start, part_validator):
         raise UserError(f"{url}: {_one_line(error)}") from error
 
     # The hub names the file's sum on its redirect; the storage behind it may have an ETag of its own kind.
-    linked = next((r.headers["X-Linked-Etag"].strip('"') for r in [*response.history, response]
-                   if "X-Linked-Etag" in r.headers), "")
+    linked = next(
+        (r.headers["X-Linked-Etag"].strip('"') for r in [*response.history, response] if "X-Linked-Etag" in r.headers),
+        "",
+    )
     sha256 = linked if re.fullmatch("[0-9a-f]{64}", linked) else None
     validator = response.headers.get("ETag") or response.headers.get("Last-Modified")
     same = bool(copy) and (validator == copy["validator"] is not None or sha256 == copy["sha256"])
@@ -486,8 +488,9 @@ def _receive(url, answer, part):
     name = urlsplit(url).path.rsplit("/", 1)[-1]
     if not small:
         log.info("downloading %s (%s)", url, f"{answer.size / 1e6:.0f} MB" if answer.size else "size unknown")
-    bar = tqdm(desc=name, total=answer.size, initial=answer.start, unit="B", unit_scale=True,
-               disable=True if small else None)  # None: no bar where nobody watches
+    bar = tqdm(
+        desc=name, total=answer.size, initial=answer.start, unit="B", unit_scale=True, disable=True if small else None
+    )  # None: no bar where nobody watches
     with open(part, "ab" if answer.start else "wb") as file, bar:
         for chunk in answer.chunks:
             file.write(chunk)
@@ -805,8 +808,11 @@ def print_table(root, cache):
 
 def parse_args(argv=None):
     """The command line of step 0."""
-    parser = argparse.ArgumentParser(prog="python -m transformer.file_utils", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m transformer.file_utils",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("names", nargs="*", help=f"what to fetch: {', '.join(SOURCES)}, or all (every GLUE task)")
     parser.add_argument("--dir", type=Path, default=root, help="folder of teacher_model/, SST-2/ ... (this suite's)")

@@ -71,28 +71,72 @@ SENTENCES = ("sentence1", "sentence2")
 TASKS = {
     task.name.lower(): task
     for task in (
-        Task("CoLA", ("sentence",), "label", ("0", "1"), ("mcc",), 50, 64, ("unacceptable", "acceptable"),
-             columns=("source", "label", "mark", "sentence")),
+        Task(
+            "CoLA",
+            ("sentence",),
+            "label",
+            ("0", "1"),
+            ("mcc",),
+            50,
+            64,
+            ("unacceptable", "acceptable"),
+            columns=("source", "label", "mark", "sentence"),
+        ),
         Task("SST-2", ("sentence",), "label", ("0", "1"), ("acc",), 10, 64, ("negative", "positive")),
-        Task("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1"), ("acc", "f1"), 20, 128,
-             ("not_equivalent", "equivalent")),
+        Task(
+            "MRPC",
+            ("#1 String", "#2 String"),
+            "Quality",
+            ("0", "1"),
+            ("acc", "f1"),
+            20,
+            128,
+            ("not_equivalent", "equivalent"),
+        ),
         Task("STS-B", SENTENCES, "score", (), ("corr", "pearson", "spearmanr"), 20, 128),
         # Some rows of the official QQP files lack columns; they are skipped and counted.
-        Task("QQP", ("question1", "question2"), "is_duplicate", ("0", "1"), ("acc", "f1"), 5, 128,
-             ("not_duplicate", "duplicate"), skip_short_rows=True),
+        Task(
+            "QQP",
+            ("question1", "question2"),
+            "is_duplicate",
+            ("0", "1"),
+            ("acc", "f1"),
+            5,
+            128,
+            ("not_duplicate", "duplicate"),
+            skip_short_rows=True,
+        ),
         # Matched and mismatched are two dev sets; the first one selects the model.
-        Task("MNLI", SENTENCES, "gold_label", MNLI_LABELS, ("acc",), 5, 128,
-             dev_files=("dev_matched.tsv", "dev_mismatched.tsv"),
-             test_files=("test_matched.tsv", "test_mismatched.tsv")),
+        Task(
+            "MNLI",
+            SENTENCES,
+            "gold_label",
+            MNLI_LABELS,
+            ("acc",),
+            5,
+            128,
+            dev_files=("dev_matched.tsv", "dev_mismatched.tsv"),
+            test_files=("test_matched.tsv", "test_mismatched.tsv"),
+        ),
         Task("QNLI", ("question", "sentence"), "label", ENTAILMENT, ("acc",), 10, 128),
         Task("RTE", SENTENCES, "label", ENTAILMENT, ("acc",), 20, 128),
         Task("WNLI", SENTENCES, "label", ("0", "1"), ("acc",), 20, 128, ("not_entailment", "entailment")),
         # The diagnostic set: MNLI's models answer it. Its labels are published apart, under other columns' names.
-        Task("AX", SENTENCES, "label", MNLI_LABELS, ("mcc",), None, 128, trained_as="MNLI",
-             other_columns={"sentence1": "Premise", "sentence2": "Hypothesis", "label": "Label"},
-             dev_files=("diagnostic-full.tsv",), test_files=("AX.tsv",)),
+        Task(
+            "AX",
+            SENTENCES,
+            "label",
+            MNLI_LABELS,
+            ("mcc",),
+            None,
+            128,
+            trained_as="MNLI",
+            other_columns={"sentence1": "Premise", "sentence2": "Hypothesis", "label": "Label"},
+            dev_files=("diagnostic-full.tsv",),
+            test_files=("AX.tsv",),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def label_order(task, names):
@@ -119,8 +163,10 @@ def names_other_task(task, names):
     """Whether a model's class names are those of another task of the table, and not of this one."""
 
     def same(other):
-        return any(known and set(map(str.lower, names)) == set(map(str.lower, known)) for known in
-                   (other.labels if other.labels != ("0", "1") else (), other.label_names))  # fmt: skip
+        return any(
+            known and set(map(str.lower, names)) == set(map(str.lower, known))
+            for known in (other.labels if other.labels != ("0", "1") else (), other.label_names)
+        )
 
     return bool(names) and not same(task) and any(same(other) for other in TASKS.values())
 
@@ -238,8 +284,13 @@ def correlation(kind):
     return correlate
 
 
-METRICS = {"acc": accuracy, "f1": f1, "mcc": matthews, "pearson": correlation("pearsonr"),
-           "spearmanr": correlation("spearmanr")}  # fmt: skip
+METRICS = {
+    "acc": accuracy,
+    "f1": f1,
+    "mcc": matthews,
+    "pearson": correlation("pearsonr"),
+    "spearmanr": correlation("spearmanr"),
+}
 MEANS = {"corr": ("pearson", "spearmanr"), "acc_and_f1": ("acc", "f1")}
 
 
@@ -254,6 +305,9 @@ def compute_metrics(task, predictions, labels):
     if len(predictions) != len(labels) or not len(labels):
         raise ValueError(f"{len(predictions)} predictions for {len(labels)} labels")
     values = {name: float(METRICS[name](predictions, labels)) for name in task.metrics if name in METRICS}
-    values |= {name: (values[first] + values[second]) / 2 for name, (first, second) in MEANS.items()
-               if first in values and second in values}  # fmt: skip
+    values |= {
+        name: (values[first] + values[second]) / 2
+        for name, (first, second) in MEANS.items()
+        if first in values and second in values
+    }
     return {name: values[name] for name in (task.metrics[0], *values)}

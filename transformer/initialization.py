@@ -67,6 +67,7 @@ def collect(teacher, layers, batches):
     hidden = {layer: Moments() for g in (0, *layers) for layer in (g, max(g - 1, 0))}
     attended, units = ({g: Moments(diagonal) for g in layers} for diagonal in (False, True))
     real = None  # (B, L), of the batch at hand
+
     def adding_to(moments):
         return lambda module, inputs, output: moments.add(output[real].float())
 

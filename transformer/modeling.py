@@ -60,8 +60,16 @@ class BertConfig:
         "num_labels": 2,
         "pad_token_id": 0,
     }
-    POSITIVE_INTEGERS = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                         "max_position_embeddings", "type_vocab_size", "num_labels")  # fmt: skip
+    POSITIVE_INTEGERS = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "num_labels",
+    )
     FRACTIONS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
 
     def __init__(self, **values):
@@ -296,8 +304,9 @@ class BertModel(nn.Module):
         self.encoder = BertEncoder(config)
         self.pooler = BertPooler(config)
 
-    def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=None, want="scores",
-                num_layers=None):  # fmt: skip
+    def forward(
+        self, input_ids, token_type_ids=None, attention_mask=None, score_layers=None, want="scores", num_layers=None
+    ):
         """Run the encoder.
 
         Args: input_ids (B, L) whole numbers; token_type_ids (B, L), 0 where None; attention_mask (B, L), 1 at real

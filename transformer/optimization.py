@@ -47,15 +47,36 @@ class BertAdam(Optimizer):
     gradient is scaled down to this norm, 0 = off. `get_lr()` is the rate of the next step.
     """
 
-    def __init__(self, params, lr, warmup=0.0, t_total=1, schedule="warmup_linear", betas=(0.9, 0.999), eps=1e-6,
-                 weight_decay=0.01, max_grad_norm=1.0):  # fmt: skip
+    def __init__(
+        self,
+        params,
+        lr,
+        warmup=0.0,
+        t_total=1,
+        schedule="warmup_linear",
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
+    ):
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
         if lr < 0 or not 0 <= warmup < 1:
             raise ValueError(f"lr {lr} must not be negative, warmup {warmup} must be from 0 up to 1")
-        super().__init__(params, {"lr": lr, "warmup": warmup, "t_total": max(t_total, 1), "schedule": schedule,
-                                  "betas": betas, "eps": eps, "weight_decay": weight_decay,
-                                  "max_grad_norm": max_grad_norm, "step": 0})  # fmt: skip
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "warmup": warmup,
+                "t_total": max(t_total, 1),
+                "schedule": schedule,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "max_grad_norm": max_grad_norm,
+                "step": 0,
+            },
+        )
 
     def get_lr(self):
         group = self.param_groups[0]
@@ -94,9 +115,20 @@ class BertAdam(Optimizer):
         # that never comes: no bias correction.
         never = [torch.full((), math.inf, device=params[0].device)] * len(params)  # made there: no wait for a copy
         torch._fused_adamw_(
-            params, grads, next_m, next_v, [], never, lr=rate, beta1=beta1, beta2=beta2, eps=group["eps"],
-            weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
-        )  # fmt: skip
+            params,
+            grads,
+            next_m,
+            next_v,
+            [],
+            never,
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            amsgrad=False,
+            maximize=False,
+        )
 
 
 def decay_groups(model, weight_decay):

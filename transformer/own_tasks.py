@@ -24,8 +24,16 @@ from transformer.tables import SUFFIXES, open_table
 
 DESCRIPTION = "task.json"
 # What columns are called where no task.json names them, the likeliest first.
-TEXT_COLUMNS = (("sentence1", "sentence2"), ("text_a", "text_b"), ("text1", "text2"), ("premise", "hypothesis"),
-                ("question1", "question2"), ("question", "sentence"), ("sentence",), ("text",))  # fmt: skip
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("text_a", "text_b"),
+    ("text1", "text2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("sentence",),
+    ("text",),
+)
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score")
 MOST_LABELS = 50  # more different numbers are taken for scores that somebody forgot to call so
 MAX_SEQ_LENGTH = 128
@@ -91,10 +99,19 @@ def describe_task(name, folder, train):
         (find_file(folder, stem) or folder / f"{stem}{suffix}").name for stem in ("train", "dev", "test")
     )
     return Task(
-        name, texts, label, labels, (metric, *(other for other in metrics if other != metric)), said.get("epochs"),
-        said.get("max_seq_length", MAX_SEQ_LENGTH), tuple(map(str, names)), ignored_labels=tuple(map(str, ignored)),
-        train_file=train_file, dev_files=(dev_file,), test_files=(test_file,),
-    )  # fmt: skip
+        name,
+        texts,
+        label,
+        labels,
+        (metric, *(other for other in metrics if other != metric)),
+        said.get("epochs"),
+        said.get("max_seq_length", MAX_SEQ_LENGTH),
+        tuple(map(str, names)),
+        ignored_labels=tuple(map(str, ignored)),
+        train_file=train_file,
+        dev_files=(dev_file,),
+        test_files=(test_file,),
+    )
 
 
 def find_columns(said, folder, train):

@@ -19,8 +19,12 @@ from transformer.modeling import describe, weights_file
 from transformer.training import HISTORY_NAME
 
 KINDS = {"att_loss": "attention", "rep_loss": "hidden states"}  # of the losses that every layer has
-STEPS = {"general": "general distillation", "intermediate": "intermediate step", "prediction": "prediction step",
-         "finetune": "fine-tuning"}  # fmt: skip
+STEPS = {
+    "general": "general distillation",
+    "intermediate": "intermediate step",
+    "prediction": "prediction step",
+    "finetune": "fine-tuning",
+}
 
 
 class Candidate(NamedTuple):
@@ -58,13 +62,18 @@ def write_report(task, candidates, output, args, place):
     """
     speeds = measure_speed(
         {name: (each.model, each.tokenizer, each.dev[0][1]) for name, each in candidates.items()},
-        args.max_seq_length, place,
-    )  # fmt: skip
+        args.max_seq_length,
+        place,
+    )
     columns = {
-        name: Column(each.model.num_parameters(), weights_file(each.folder).stat().st_size / 1e6,
-                     results_of(task, each.answers), speeds[name])
+        name: Column(
+            each.model.num_parameters(),
+            weights_file(each.folder).stat().st_size / 1e6,
+            results_of(task, each.answers),
+            speeds[name],
+        )
         for name, each in candidates.items()
-    }  # fmt: skip
+    }
     conditions = f"{args.max_seq_length} tokens, {conditions_of(place)}"
     print(f"\n{format_table(columns)}\nlatency and throughput: {conditions}\n", flush=True)
     steps = training_steps(candidates["student"].folder)
@@ -146,10 +155,13 @@ def format_table(columns):
     title_width = max(24, *(len(line[0]) for line in lines))
     width = max(14, *(len(cell) + 2 for line in lines for cell in line[1 : 1 + len(columns)]))
     return "\n".join(
-        (f"{line[0]:{title_width}}" + "".join(f"{cell:>{width}}" for cell in line[1 : 1 + len(columns)])
-         + "".join(f"   {cell}" for cell in line[1 + len(columns) :])).rstrip()
+        (
+            f"{line[0]:{title_width}}"
+            + "".join(f"{cell:>{width}}" for cell in line[1 : 1 + len(columns)])
+            + "".join(f"   {cell}" for cell in line[1 + len(columns) :])
+        ).rstrip()
         for line in lines
-    )  # fmt: skip
+    )
 
 
 def markdown(lines, numbers=True):
@@ -300,9 +312,13 @@ def training_steps(folder):
 def make_panels(task, candidates, columns, steps):
     """The picture's panels: scores, answers, dev score by step, and the losses of the steps, the latest first."""
     results = columns["student"].results
-    panels = [partial(drawing.bars, title="dev scores", groups={
-        metric: {name: column.results[metric] for name, column in columns.items()} for metric in results
-    })]  # fmt: skip
+    panels = [
+        partial(
+            drawing.bars,
+            title="dev scores",
+            groups={metric: {name: column.results[metric] for name, column in columns.items()} for metric in results},
+        )
+    ]
     for name in ("student", "teacher"):
         if name in candidates:
             panels.append(answers_panel(task, name, candidates[name].answers[0]))

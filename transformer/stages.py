@@ -43,30 +43,66 @@ SAMPLE_TEACHER = f"{SAMPLE}/teacher"
 # What all scripts start from, and all that train.
 COMMON = {"seed": 42, "precision": "auto"}
 TRAINING = {
-    **COMMON, "train_batch_size": 32, "learning_rate": 5e-5, "weight_decay": 1e-4, "num_train_epochs": 3.0,
-    "warmup_proportion": 0.1, "gradient_accumulation_steps": 1, "local_rank": -1, "max_seq_length": 128,
-    "layer_map": "uniform", "attention_loss": "scores", "attention_weight": 1.0, "hidden_weight": 1.0,
-}  # fmt: skip
+    **COMMON,
+    "train_batch_size": 32,
+    "learning_rate": 5e-5,
+    "weight_decay": 1e-4,
+    "num_train_epochs": 3.0,
+    "warmup_proportion": 0.1,
+    "gradient_accumulation_steps": 1,
+    "local_rank": -1,
+    "max_seq_length": 128,
+    "layer_map": "uniform",
+    "attention_loss": "scores",
+    "attention_weight": 1.0,
+    "hidden_weight": 1.0,
+}
 
 AUGMENTATION = {
-    **COMMON, "pretrained_bert_model": TEACHER, "glove_embs": GLOVE, "glue_dir": GLUE, "task_name": "SST-2",
-    "N": 30, "M": 15, "p": 0.4, "batch_size": 32,
+    **COMMON,
+    "pretrained_bert_model": TEACHER,
+    "glove_embs": GLOVE,
+    "glue_dir": GLUE,
+    "task_name": "SST-2",
+    "N": 30,
+    "M": 15,
+    "p": 0.4,
+    "batch_size": 32,
     "precision": "fp32",  # in less, what a word is replaced by would depend on the batch that it was in
-}  # fmt: skip
+}
 PREGENERATION = {
-    **COMMON, "train_corpus": CORPUS, "output_dir": PREGENERATED, "bert_model": TEACHER, "num_workers": 1,
-    "epochs_to_generate": 3, "max_seq_len": 128, "short_seq_prob": 0.1, "masked_lm_prob": 0.0,
+    **COMMON,
+    "train_corpus": CORPUS,
+    "output_dir": PREGENERATED,
+    "bert_model": TEACHER,
+    "num_workers": 1,
+    "epochs_to_generate": 3,
+    "max_seq_len": 128,
+    "short_seq_prob": 0.1,
+    "masked_lm_prob": 0.0,
     "max_predictions_per_seq": 20,
-}  # fmt: skip
+}
 GENERAL_DISTILLATION = {
-    **TRAINING, "pregenerated_data": PREGENERATED, "teacher_model": TEACHER, "student_model": STUDENT_CONFIG,
-    "output_dir": GENERAL_STUDENT, "eval_batch_size": 32, "eval_step": 1000, "keep_checkpoints": 2,
+    **TRAINING,
+    "pregenerated_data": PREGENERATED,
+    "teacher_model": TEACHER,
+    "student_model": STUDENT_CONFIG,
+    "output_dir": GENERAL_STUDENT,
+    "eval_batch_size": 32,
+    "eval_step": 1000,
+    "keep_checkpoints": 2,
     "init_student": "teacher",
-}  # fmt: skip
+}
 
 # task_distill.py does four things, each with its own place to read and to write.
-TASK = {**TRAINING, "teacher_model": TEACHER, "task_name": "SST-2", "eval_batch_size": 32, "eval_step": 50,
-        "temperature": 1.0}  # fmt: skip
+TASK = {
+    **TRAINING,
+    "teacher_model": TEACHER,
+    "task_name": "SST-2",
+    "eval_batch_size": 32,
+    "eval_step": 50,
+    "temperature": 1.0,
+}
 TASK_STEPS = {
     "intermediate": {**TASK, "student_model": GENERAL_STUDENT, "output_dir": INTERMEDIATE_STUDENT},
     "prediction": {**TASK, "student_model": INTERMEDIATE_STUDENT, "output_dir": TASK_STUDENT},
@@ -78,15 +114,28 @@ TASK_STEPS = {
 # --sample: small models and few steps on the bundled files; chosen to end in a working student within four minutes.
 SAMPLE_COMMON = {"max_seq_length": 64}
 SAMPLE_AUGMENTATION = {
-    "pretrained_bert_model": SAMPLE_TEACHER, "glove_embs": f"{SAMPLE}/vectors.txt", "glue_dir": SAMPLE, "N": 4, "M": 8,
-}  # fmt: skip
+    "pretrained_bert_model": SAMPLE_TEACHER,
+    "glove_embs": f"{SAMPLE}/vectors.txt",
+    "glue_dir": SAMPLE,
+    "N": 4,
+    "M": 8,
+}
 SAMPLE_PREGENERATION = {"bert_model": SAMPLE_TEACHER, "max_seq_len": 64, "epochs_to_generate": 2}
 SAMPLE_GENERAL_DISTILLATION = {
-    **SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "student_model": f"{SAMPLE}/student", "learning_rate": 5e-4,
-    "num_train_epochs": 20.0, "eval_step": 200,
-}  # fmt: skip
-SAMPLE_TASK = {**SAMPLE_COMMON, "teacher_model": SAMPLE_TEACHER, "data_dir": f"{SAMPLE}/SST-2", "aug_train": True,
-               "eval_step": 100}  # fmt: skip
+    **SAMPLE_COMMON,
+    "teacher_model": SAMPLE_TEACHER,
+    "student_model": f"{SAMPLE}/student",
+    "learning_rate": 5e-4,
+    "num_train_epochs": 20.0,
+    "eval_step": 200,
+}
+SAMPLE_TASK = {
+    **SAMPLE_COMMON,
+    "teacher_model": SAMPLE_TEACHER,
+    "data_dir": f"{SAMPLE}/SST-2",
+    "aug_train": True,
+    "eval_step": 100,
+}
 SAMPLE_TASK_STEPS = {
     "intermediate": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 1.5},
     "prediction": {**SAMPLE_TASK, "learning_rate": 5e-4, "num_train_epochs": 1.0},
@@ -106,11 +155,30 @@ def sample_values(values, task_name):
 
 # Flags that change where or how fast a run works, not what comes out.
 NOT_THE_RESULT = {
-    "overwrite_output", "debug", "data_url", "cache_dir", "num_workers", "reduce_memory", "local_rank", "no_cuda",
-    "sample", "origins", "pregenerated_data", "output_dir", "data_dir",
-    "no_finetune", "do_finetune", "do_eval", "do_predict", "baseline",
-    "eval_batch_size", "fp16", "batch_size", "keep_checkpoints", "seeds",
-}  # fmt: skip
+    "overwrite_output",
+    "debug",
+    "data_url",
+    "cache_dir",
+    "num_workers",
+    "reduce_memory",
+    "local_rank",
+    "no_cuda",
+    "sample",
+    "origins",
+    "pregenerated_data",
+    "output_dir",
+    "data_dir",
+    "no_finetune",
+    "do_finetune",
+    "do_eval",
+    "do_predict",
+    "baseline",
+    "eval_batch_size",
+    "fp16",
+    "batch_size",
+    "keep_checkpoints",
+    "seeds",
+}
 
 
 def make_parser(doc):
@@ -189,8 +257,17 @@ def check_not_negative(args, *names):
 
 def check_training(args):
     """Raise UserError for training flags out of range."""
-    check_positive(args, "train_batch_size", "eval_batch_size", "num_train_epochs", "gradient_accumulation_steps",
-                   "eval_step", "max_seq_length", "max_steps", "limit")  # fmt: skip
+    check_positive(
+        args,
+        "train_batch_size",
+        "eval_batch_size",
+        "num_train_epochs",
+        "gradient_accumulation_steps",
+        "eval_step",
+        "max_seq_length",
+        "max_steps",
+        "limit",
+    )
     if not 0 <= args.warmup_proportion < 1:
         raise UserError(f"--warmup_proportion {args.warmup_proportion}: expected 0 up to 1, 1 excluded")
     check_not_negative(args, "attention_weight", "hidden_weight", "learning_rate", "weight_decay")
@@ -255,8 +332,11 @@ def run(main):
         # Named by its name: torch is loaded only where a model runs.
         if "--debug" in sys.argv or "OutOfMemory" not in type(error).__name__ and "allocate memory" not in str(error):
             raise
-        print("error: out of memory; a smaller batch size, or more --gradient_accumulation_steps, may help; the same "
-              "command goes on from the last saved state", file=sys.stderr)  # fmt: skip
+        print(
+            "error: out of memory; a smaller batch size, or more --gradient_accumulation_steps, may help; the same "
+            "command goes on from the last saved state",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the last saved state", file=sys.stderr)
@@ -280,8 +360,14 @@ def fingerprint(path):
         return digests if len(path) == 1 else hashlib.sha256(digests.encode()).hexdigest()[:12]
     path = Path(path)
     if path.is_dir():
-        names = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin",
-                 "model.safetensors")  # fmt: skip
+        names = (
+            "config.json",
+            "vocab.txt",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "pytorch_model.bin",
+            "model.safetensors",
+        )
         return "+".join(fingerprint(path / name) for name in names if (path / name).is_file())
     if not path.is_file():
         return "none"
@@ -312,9 +398,11 @@ class OutputRecord:
             for folder in (*_listed(file), *_listed(getattr(args, name, None))):
                 if Path(folder).resolve() == self.path.parent.resolve():
                     raise UserError(f"--output_dir {self.path.parent}: is the folder of --{name}, choose another")
-        settings = {name: value for name, value in vars(args).items()
-                    if value is not None and value is not False and name not in NOT_THE_RESULT
-                    and name not in inputs}  # fmt: skip
+        settings = {
+            name: value
+            for name, value in vars(args).items()
+            if value is not None and value is not False and name not in NOT_THE_RESULT and name not in inputs
+        }
         contents = {name: fingerprint(file) for name, file in inputs.items() if file is not None}
         self.values = {"script": script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(self.values))  # as it will read back
@@ -462,9 +550,21 @@ def _is_record(found):
 def model_outputs(folder):
     """The files of a training run's output folder that are there (the resume state, the log, and what is compared with
     its student among them)."""
-    names = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin",
-             "training_state.bin", "teacher_logits.npy", "eval_results.txt", "log.txt", "train_log.jsonl",
-             "curves.png", REPORT_NAME, PICTURE_NAME)  # fmt: skip
+    names = (
+        "config.json",
+        "vocab.txt",
+        "tokenizer_config.json",
+        "pytorch_model.bin",
+        "step_*_pytorch_model.bin",
+        "training_state.bin",
+        "teacher_logits.npy",
+        "eval_results.txt",
+        "log.txt",
+        "train_log.jsonl",
+        "curves.png",
+        REPORT_NAME,
+        PICTURE_NAME,
+    )
     folders = [Path(folder), Path(folder) / BASELINE]
     return [path for place in folders for name in names for path in sorted(place.glob(name))]
 

@@ -15,15 +15,24 @@ TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 FAST_TOKENIZER_NAME = "tokenizer.json"  # what recent Hugging Face releases save in place of vocab.txt
 TOKENIZER_FILES = (VOCAB_NAME, FAST_TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
 SPECIAL_TOKENS = {
-    "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
 }
 _SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
 
 # Hugging Face's ranges. Extension E starts at 2B820 in Unicode and at 2B920 there; we follow Hugging Face.
 CJK_RANGES = (
-    (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B81F), (0x2B920, 0x2CEAF), (0x2F800, 0x2FA1F),
-)  # fmt: skip
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x2A6DF),
+    (0x2A700, 0x2B81F),
+    (0x2B920, 0x2CEAF),
+    (0x2F800, 0x2FA1F),
+)
 CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)  # for a pattern's class of characters
 _CJK_CHAR_OR_CHUNK = re.compile(f"[{CJK}]|[^ {CJK}]+")
 
@@ -35,7 +44,7 @@ def load_vocab(path):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected one token a line") from error
     except UnicodeDecodeError as error:
-        line = error.object[:error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8; expected one token a line") from error
     vocab = {}
     # Not splitlines(): the Chinese vocabulary has the line separator U+2028 as a token.
@@ -253,8 +262,8 @@ class BertTokenizer:
             if ids_b is None:
                 ids_a = ids_a[:room]
             elif len(ids_a) + len(ids_b) > room:
-                ids_b = ids_b[:max(room // 2, room - len(ids_a))]
-                ids_a = ids_a[:room - len(ids_b)]
+                ids_b = ids_b[: max(room // 2, room - len(ids_a))]
+                ids_a = ids_a[: room - len(ids_b)]
         input_ids = [self.cls_token_id, *ids_a, self.sep_token_id]
         token_type_ids = [0] * len(input_ids)
         if ids_b is not None:

@@ -52,14 +52,26 @@ def add_training_flags(parser):
     flag(group, "--warmup_proportion", type=float, help="fraction of all steps in which the rate rises (0.1)")
     flag(group, "--gradient_accumulation_steps", type=int, help="parts a batch is computed in, to save memory (1)")
     flag(group, "--eval_step", type=int, help="evaluate and save every so many optimizer steps")
-    flag(group, "--pad_to_max_length", action="store_true",
-         help="pad every batch to the maximum and average over the padding, as the reference does")  # fmt: skip
+    flag(
+        group,
+        "--pad_to_max_length",
+        action="store_true",
+        help="pad every batch to the maximum and average over the padding, as the reference does",
+    )
     flag(group, "--compile", action="store_true", help="compile the models: minutes at the start, faster steps on GPUs")
     group = parser.add_argument_group("what the student learns from")
-    flag(group, "--layer_map", help="which teacher layers teach: uniform, last, top, bottom, or their numbers from 1, "
-         "one for each student layer: 3,6,9,12 (uniform)")  # fmt: skip
-    flag(group, "--attention_loss", choices=ATTENTION_LOSSES, help="scores, as in the paper, or MiniLMv2's relations, "
-         "for which the head counts may differ (scores)")  # fmt: skip
+    flag(
+        group,
+        "--layer_map",
+        help="which teacher layers teach: uniform, last, top, bottom, or their numbers from 1, "
+        "one for each student layer: 3,6,9,12 (uniform)",
+    )
+    flag(
+        group,
+        "--attention_loss",
+        choices=ATTENTION_LOSSES,
+        help="scores, as in the paper, or MiniLMv2's relations, for which the head counts may differ (scores)",
+    )
     flag(group, "--attention_weight", type=float, help="factor of the attention losses (1)")
     flag(group, "--hidden_weight", type=float, help="factor of the losses of hidden states and embeddings (1)")
     group = parser.add_argument_group("device")
@@ -169,9 +181,14 @@ def keep_freed_memory():
 def transformer_learner(student, teacher, args):
     """The learner of general distillation and of the intermediate step, as the flags have it."""
     return TransformerLearner(
-        student, teacher, args.pad_to_max_length, args.layer_map, args.attention_loss, args.attention_weight,
+        student,
+        teacher,
+        args.pad_to_max_length,
+        args.layer_map,
+        args.attention_loss,
+        args.attention_weight,
         args.hidden_weight,
-    )  # fmt: skip
+    )
 
 
 def claim(record, outputs, overwrite, place):
@@ -308,8 +325,22 @@ class TrainingRun:
     compiled: through torch.compile.
     """
 
-    def __init__(self, folder, learner, optimizer, plan, place, *, eval_step, accumulation=1, pad_to=None,
-                 pad_token_id=0, evaluate=None, keep_step_files=0, compiled=False):  # fmt: skip
+    def __init__(
+        self,
+        folder,
+        learner,
+        optimizer,
+        plan,
+        place,
+        *,
+        eval_step,
+        accumulation=1,
+        pad_to=None,
+        pad_token_id=0,
+        evaluate=None,
+        keep_step_files=0,
+        compiled=False,
+    ):
         self.folder, self.learner, self.optimizer, self.plan, self.place = Path(folder), learner, optimizer, plan, place
         self.eval_step, self.accumulation, self.keep_step_files = eval_step, accumulation, keep_step_files
         self.pad_to, self.pad_token_id, self.compiled = pad_to, pad_token_id, compiled
@@ -325,9 +356,14 @@ class TrainingRun:
         """Write everything the run needs to go on, into one file. Raises UserError for weights that are no numbers."""
         self._check_weights()
         if self.place.first:
-            state = {"model": self.learner.student.state_dict(), "optimizer": self.optimizer.state_dict(),
-                     "scaler": self.scaler.state_dict(), "step": self.step, "best_score": self.best_score,
-                     "results": self.results}  # fmt: skip
+            state = {
+                "model": self.learner.student.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "step": self.step,
+                "best_score": self.best_score,
+                "results": self.results,
+            }
             with atomic_write(self.folder / STATE_NAME, "wb") as file:
                 torch.save(state, file)
 
@@ -553,13 +589,23 @@ class Meter:
         left = (now - self.started) / max(step - self.first_step, 1) * (self.total_steps - step)
         logger.info(
             "step %d/%d | %s | lr %.2e | %.0f examples/s %.0f tokens/s | %s left | %.2f GB",
-            step, self.total_steps, format_results(sum_by_kind(losses)), rate, self.examples / seconds,
-            self.tokens / seconds, format_seconds(left), peak_memory(self.place.device),
-        )  # fmt: skip
+            step,
+            self.total_steps,
+            format_results(sum_by_kind(losses)),
+            rate,
+            self.examples / seconds,
+            self.tokens / seconds,
+            format_seconds(left),
+            peak_memory(self.place.device),
+        )
         entry = {
-            "step": step, "losses": losses, "learning_rate": rate, "examples_per_second": self.examples / seconds,
-            "tokens_per_second": self.tokens / seconds, "memory_gb": peak_memory(self.place.device),
-        }  # fmt: skip
+            "step": step,
+            "losses": losses,
+            "learning_rate": rate,
+            "examples_per_second": self.examples / seconds,
+            "tokens_per_second": self.tokens / seconds,
+            "memory_gb": peak_memory(self.place.device),
+        }
         self._restart()
         return entry
 

@@ -32,8 +32,13 @@ EXPONENT = re.compile(rb"[eE][+-]?\d+(?=\n)")
 # What each character of numbers is (the lower four bits) and what may not come after it (the upper four). A digit is 0,
 # it may come after all; other characters may come after nothing but an e, and what comes there is EXPONENT's to check.
 _END, _E, _SIGN, _DOT = 1, 2, 4, 8
-_KIND = {**dict.fromkeys(b"0123456789", (0, _SIGN)), ord("."): (_DOT, _DOT | _SIGN), ord("\n"): (_END, _END | _E),
-         **dict.fromkeys(b"+-", (_SIGN, _SIGN | _END | _E)), **dict.fromkeys(b"eE", (_E, 0))}  # fmt: skip
+_KIND = {
+    **dict.fromkeys(b"0123456789", (0, _SIGN)),
+    ord("."): (_DOT, _DOT | _SIGN),
+    ord("\n"): (_END, _END | _E),
+    **dict.fromkeys(b"+-", (_SIGN, _SIGN | _END | _E)),
+    **dict.fromkeys(b"eE", (_E, 0)),
+}
 KINDS = bytes(kind | never_next << 4 for kind, never_next in (_KIND.get(code, (15, 0)) for code in range(256)))
 
 

@@ -47,8 +47,14 @@ NEGATED_SHARE = 0.25
 OPENER_SHARE = 0.2
 
 # The teacher: the heads must be those of BERT-base, the rest is as small as the task allows.
-TEACHER = {"hidden_size": 144, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 576,
-           "max_position_embeddings": 128, "initializer_range": 0.05}  # fmt: skip
+TEACHER = {
+    "hidden_size": 144,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 576,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.05,
+}
 STUDENT = {**TEACHER, "hidden_size": 72, "num_hidden_layers": 3, "intermediate_size": 288}
 VOCABULARY_SIZE = 3000
 MIN_WORD_COUNT = 2  # rarer words are left to pieces
@@ -59,24 +65,48 @@ SLOT = re.compile(r"\{[xy]\}")
 # {y} is on the side of the label; {x}, in a contrast or a denial, is on the other side.
 TEMPLATES = {
     "single": [
-        "{y} .", "truly , {y} .", "frankly , {y} .", "to be honest , {y} .", "this time , {y} .",
-        "in the end , {y} .", "it is true that {y} .", "i must admit that {y} .", "there is no doubt that {y} .",
+        "{y} .",
+        "truly , {y} .",
+        "frankly , {y} .",
+        "to be honest , {y} .",
+        "this time , {y} .",
+        "in the end , {y} .",
+        "it is true that {y} .",
+        "i must admit that {y} .",
+        "there is no doubt that {y} .",
         "nobody can deny that {y} .",
-        "it has to be said that {y} .", "make no mistake , {y} .", "as far as i can tell , {y} .",
+        "it has to be said that {y} .",
+        "make no mistake , {y} .",
+        "as far as i can tell , {y} .",
     ],
     "denial": [
-        "it is not true that {x} .", "nobody could say that {x} .", "i can't agree that {x} .", "i doubt that {x} .",
-        "it would be wrong to say that {x} .", "i don't believe that {x} .",
+        "it is not true that {x} .",
+        "nobody could say that {x} .",
+        "i can't agree that {x} .",
+        "i doubt that {x} .",
+        "it would be wrong to say that {x} .",
+        "i don't believe that {x} .",
     ],
     "agreement": [
-        "{y} and {y} .", "{y} , and {y} .", "{y} ; {y} .", "{y} , and what is more , {y} .",
-        "{y} ; on top of that , {y} .", "it isn't just that {y} ; {y} .", "it is fair to say that {y} and that {y} .",
+        "{y} and {y} .",
+        "{y} , and {y} .",
+        "{y} ; {y} .",
+        "{y} , and what is more , {y} .",
+        "{y} ; on top of that , {y} .",
+        "it isn't just that {y} ; {y} .",
+        "it is fair to say that {y} and that {y} .",
         "{y} , {y} and {y} .",
     ],
     "contrast": [
-        "{x} , but {y} .", "{x} , yet {y} .", "{x} ; still , {y} .",
-        "although {x} , {y} .", "{y} , although {x} .", "{y} , even though {x} .",
-        "{x} , but {y} and {y} .", "although {x} , {y} and {y} .", "{y} and {y} , even though {x} .",
+        "{x} , but {y} .",
+        "{x} , yet {y} .",
+        "{x} ; still , {y} .",
+        "although {x} , {y} .",
+        "{y} , although {x} .",
+        "{y} , even though {x} .",
+        "{x} , but {y} and {y} .",
+        "although {x} , {y} and {y} .",
+        "{y} and {y} , even though {x} .",
     ],
 }
 # Put before some reviews of two or three clauses; they change nothing.
@@ -256,8 +286,10 @@ def report_splits(splits):
     for split, reviews in splits.items():
         lengths = [len(review.text.split()) for review in reviews]
         positive = sum(review.label for review in reviews) / len(reviews)
-        print(f"{split}: {len(reviews)} reviews, {positive:.1%} positive, "
-              f"{sum(lengths) / len(lengths):.1f} tokens on average, {max(lengths)} at most")
+        print(
+            f"{split}: {len(reviews)} reviews, {positive:.1%} positive, "
+            f"{sum(lengths) / len(lengths):.1f} tokens on average, {max(lengths)} at most"
+        )
     words = {word for reviews in splits.values() for review in reviews for word in review.text.split()}
     negated = [negated for review in splits["train"] for _, _, negated in review.uses]
     print(f"{len(words)} distinct words; {sum(negated) / len(negated):.1%} of train's clauses are negated")

@@ -64,8 +64,13 @@ def prepare(args):
     torch.set_num_threads(args.threads)
     tokenizer = BertTokenizer(load_vocab(args.vocab))
     torch.manual_seed(1)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=args.width, num_hidden_layers=args.layers,
-                        num_attention_heads=args.heads, intermediate_size=4 * args.width)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=args.width,
+        num_hidden_layers=args.layers,
+        num_attention_heads=args.heads,
+        intermediate_size=4 * args.width,
+    )
     texts = [row.texts[0] for row in TaskFile(args.train_tsv, find_task(args.task_name))]
     texts = texts[:: max(len(texts) // args.rows, 1)][: args.rows]
     return place, BertForMaskedLM(config).to(place.device).eval(), tokenizer, texts
@@ -103,12 +108,15 @@ def candidates_row(args):
     ratio = statistics.median(slow[0] / ours[0] for ours, slow in rounds)
     share = counts[torch.float64] / counts[torch.float32]
     return {
-        "work": f"candidates, {args.rows} rows, {args.layers}x{args.width}", "ours": f"{ours:.1f} s",
-        "slow": f"{slow:.1f} s", "ratio": f"{ratio:.1f}", "peak GB ours": f"{our_peak:.2f}",
+        "work": f"candidates, {args.rows} rows, {args.layers}x{args.width}",
+        "ours": f"{ours:.1f} s",
+        "slow": f"{slow:.1f} s",
+        "ratio": f"{ratio:.1f}",
+        "peak GB ours": f"{our_peak:.2f}",
         "peak GB slow": f"{slow_peak:.2f}",
         "remarks": f"{args.rows / ours:.1f} rows/s; {counts[torch.float32]} masked words, {share:.1%} ranked in "
         f"float64; {len(unlike)} of {len(words)} lists differ, {others} in their members",
-    }  # fmt: skip
+    }
 
 
 def write_vectors(path):
@@ -147,11 +155,20 @@ def vectors_rows(args):
     slow = (time.perf_counter() - start) / SLOW_WORDS
     size = f"{VECTORS:,} x {WIDTH}"
     for name, ours, remarks in (("text", text_seconds, "writes the copy too"), ("binary copy", copy_seconds, "")):
-        yield {"work": f"reading vectors, {size}, {name}", "ours": f"{ours:.2f} s", "slow": f"{slow_seconds:.2f} s",
-               "ratio": f"{slow_seconds / ours:.1f}", "remarks": remarks}  # fmt: skip
-    yield {"work": f"neighbours of a word, {size}", "ours": f"{seconds / len(names) * 1e3:.2f} ms",
-           "slow": f"{slow * 1e3:.2f} ms", "ratio": f"{slow / seconds * len(names):.1f}",
-           "remarks": f"ours of {len(names)} at once; {unlike} of {SLOW_WORDS} lists differ"}  # fmt: skip
+        yield {
+            "work": f"reading vectors, {size}, {name}",
+            "ours": f"{ours:.2f} s",
+            "slow": f"{slow_seconds:.2f} s",
+            "ratio": f"{slow_seconds / ours:.1f}",
+            "remarks": remarks,
+        }
+    yield {
+        "work": f"neighbours of a word, {size}",
+        "ours": f"{seconds / len(names) * 1e3:.2f} ms",
+        "slow": f"{slow * 1e3:.2f} ms",
+        "ratio": f"{slow / seconds * len(names):.1f}",
+        "remarks": f"ours of {len(names)} at once; {unlike} of {SLOW_WORDS} lists differ",
+    }
 
 
 def parse_args():

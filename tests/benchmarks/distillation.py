@@ -47,9 +47,12 @@ def make_models(args):
     return [
         TinyBertForSequenceClassification(
             BertConfig(
-                num_hidden_layers=layers, hidden_size=width, intermediate_size=inner, num_attention_heads=args.heads,
+                num_hidden_layers=layers,
+                hidden_size=width,
+                intermediate_size=inner,
+                num_attention_heads=args.heads,
                 fit_size=args.width if width == 312 else None,
-            )  # fmt: skip
+            )
         )
         for layers, width, inner in sizes
     ]

@@ -21,8 +21,12 @@ from test_tokenization import comparable_characters, hugging_face, mixed_texts, 
 
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
 
-SETTINGS = ({"do_lower_case": True}, {"do_lower_case": False}, {"do_lower_case": True, "strip_accents": False},
-            {"do_lower_case": True, "tokenize_chinese_chars": False})  # fmt: skip
+SETTINGS = (
+    {"do_lower_case": True},
+    {"do_lower_case": False},
+    {"do_lower_case": True, "strip_accents": False},
+    {"do_lower_case": True, "tokenize_chinese_chars": False},
+)
 
 
 def random_texts(count, rng):
@@ -30,8 +34,10 @@ def random_texts(count, rng):
     common = [char for char in characters if ord(char) < 0x3000]
     for _ in range(count):
         pool = rng.choice((characters, common, common))
-        yield "".join(rng.choice(pool) if rng.random() < 0.9 else rng.choice(("the ", "[SEP]", " ", "ing")) for _ in
-                      range(rng.randint(1, 40)))  # fmt: skip
+        yield "".join(
+            rng.choice(pool) if rng.random() < 0.9 else rng.choice(("the ", "[SEP]", " ", "ing"))
+            for _ in range(rng.randint(1, 40))
+        )
 
 
 def main():

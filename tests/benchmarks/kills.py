@@ -21,12 +21,15 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 from tiny import ROOT, make_all, make_sst2, scripts, tree  # noqa: E402
 
 # Long enough to be killed in the middle.
-LONGER = {"augment": [], "pregenerate": ["--epochs_to_generate", 16, "--num_workers", 2],
-          "packed": ["--epochs_to_generate", 16, "--packed"],
-          "general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps", 80],
-          "finetune": ["--num_train_epochs", 2, "--eval_step", 20],
-          "intermediate": ["--num_train_epochs", 8, "--eval_step", 10, "--max_steps", 80],
-          "prediction": ["--num_train_epochs", 8, "--eval_step", 10, "--max_steps", 80]}  # fmt: skip
+LONGER = {
+    "augment": [],
+    "pregenerate": ["--epochs_to_generate", 16, "--num_workers", 2],
+    "packed": ["--epochs_to_generate", 16, "--packed"],
+    "general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps", 80],
+    "finetune": ["--num_train_epochs", 2, "--eval_step", 20],
+    "intermediate": ["--num_train_epochs", 8, "--eval_step", 10, "--max_steps", 80],
+    "prediction": ["--num_train_epochs", 8, "--eval_step", 10, "--max_steps", 80],
+}
 
 
 # So little data is done between two saved states; these let the data stages save many of them.

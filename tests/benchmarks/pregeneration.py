@@ -68,8 +68,19 @@ def table(columns, rows):
 
 
 def ours(corpus, folder, output, *flags):
-    return [ROOT / "pregenerate_training_data.py", "--train_corpus", corpus, "--bert_model", folder, "--output_dir",
-            output, "--epochs_to_generate", 1, "--overwrite_output", *flags]  # fmt: skip
+    return [
+        ROOT / "pregenerate_training_data.py",
+        "--train_corpus",
+        corpus,
+        "--bert_model",
+        folder,
+        "--output_dir",
+        output,
+        "--epochs_to_generate",
+        1,
+        "--overwrite_output",
+        *flags,
+    ]
 
 
 def speed_table(corpus, vocab, folder, rounds):
@@ -89,10 +100,17 @@ def speed_table(corpus, vocab, folder, rounds):
     seconds = {name: statistics.median(run[0] for run in found) for name, found in runs.items()}
     slow, one = seconds["the reference's way"], seconds["one process"]
     rows = [
-        (name, f"{megabytes:.1f}", f"{taken:.2f}", f"{megabytes / taken:.2f}", f"{slow / taken:.1f}",
-         f"{one / taken:.2f}", f"{max(run[1] for run in runs[name]):.0f}")
+        (
+            name,
+            f"{megabytes:.1f}",
+            f"{taken:.2f}",
+            f"{megabytes / taken:.2f}",
+            f"{slow / taken:.1f}",
+            f"{one / taken:.2f}",
+            f"{max(run[1] for run in runs[name]):.0f}",
+        )
         for name, taken in seconds.items()
-    ]  # fmt: skip
+    ]
     table(("way", "MB", "seconds", "MB/s", "times the reference's", "times one process's", "peak MB"), rows)
     assert (folder / "one/epoch_0.json").read_bytes() == (folder / "two/epoch_0.json").read_bytes()
     json_size = (folder / "one" / "epoch_0.json").stat().st_size
@@ -118,8 +136,15 @@ def growth_table(corpus, folder, sizes):
         for flags in ([], ["--reduce_memory"], ["--num_workers", 2, "--reduce_memory", "--packed"]):
             seconds, peak, _ = measure(ours(path, folder, folder / "grown", *flags))
             megabytes = path.stat().st_size / 1e6
-            rows.append((f"{megabytes:.0f}", " ".join(map(str, flags)), f"{seconds:.1f}", f"{megabytes / seconds:.1f}",
-                         f"{peak:.0f}"))  # fmt: skip
+            rows.append(
+                (
+                    f"{megabytes:.0f}",
+                    " ".join(map(str, flags)),
+                    f"{seconds:.1f}",
+                    f"{megabytes / seconds:.1f}",
+                    f"{peak:.0f}",
+                )
+            )
     table(("corpus, MB", "flags", "seconds", "MB/s", "peak MB"), rows)
 
 
@@ -151,8 +176,11 @@ def loading_table(folder, count):
         sequences.batch(np.arange(0, len(sequences), len(sequences) // 32))
         return time.monotonic() - started
 
-    rows = [("packed", f"{load(wide):.2f}"), ("JSON, the first time", f"{load(folder / 'long'):.2f}"),
-            ("JSON, from its cache", f"{load(folder / 'long'):.2f}")]  # fmt: skip
+    rows = [
+        ("packed", f"{load(wide):.2f}"),
+        ("JSON, the first time", f"{load(folder / 'long'):.2f}"),
+        ("JSON, from its cache", f"{load(folder / 'long'):.2f}"),
+    ]
     table((f"{metrics['num_training_examples']:,} sequences", "seconds to the first batch"), rows)
 
 

@@ -24,8 +24,10 @@ class SlowBertAdam:
     """BertAdam, weight by weight, with a new tensor for every intermediate result."""
 
     def __init__(self, named_parameters, rate, decay=1e-4):
-        self.groups = [(parameter, 0.0 if name.endswith(("bias", "LayerNorm.weight")) else decay)
-                       for name, parameter in named_parameters]  # fmt: skip
+        self.groups = [
+            (parameter, 0.0 if name.endswith(("bias", "LayerNorm.weight")) else decay)
+            for name, parameter in named_parameters
+        ]
         self.rate, self.moments = rate, {}
 
     def step(self):

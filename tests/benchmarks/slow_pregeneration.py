@@ -1,6 +1,6 @@
 """The reference's way of stage 2, re-stated plainly: token strings in lists, one process, everything in memory.
 
-    python tests/benchmarks/slow_pregeneration.py corpus.txt vocab.txt epoch_0.json [max_seq_len]
+python tests/benchmarks/slow_pregeneration.py corpus.txt vocab.txt epoch_0.json [max_seq_len]
 """
 
 import json

@@ -33,9 +33,20 @@ from transformer.tokenization import SPECIAL_TOKENS, BertTokenizer, load_vocab  
 MADE_UP = "Chinese, made up"
 LINES_PER_BATCH = 1000
 COLUMNS = (
-    "text", "MB", "lines", "ours MB/s", "slow MB/s", "Rust MB/s", "ours/slow", "ours/Rust",
-    "peak MB ours", "peak MB slow", "peak MB Rust", "lines unlike slow", "lines unlike Rust",
-)  # fmt: skip
+    "text",
+    "MB",
+    "lines",
+    "ours MB/s",
+    "slow MB/s",
+    "Rust MB/s",
+    "ours/slow",
+    "ours/Rust",
+    "peak MB ours",
+    "peak MB slow",
+    "peak MB Rust",
+    "lines unlike slow",
+    "lines unlike Rust",
+)
 
 
 def chinese_lines(vocab, megabytes, seed=13):
@@ -103,7 +114,7 @@ def encode_batch_fast(vocab):
 
     def way(lines):
         for start in range(0, len(lines), LINES_PER_BATCH):
-            batch = lines[start:start + LINES_PER_BATCH]
+            batch = lines[start : start + LINES_PER_BATCH]
             yield from (encoding.ids for encoding in rust.encode_batch_fast(batch, add_special_tokens=False))
 
     return way
@@ -161,16 +172,21 @@ def row(work, peak, rounds):
     vocab, lines = read_work(*work)
     unlike, speed = lines_unlike_ours(vocab, lines), megabytes_per_second(vocab, lines, rounds)
     cells = {
-        "text": "/".join(Path(work[1]).parts[-2:]), "MB": f"{size_of(lines):.2f}", "lines": f"{len(lines):,}",
-        "ours MB/s": f"{speed[ours]:.2f}", "peak MB ours": f"{peak[ours]:.0f}",
-    }  # fmt: skip
+        "text": "/".join(Path(work[1]).parts[-2:]),
+        "MB": f"{size_of(lines):.2f}",
+        "lines": f"{len(lines):,}",
+        "ours MB/s": f"{speed[ours]:.2f}",
+        "peak MB ours": f"{peak[ours]:.0f}",
+    }
     fastest = max(RUST_WAYS, key=speed.get, default=None)
     for name, way in ("slow", slow), ("Rust", fastest):
         if way:
             cells |= {
-                f"{name} MB/s": f"{speed[way]:.2f}", f"ours/{name}": f"{speed[ours] / speed[way]:.1f}",
-                f"peak MB {name}": f"{peak[way]:.0f}", f"lines unlike {name}": f"{unlike[way]:,}",
-            }  # fmt: skip
+                f"{name} MB/s": f"{speed[way]:.2f}",
+                f"ours/{name}": f"{speed[ours] / speed[way]:.1f}",
+                f"peak MB {name}": f"{peak[way]:.0f}",
+                f"lines unlike {name}": f"{unlike[way]:,}",
+            }
     return cells, fastest
 
 
