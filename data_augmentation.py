@@ -37,7 +37,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from transformer import stages
 from transformer.data import SequencesBuilder
-from transformer.file_utils import UserError, model_folder, upload
+from transformer.downloads import model_folder, upload
+from transformer.files import UserError
 from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, BertForMaskedLM, check_vocabulary, load_state_dict
 from transformer.own_tasks import find_task

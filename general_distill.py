@@ -26,7 +26,8 @@ import numpy as np
 from transformer import stages
 from transformer.data import pregenerated_epochs, read_epoch
 from transformer.distillation import check_pair, check_same_vocabulary
-from transformer.file_utils import UserError, model_folder, upload
+from transformer.downloads import model_folder, upload
+from transformer.files import UserError, make_folder
 from transformer.initialization import initialize_from_teacher
 from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTraining, check_vocabulary, describe
 from transformer.optimization import BertAdam, decay_groups
@@ -86,7 +87,7 @@ def parse_args(argv=None):
 def main():
     args, started = parse_args(), time.monotonic()
     place = launch(args)
-    output = stages.make_output_folder(args.output_dir)
+    output = make_folder(args.output_dir)
     stages.set_up_logging(quiet=not place.first)
     logging.info("general distillation on %s", place)
     stages.print_settings(args)

@@ -43,7 +43,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformer import stages
 from transformer.corpus import Corpus, CorpusWriter, corpus_files, read_blocks, tokenize_block
 from transformer.data import EpochFiles, id_typecode, packed_dtypes, vocabulary_digest
-from transformer.file_utils import UserError, model_folder, read_json, upload, write_json
+from transformer.downloads import model_folder, upload
+from transformer.files import UserError, make_folder, read_json, write_json
 from transformer.stages import flag
 from transformer.tokenization import TOKENIZER_FILES, BertTokenizer
 
@@ -125,7 +126,7 @@ def main():
     stages.set_up_logging()
     logging.info("pregeneration: %s", " ".join(args.train_corpus))
     stages.print_settings(args)
-    folder = stages.make_output_folder(args.output_dir)
+    folder = make_folder(args.output_dir)
     bert = Path(args.bert_model)
     bert = bert if bert.is_file() else model_folder(args.bert_model, args.cache_dir, need_weights=False)
     tokenizer = BertTokenizer.from_pretrained(bert, args.do_lower_case)

@@ -35,8 +35,9 @@ from torch import nn
 from transformer import report, stages
 from transformer.data import Sequences, encode_task_file
 from transformer.distillation import PredictionLearner, check_pair, check_same_vocabulary
+from transformer.downloads import model_folder, upload
 from transformer.evaluation import answer, results_of, run_model, score
-from transformer.file_utils import UserError, atomic_write, model_folder, read_json, upload
+from transformer.files import UserError, atomic_write, make_folder, read_json
 from transformer.glue import TASKS, TaskFile, label_order, names_other_task
 from transformer.modeling import (
     WEIGHTS_NAME,
@@ -199,7 +200,7 @@ def run_step(task, args, place):
 
 def sweep(task, args, place):
     """--seeds: the step once for each seed, in a folder each; the mean and the deviation of what they score."""
-    output, found = stages.make_output_folder(args.output_dir), {}
+    output, found = make_folder(args.output_dir), {}
     for seed in map(int, args.seeds.split(",")):
         logging.info("seed %d", seed)
         student = Path(args.student_model) / f"seed_{seed}"  # of a sweep over the step before
@@ -389,7 +390,7 @@ class FinetuneLearner(nn.Module):
 def finetune_teacher(task, folder, args, place):
     """Fine-tune `folder`'s BERT on the task into args.output_dir or <folder>/<task>; returns that folder."""
     started = time.monotonic()
-    output = stages.make_output_folder(args.output_dir or Path(folder) / task.name)
+    output = make_folder(args.output_dir or Path(folder) / task.name)
     train_name = train_file_name(task, args)
     status, record = claim_output("finetune", output, {"teacher_model": folder}, [train_name], task, args, place)
     if status == "finished":
@@ -438,7 +439,7 @@ def train_baseline(task, student, output, args, place):
     """The student's architecture, drawn at random and trained on gold labels as long as the prediction step trained;
     into <output>/baseline. Args: student: folder of the finished student. Returns the baseline's folder.
     """
-    output = stages.make_output_folder(Path(output) / stages.BASELINE)
+    output = make_folder(Path(output) / stages.BASELINE)
     args = baseline_settings(student, output, args)
     train_name = train_file_name(task, args)
     inputs = {"student_model": [student / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]}
@@ -487,7 +488,7 @@ def settled(args):
 def distill(task, base_teacher, args, place):
     """One step of task distillation, from --student_model to --output_dir."""
     started = time.monotonic()
-    output = stages.make_output_folder(args.output_dir)
+    output = make_folder(args.output_dir)
     student_folder = model_folder(args.student_model, args.cache_dir)
     train_name = train_file_name(task, args)
     teacher_folder = ready_teacher(task, base_teacher, args, place)
@@ -697,7 +698,7 @@ def evaluate(task, args, place):
     if teacher is not None:
         candidates["teacher"] = candidate(task, teacher, args, place)
     candidates["student"] = candidate(task, student, args, place)
-    output = stages.make_output_folder(args.output_dir)
+    output = make_folder(args.output_dir)
     if args.baseline:
         candidates["baseline"] = candidate(task, train_baseline(task, student, output, args, place), args, place)
     if place.first:
@@ -711,7 +712,7 @@ def predict(task, args, place):
     """--do_predict: write the test sets' predictions in the layout that the GLUE site takes."""
     model, tokenizer = load_finished(model_folder(args.student_model, args.cache_dir), task, place, args)
     labels = label_order(task, label_names(model.config))
-    output = stages.make_output_folder(args.output_dir)
+    output = make_folder(args.output_dir)
     names = list(task.submissions)
     sets = read_sets(task, task.test_files, args.data_dir, tokenizer, labels, args, labelled=False)
     for other in (other for other in TASKS.values() if other.trained_as == task.name):

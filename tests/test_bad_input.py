@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny import VOCABULARY, call_script, make_all, make_student_config, make_teacher, run_script, scripts, tree
 
-from transformer import stages
+from transformer import files
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 
 
@@ -488,7 +488,7 @@ def test_weights_that_are_no_numbers_are_named(folder):
     ],
 )
 def test_a_second_run_in_the_same_folder_is_refused(folder, name, output, monkeypatch):
-    monkeypatch.setattr(stages, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
     (folder / output).mkdir(exist_ok=True)
     descriptor = os.open(folder / output, os.O_RDONLY)
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from transformer import file_utils
+from transformer import downloads, file_utils, remote
 from transformer.corpus import corpus_files
 from transformer.file_utils import (
     UserError,
@@ -109,7 +109,7 @@ def server():
 @pytest.fixture(autouse=True)
 def quick_and_isolated(monkeypatch, tmp_path):
     """No waiting between tries, no settings from outside, a cache of the test's own."""
-    monkeypatch.setattr(file_utils, "BACKOFF", 0.01)
+    monkeypatch.setattr(downloads, "BACKOFF", 0.01)
     for name in ("HF_ENDPOINT", "HF_TOKEN", "HF_HUB_OFFLINE", "TINYBERT_MIRROR", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -247,12 +247,12 @@ def test_a_cut_download_is_resumed_where_it_stopped(server):
     assert cached_path(server.url + "/big.bin").read_bytes() == body
     assert server.statuses("/big.bin") == [200, 206]
     start = int(server.log[1][2]["Range"][len("bytes=") : -1])
-    assert 300_000 - file_utils.CHUNK <= start <= 300_000
+    assert 300_000 - remote.CHUNK <= start <= 300_000
 
 
 def test_a_later_run_goes_on_with_what_an_earlier_one_left(server, monkeypatch):
     body = server.files["/big.bin"] = noise(400_003)
-    monkeypatch.setattr(file_utils, "TRIES", 1)
+    monkeypatch.setattr(downloads, "TRIES", 1)
     server.troubles["/big.bin"] = ["cut:200000"]
     with pytest.raises(UserError, match="broke off"):
         cached_path(server.url + "/big.bin")
@@ -291,7 +291,7 @@ def test_busy_and_failing_servers_are_tried_again_but_not_for_ever(server):
     server.troubles["/b"] = [500] * 99
     with pytest.raises(UserError, match="/b: the server answered 500"):
         cached_path(server.url + "/b")
-    assert server.statuses("/b") == [500] * file_utils.TRIES
+    assert server.statuses("/b") == [500] * downloads.TRIES
 
 
 def test_missing_and_refused_files_are_named_at_once(server, monkeypatch):
@@ -343,7 +343,7 @@ def test_a_disk_that_fills_during_a_download_is_a_one_line_error(server, monkeyp
 
 def test_a_cache_that_cannot_be_made_is_named(server, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file: cannot be made"):
+    with pytest.raises(UserError, match="file: cannot be created"):
         cached_path(server.url + "/a", cache_dir=tmp_path / "file")
     assert not server.log
 
@@ -373,7 +373,7 @@ def test_without_a_connection_the_cached_copy_is_used_and_one_line_says_so(serve
 
 @pytest.mark.parametrize("trouble", ["stall:0", "stall:70001"])
 def test_a_server_that_stalls_is_left_and_asked_again(server, monkeypatch, trouble):
-    monkeypatch.setattr(file_utils, "TIMEOUT", 0.3)
+    monkeypatch.setattr(remote, "TIMEOUT", 0.3)
     body = server.files["/big.bin"] = noise(200_003)
     server.troubles["/big.bin"] = [trouble]
     started = time.monotonic()
@@ -431,7 +431,7 @@ def test_a_hub_name_becomes_a_folder_and_optional_files_may_be_absent(hub, monke
     assert visible(folder) == ["config.json", "pytorch_model.bin", "vocab.txt"]
     hub.files["/org/tiny/resolve/main/tokenizer_config.json"] = b"{}"
     hub.files["/org/tiny/resolve/main/model.safetensors"] = b"s"
-    monkeypatch.setattr(file_utils, "_weights_in_order", lambda: file_utils.WEIGHTS)
+    monkeypatch.setattr(downloads, "weights_in_order", lambda: downloads.WEIGHTS)
     model_folder("org/tiny")
     assert {"tokenizer_config.json", "model.safetensors"} <= set(visible(folder))
 
@@ -577,9 +577,9 @@ def test_an_s3_download_goes_on_where_it_stopped(s3, tmp_path, monkeypatch):
     target.parent.mkdir(parents=True)
     (target.parent / ".big.bin.part").write_bytes(body[:100_000])
     write_json(target.parent / ".big.bin.part.json", {"validator": etag})
-    answers, opener = [], file_utils._open_s3
-    monkeypatch.setattr(file_utils, "_open_s3", lambda *args: answers.append(opener(*args)) or answers[-1])
-    file_utils._fetch("s3://bucket/big.bin", target)
+    answers, opener = [], remote.open_s3
+    monkeypatch.setattr(downloads, "open_s3", lambda *args: answers.append(opener(*args)) or answers[-1])
+    downloads._fetch("s3://bucket/big.bin", target)
     assert answers[0].start == 100_000
     assert target.read_bytes() == body
 
@@ -590,7 +590,7 @@ def test_s3_failures_are_one_line(s3, tmp_path, monkeypatch):
     (tmp_path / "a").touch()
     with pytest.raises(UserError, match=r"a: cannot be uploaded to s3://nobucket/x .*NoSuchBucket"):
         upload(tmp_path / "a", "s3://nobucket/x")
-    monkeypatch.setattr(file_utils, "TRIES", 1)
+    monkeypatch.setattr(downloads, "TRIES", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UserError, match="cannot be reached"):
@@ -703,7 +703,7 @@ def test_the_list_says_what_is_there(mirror, tmp_path, capsys):
 
 def test_an_interrupted_step_0_goes_on(mirror, tmp_path, monkeypatch):
     mirror.files["/glue/data/SST-2.zip"] = zipped({f"SST-2/{n}": noise(99_999).hex() for n in file_utils.TSV})
-    monkeypatch.setattr(file_utils, "TRIES", 1)
+    monkeypatch.setattr(downloads, "TRIES", 1)
     mirror.troubles["/glue/data/SST-2.zip"] = ["cut:100000"]
     assert main(["SST-2", "--dir", str(tmp_path)]) == 2
     assert main(["SST-2", "--dir", str(tmp_path)]) == 0

@@ -12,6 +12,7 @@ import data_augmentation
 import task_distill
 from transformer import stages
 from transformer.file_utils import UserError
+from transformer.files import make_folder
 
 
 def settings(**values):
@@ -98,7 +99,7 @@ def test_another_setting_is_refused_and_named(tmp_path, values, told):
 def test_an_input_counts_by_its_content_not_by_its_path(tmp_path):
     (tmp_path / "a.txt").write_text("same")
     (tmp_path / "b.txt").write_text("same")
-    out = stages.make_output_folder(tmp_path / "out")
+    out = make_folder(tmp_path / "out")
     finish(make_record(out, {"data": tmp_path / "a.txt"}), out)
     assert make_record(out, {"data": tmp_path / "b.txt"}).claim([], False) == "finished"
     (tmp_path / "b.txt").write_text("diff")

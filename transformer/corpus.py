@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer.file_utils import UserError, cached_path, read_json, s3_files, write_json
-from transformer.stages import append_to
+from transformer.downloads import cached_path
+from transformer.files import UserError, append_to, read_json, write_json
+from transformer.remote import s3_files
 
 BLOCK_BYTES = 1 << 18  # text that is read, handed to a worker and tokenized at a time
 LONGEST = 1 << 22  # bytes of a document in a text file; what is longer counts as several, so that memory stays bounded

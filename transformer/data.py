@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer.file_utils import UserError, atomic_write, read_json, wait_for_lock, write_json
-from transformer.stages import append_to
+from transformer.files import UserError, append_to, atomic_write, read_json, wait_for_lock, write_json
 
 # Sequences of similar length are looked for among this many batches' worth of shuffled examples.
 BUCKET_BATCHES = 50

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transformer.file_utils import UserError
+from transformer.files import UserError
 from transformer.tokenization import BertTokenizer
 
 ATTENTION_LOSSES = ("scores", "relations")

@@ -8,7 +8,7 @@ import math
 import warnings
 from pathlib import Path
 
-from transformer.file_utils import atomic_write
+from transformer.files import atomic_write
 
 PANEL = (5.2, 4.0)  # inches
 # For labels in Chinese, Japanese, Korean, which matplotlib's own font lacks: those of these that are installed.

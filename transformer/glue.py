@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transformer.file_utils import UserError
+from transformer.files import UserError
 from transformer.tables import open_table
 
 ENTAILMENT = ("entailment", "not_entailment")

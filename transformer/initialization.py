@@ -8,7 +8,7 @@ the student is the teacher's, seen through this map; `fit_dense` is the map itse
 
 import torch
 
-from transformer.file_utils import UserError
+from transformer.files import UserError
 
 
 class Moments:

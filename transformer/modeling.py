@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transformer.file_utils import UserError, atomic_write, read_json, write_json
+from transformer.files import UserError, atomic_write, read_json, write_json
 
 logger = logging.getLogger(__name__)
 

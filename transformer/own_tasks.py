@@ -18,7 +18,7 @@ import math
 import re
 from pathlib import Path
 
-from transformer.file_utils import UserError, read_json
+from transformer.files import UserError, read_json
 from transformer.glue import TASKS, Task, TaskFile
 from transformer.tables import SUFFIXES, open_table
 

@@ -14,7 +14,7 @@ import torch
 
 from transformer import drawing, stages
 from transformer.evaluation import BATCH_SIZES, confusion_matrix, measure_speed, results_of
-from transformer.file_utils import atomic_write
+from transformer.files import atomic_write
 from transformer.modeling import describe, weights_file
 from transformer.training import HISTORY_NAME
 

@@ -15,13 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-from transformer.file_utils import UserError, atomic_write, read_json, write_json
+from transformer.files import LOCKS, UserError, append_to, atomic_write, lock_folder, make_folder, read_json, write_json
+
+__all__ = ["LOCKS", "append_to"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
 REPORT_NAME, PICTURE_NAME, BASELINE = "report.md", "report.png", "baseline"  # beside a task's student
 SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # of a large input, by which it is known again: a second's work
-LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice its end
 
 
 def at_root(name):
@@ -456,7 +457,7 @@ class OutputRecord:
 
     def begin(self):
         """Note what the output is made with, and remove what it replaces. Raises UserError: another run is at it."""
-        lock_folder(make_output_folder(self.path.parent))
+        lock_folder(make_folder(self.path.parent))
         if self.replaced is not None:
             # A run killed among the removals must not take what is left for its own.
             self._write(finished=False, clearing=True)
@@ -477,36 +478,10 @@ class OutputRecord:
         self._write(finished=True)
 
     def _write(self, finished, clearing=False):
-        make_output_folder(self.path.parent)
+        make_folder(self.path.parent)
         progress = {} if self.progress is None else {"progress": self.progress}
         clearing = {"clearing": True} if clearing else {}
         write_json(self.path, {**self.values, **progress, **clearing, "finished": finished})
-
-
-LOCKS = {}  # {folder that this process writes into: its open descriptor}; the process's end, however it comes, unlocks
-
-
-def lock_folder(folder):
-    """Keep other runs out of an output folder until this process ends. Raises UserError where another is in it."""
-    try:
-        import fcntl
-    except ImportError:
-        return  # Windows: two runs in one folder are the user's care
-    folder = Path(folder).resolve()
-    if folder in LOCKS:
-        return
-    LOCKS[folder] = os.open(folder, os.O_RDONLY)
-    stop = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(LOCKS[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > stop:
-                os.close(LOCKS.pop(folder))
-                raise UserError(f"{folder}: another run is writing there; wait for its end or stop it") from None
-            time.sleep(0.05)
-        except OSError:
-            return  # a file system without locks
 
 
 def _listed(value):
@@ -516,23 +491,6 @@ def _listed(value):
 def _short(value):
     text = "not given" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def append_to(path, size):
-    """Open a file for binary writing behind its first `size` bytes; what stands after them is dropped."""
-    file = open(path, "r+b" if Path(path).exists() and size else "wb")  # noqa: SIM115 (the caller closes it)
-    file.truncate(size)
-    file.seek(size)
-    return file
-
-
-def make_output_folder(path):
-    """Create a folder for output. Raises UserError where that cannot be done."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be created ({error.strerror})") from None
-    return Path(path)
 
 
 def read_record(folder):

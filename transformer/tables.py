@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from transformer.file_utils import UserError
+from transformer.files import UserError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # of tables; a .json file holds an object a line too
 

@@ -6,7 +6,7 @@ import unicodedata
 from itertools import chain
 from pathlib import Path
 
-from transformer.file_utils import UserError, atomic_write, read_json, write_json
+from transformer.files import UserError, atomic_write, read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformer import drawing
 from transformer.data import epoch_batches, sorted_batches
 from transformer.distillation import ATTENTION_LOSSES, TransformerLearner
-from transformer.file_utils import UserError, atomic_write
+from transformer.files import UserError, atomic_write
 from transformer.modeling import WEIGHTS_NAME, save_weights
 from transformer.stages import flag, format_seconds
 

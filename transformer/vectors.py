@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from transformer.file_utils import UserError, atomic_write
+from transformer.files import UserError, atomic_write
 from transformer.tokenization import CJK
 
 TEXT_BLOCK = 8 << 20  # of text that one thread reads at once
