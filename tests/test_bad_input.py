@@ -15,6 +15,8 @@ from tiny import VOCABULARY, call_script, make_all, make_student_config, make_te
 from transformer import files
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
@@ -68,7 +70,8 @@ def test_missing_teacher_weights_are_named_with_the_command_that_fetches_them(fo
     shutil.rmtree(teacher / "SST-2")
     (teacher / "pytorch_model.bin").unlink()
     flag = "--pretrained_bert_model" if name == "augment" else "--teacher_model"
-    message = refused(folder, name, flag, teacher)
+    student = ["--student_model", folder / "3"] if name == "prediction" else []
+    message = refused(folder, name, flag, teacher, *student)
     assert "teacher_model: no weights" in message and "python -m transformer.file_utils teacher" in message
 
 

@@ -10,6 +10,8 @@ from tiny import SPECIAL, STUDENT, TEACHER, VOCABULARY, call_script, make_sst2, 
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.tokenization import BertTokenizer
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CHARACTERS = list("电影好看坏真的我不喜欢这部音乐剧情歌，。")
 VECTORS = {"电影": (1, 0.1), "音乐": (0.9, 0.2), "好看": (0.1, 1), "真好": (0.2, 0.9), "剧情": (0.8, 0.1)}
 

@@ -7,15 +7,8 @@ import pytest
 import torch
 from tiny import VOCABULARY, make_sst2, make_tokenizer
 
-from transformer.data import (
-    BUCKET_BATCHES,
-    SequencesBuilder,
-    encode_task_file,
-    epoch_batches,
-    pregenerated_epochs,
-    read_epoch,
-    sorted_batches,
-)
+from transformer.data import BUCKET_BATCHES, SequencesBuilder, epoch_batches, sorted_batches
+from transformer.epochs import pregenerated_epochs, read_epoch
 from transformer.file_utils import UserError
 from transformer.glue import TaskFile
 from transformer.own_tasks import find_task
@@ -24,8 +17,8 @@ from transformer.own_tasks import find_task
 THREE = [([11, 12, 13, 14, 15], 3), ([21], 1), ([31, 32, 33], 2)]
 
 
-def make_sequences(rows=THREE, labels=(7, 8, 9), folder=None, vocab_size=99):
-    builder = SequencesBuilder(vocab_size, folder)
+def make_sequences(rows=THREE, labels=(7, 8, 9), folder=None, vocab_size=99, **padding):
+    builder = SequencesBuilder(vocab_size, folder, **padding)
     for (ids, first_length), label in zip(rows, labels, strict=True):
         builder.add(ids, first_length, label)
     return builder.build()
@@ -35,7 +28,7 @@ def make_sequences(rows=THREE, labels=(7, 8, 9), folder=None, vocab_size=99):
 
 
 def test_a_batch_is_padded_to_its_longest_sequence():
-    batch = make_sequences().batch(np.array([2, 1]), pad_token_id=4)
+    batch = make_sequences(pad_token_id=4).batch(np.array([2, 1]))
     assert batch["input_ids"].tolist() == [[31, 32, 33], [21, 4, 4]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 1], [0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
@@ -51,11 +44,16 @@ def test_a_batch_without_padding_has_no_mask():
 
 
 def test_a_batch_padded_to_a_given_length_always_has_a_mask():
-    batch = make_sequences().batch(np.array([0]), pad_to=7)
+    batch = make_sequences(pad_to=7).batch(np.array([0]))
     assert batch["input_ids"].tolist() == [[11, 12, 13, 14, 15, 0, 0]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1, 0, 0]]
-    assert make_sequences().batch(np.array([0]), pad_to=5)["attention_mask"].tolist() == [[1] * 5]
+    assert make_sequences(pad_to=5).batch(np.array([0]))["attention_mask"].tolist() == [[1] * 5]
+
+
+def test_the_first_sequences_are_padded_as_all_are():
+    batch = make_sequences(pad_token_id=4, pad_to=6).head(1).batch(np.array([0]))
+    assert batch["input_ids"].tolist() == [[11, 12, 13, 14, 15, 4]]
 
 
 def test_sequences_without_labels_give_batches_without_labels():
@@ -171,9 +169,6 @@ def write_epoch(folder, number=0, lines=(), count=None, **metrics):
     (folder / f"epoch_{number}_metrics.json").write_text(json.dumps(values), encoding="utf-8")
 
 
-CACHE = {"epoch_0_cache.json", "epoch_0_cache_ids.npy", "epoch_0_cache_sequences.npy"}
-
-
 def read_first_epoch(place, **options):
     path, metrics = pregenerated_epochs(place)[0]
     return read_epoch(path, metrics, make_tokenizer(), 31, **options)
@@ -195,7 +190,7 @@ def test_pregenerated_instances_become_ids_and_segments(tmp_path, mapped):
     assert words == [instance()["tokens"], ["[CLS]", "bad", "song", "[SEP]", *["[PAD]"] * 5]]
     assert batch["token_type_ids"].tolist() == [[0] * 6 + [1] * 3, [0] * 9]
     assert "labels" not in batch
-    assert {path.name for path in set(tmp_path.iterdir()) - before} == CACHE
+    assert set(tmp_path.iterdir()) == before
 
 
 def test_a_limit_reads_the_first_instances_only(tmp_path):
@@ -276,18 +271,30 @@ def words_of(sequences, row):
     return " ".join(VOCABULARY[token] for token in ids)
 
 
+def encode(name, path, *args, **kwargs):
+    task = find_task(name)
+    return task.kind.encode(TaskFile(path, task), *args, **kwargs)
+
+
 def test_a_task_file_becomes_ids_and_class_indices(tmp_path):
     path = write_rows(tmp_path / "dev.tsv", ("sentence", "label"), ("a good film .", "1"), ("cold songs", "0"))
-    sequences = encode_task_file(TaskFile(path, find_task("SST-2")), make_tokenizer(), 31, ["0", "1"])
+    sequences = encode("SST-2", path, make_tokenizer(), 31, ["0", "1"])
     assert words_of(sequences, 0) == "[CLS] a good film . [SEP]"
     assert words_of(sequences, 1) == "[CLS] cold song ##s [SEP]"
     assert sequences.labels.tolist() == [1, 0] and sequences.labels.dtype == np.int64
     assert sequences.batch(np.array([0]))["token_type_ids"].sum() == 0
 
 
+@pytest.mark.parametrize("pad, length", [(False, 6), (True, 31)])
+def test_batches_are_padded_to_the_longest_sequence_or_on_demand_to_the_maximum(tmp_path, pad, length):
+    path = write_rows(tmp_path / "dev.tsv", ("sentence", "label"), ("a good film .", "1"), ("film", "0"))
+    sequences = encode("SST-2", path, make_tokenizer(), 31, ["0", "1"], pad=pad)
+    assert sequences.batch(np.array([0, 1]))["input_ids"].shape == (2, length)
+
+
 def test_class_indices_follow_the_order_of_the_models_logits(tmp_path):
     path = write_rows(tmp_path / "dev.tsv", ("sentence", "label"), ("good", "1"), ("cold", "0"))
-    sequences = encode_task_file(TaskFile(path, find_task("SST-2")), make_tokenizer(), 31, ["1", "0"])
+    sequences = encode("SST-2", path, make_tokenizer(), 31, ["1", "0"])
     assert sequences.labels.tolist() == [0, 1]
 
 
@@ -295,23 +302,23 @@ def test_a_pair_of_texts_becomes_two_segments_and_is_cut_to_length(tmp_path):
     header = ("index", "sentence1", "sentence2", "label")
     path = write_rows(tmp_path / "dev.tsv", header, ("0", "the film is good", "warm plot", "entailment"))
     task_file = TaskFile(path, find_task("RTE"))
-    sequences = encode_task_file(task_file, make_tokenizer(), 31, ["entailment", "not_entailment"])
+    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), 31, ["entailment", "not_entailment"])
     assert words_of(sequences, 0) == "[CLS] the film is good [SEP] warm plot [SEP]"
     assert sequences.batch(np.array([0]))["token_type_ids"].tolist() == [[0] * 6 + [1] * 3]
-    sequences = encode_task_file(task_file, make_tokenizer(), 7, ["entailment", "not_entailment"])
+    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), 7, ["entailment", "not_entailment"])
     assert words_of(sequences, 0) == "[CLS] the film [SEP] warm plot [SEP]"
 
 
 def test_regression_labels_are_scores(tmp_path):
     header = ("index", "sentence1", "sentence2", "score")
     path = write_rows(tmp_path / "dev.tsv", header, ("0", "good film", "fine film", "3.8"))
-    sequences = encode_task_file(TaskFile(path, find_task("STS-B")), make_tokenizer(), 31, [])
+    sequences = encode("STS-B", path, make_tokenizer(), 31, [])
     assert sequences.labels.dtype == np.float32 and sequences.labels.tolist() == pytest.approx([3.8])
 
 
 def test_a_test_set_has_no_labels_and_a_limit_cuts_it(tmp_path):
     make_sst2(tmp_path, test=7)
     task_file = TaskFile(tmp_path / "test.tsv", find_task("SST-2"), labelled=False)
-    assert len(encode_task_file(task_file, make_tokenizer(), 31, ["0", "1"])) == 7
-    sequences = encode_task_file(task_file, make_tokenizer(), 31, ["0", "1"], limit=3)
+    assert len(task_file.task.kind.encode(task_file, make_tokenizer(), 31, ["0", "1"])) == 7
+    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), 31, ["0", "1"], limit=3)
     assert len(sequences) == 3 and sequences.labels is None

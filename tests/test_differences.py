@@ -1,11 +1,12 @@
 """The fourteen places where this suite deliberately differs from the reference implementation, a test for each."""
 
-import argparse
+import functools
 import math
 import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,10 +30,14 @@ from torch import nn
 import data_augmentation
 import pregenerate_training_data
 import task_distill
-from data_augmentation import CandidateProposer, augment_rows
-from transformer.data import Sequences, encode_task_file
+from data_augmentation import augment_rows
+from transformer import finetuning
+from transformer.data import Sequences
 from transformer.distillation import PredictionLearner, TransformerLearner
+from transformer.evaluation import Evaluator
+from transformer.flags import FINETUNE
 from transformer.glue import TASKS, TaskFile, label_order
+from transformer.instances import InstanceMaker, InstanceSettings
 from transformer.modeling import (
     BertConfig,
     BertForMaskedLM,
@@ -41,10 +46,16 @@ from transformer.modeling import (
     label_names,
 )
 from transformer.own_tasks import find_task
-from transformer.training import Launch, Plan, TrainingRun
+from transformer.processes import Processes
+from transformer.proposals import CandidateProposer, states_at
+from transformer.settings import Batching, Schedule
+from transformer.task_run import TaskRun
+from transformer.tasks.regression import REGRESSION
+from transformer.training import Plan, TrainingRun
 from transformer.vectors import WordVectors
 
-CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
+CPU = Processes(torch.device("cpu"))
+EVALUATOR = Evaluator(5, CPU)
 TOKENIZER = make_tokenizer()
 DROPOUT = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
 SMALL = {
@@ -62,19 +73,6 @@ def random_sequences(count=29, labels=None):
     lengths = rng.integers(4, 13, count)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     return Sequences(rng.integers(5, len(VOCABULARY), offsets[-1]), offsets, lengths, labels)
-
-
-def evaluation_settings(**values):
-    return argparse.Namespace(
-        **{
-            "max_seq_length": 31,
-            "eval_batch_size": 5,
-            "pad_to_max_length": None,
-            "do_lower_case": None,
-            "limit": None,
-            **values,
-        }
-    )
 
 
 class Words:
@@ -104,8 +102,7 @@ def test_01_the_teacher_is_frozen_and_in_eval_mode():
 
 def test_01_the_teacher_s_logits_of_the_prediction_step_have_no_dropout():
     teacher = TinyBertForSequenceClassification(BertConfig(**SMALL, **DROPOUT)).train()
-    rows, args = np.arange(29), evaluation_settings()
-    first, second = (task_distill.run_model(teacher, random_sequences(), rows, TOKENIZER, args, CPU) for _ in range(2))
+    first, second = (EVALUATOR.outputs(teacher, random_sequences()) for _ in range(2))
     assert torch.equal(first, second) and not first.requires_grad
 
 
@@ -122,19 +119,26 @@ def test_02_each_task_s_epochs_and_length_are_applied(task, tmp_path):
         "RTE": (20, 128),
         "WNLI": (20, 128),
     }
-    args = task_distill.parse_args(["--task_name", task.name.upper()])
-    assert (args.num_train_epochs, args.max_seq_length) == published[task.name]
-    assert task_distill.parse_args(["--task_name", task.name, "--pred_distill"]).max_seq_length == args.max_seq_length
-    explicit = task_distill.parse_args(["--task_name", task.name, "--num_train_epochs", "2", "--max_seq_length", "31"])
+    read = functools.partial(settings_of, "--task_name", task.name)
+    settings = settings_of("--task_name", task.name.upper())
+    assert (settings.num_train_epochs, settings.max_seq_length) == published[task.name]
+    assert read("--pred_distill").max_seq_length == settings.max_seq_length
+    explicit = read("--num_train_epochs", "2", "--max_seq_length", "31")
     assert (explicit.num_train_epochs, explicit.max_seq_length) == (2, 31)
+
+
+def settings_of(*flags):
+    """The settings of task_distill.py with these flags."""
+    settings, _ = task_distill.read_settings(list(map(str, flags)))
+    return settings
 
 
 def test_02_the_run_itself_takes_the_task_s_epochs_and_length(tmp_path):
     for name in ("train", "dev"):
         rows = [f"{'film ' * 90}\t1", *["a film\t0"] * 40]
         (tmp_path / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
-    args = task_distill.parse_args(["--task_name", "sst-2", "--data_dir", str(tmp_path)])
-    data = task_distill.read_data(find_task("SST-2"), "train.tsv", TOKENIZER, ("0", "1"), args)
+    settings = settings_of("--task_name", "sst-2", "--data_dir", tmp_path)
+    data = TaskRun(find_task("SST-2"), *settings.parts, CPU).read_data(TOKENIZER, ("0", "1"))
     assert data.plan.total_steps == 10 * math.ceil(41 / 32)
     assert data.train.lengths.max() == 64
 
@@ -142,7 +146,7 @@ def test_02_the_run_itself_takes_the_task_s_epochs_and_length(tmp_path):
 def test_03_the_other_sentence_of_a_pair_stays_the_original_one(tmp_path):
     (tmp_path / "train.tsv").write_text("index\tsentence1\tsentence2\tlabel\n0\ta b c\td e f\t1\n")
     task_file = TaskFile(tmp_path / "train.tsv", find_task("WNLI"))
-    lines = augment_rows(list(task_file), 0, task_file, Words(), argparse.Namespace(seed=1, N=20, p=0.6))
+    lines = augment_rows(task_file, Words(), 20, 0.6, 1, list(task_file), 0)
     pairs = [tuple(line.split("\t")[1:3]) for line in lines]
     assert pairs[0] == ("a b c", "d e f")
     assert all((first == "a b c") != (second == "d e f") for first, second in pairs[1:])
@@ -150,21 +154,23 @@ def test_03_the_other_sentence_of_a_pair_stays_the_original_one(tmp_path):
 
 
 def test_04_a_masking_probability_of_0_masks_nothing():
-    args = argparse.Namespace(
-        one_seq=None,
+    settings = InstanceSettings(
+        one_seq=False,
         max_seq_len=17,
+        short_seq_prob=0.1,
         masked_lm_prob=0.0,
         max_predictions_per_seq=20,
         do_whole_word_mask=True,
         seed=1,
-        packed=None,
+        packed=False,
     )
-    maker = pregenerate_training_data.InstanceMaker([], TOKENIZER, args)
+    maker = InstanceMaker([], TOKENIZER, settings)
     ids = list(range(5, 19))
     for seed in range(20):
         copied = list(ids)
         assert maker.mask(copied, random.Random(seed)) == ([], []) and copied == ids
-    args.masked_lm_prob = 0.001  # any other probability masks at least one token
+    # Any other probability masks at least one token.
+    maker = InstanceMaker([], TOKENIZER, replace(settings, masked_lm_prob=0.001))
     assert len(maker.mask(list(ids), random.Random(1))[0]) == 1
 
 
@@ -172,24 +178,24 @@ def test_05_mnli_reports_both_dev_sets_and_selects_on_the_matched_one():
     task = find_task("MNLI")
     torch.manual_seed(1)
     model = TinyBertForSequenceClassification(BertConfig(**SMALL, num_labels=3, initializer_range=1.0)).eval()
-    logits = task_distill.run_model(model, random_sequences(), np.arange(29), TOKENIZER, evaluation_settings(), CPU)
-    predicted = logits.argmax(dim=1).numpy()
+    predicted = EVALUATOR.outputs(model, random_sequences()).argmax(dim=1).numpy()
     labels = np.where(np.arange(29) < 7, (predicted + 1) % 3, predicted)
     sets = [("matched", random_sequences(labels=labels)), ("mismatched", random_sequences(labels=predicted))]
-    results = task_distill.score(task, model, sets, TOKENIZER, evaluation_settings(), CPU)
+    selecting, results = EVALUATOR.score(task, model, sets)
     assert results == {"acc": pytest.approx(22 / 29), "mm_acc": 1.0}
-    data = task_distill.Data(None, sets, None)
-    selecting, _ = task_distill.dev_score(task, model, data, TOKENIZER, evaluation_settings(), CPU)()
     assert selecting == pytest.approx(22 / 29)
 
 
 def test_06_regression_distils_from_the_teacher_s_score_not_the_gold_one():
     student = TinyBertForSequenceClassification(BertConfig(**SMALL, num_labels=1)).eval()
     sequences = random_sequences(labels=np.linspace(0, 5, 29).astype(np.float32))
-    scores = task_distill.run_model(student, sequences, np.arange(29), TOKENIZER, evaluation_settings(), CPU)
+    scores, loss_on = (
+        EVALUATOR.outputs(student, sequences),
+        functools.partial(REGRESSION.prediction_loss, temperature=1),
+    )
     batch = sequences.batch(np.arange(7, 20))
-    assert PredictionLearner(student, scores, 1.0)(batch)["cls_loss"].item() == pytest.approx(0, abs=1e-9)
-    loss = PredictionLearner(student, scores + 2, 1.0)(batch)["cls_loss"].item()
+    assert PredictionLearner(student, scores, loss_on)(batch)["cls_loss"].item() == pytest.approx(0, abs=1e-9)
+    loss = PredictionLearner(student, scores + 2, loss_on)(batch)["cls_loss"].item()
     assert loss == pytest.approx(4, rel=1e-4)  # whatever the labels say
 
 
@@ -208,23 +214,15 @@ class Line(nn.Module):
 def train_line(folder, epochs=1.0, eval_step=3, accumulation=1):
     """29 examples in batches of 13; returns the learner and the steps at which it was evaluated."""
     learner, steps = Line(), []
-    plan = Plan(lambda epoch: random_sequences(), [29], 13, epochs, seed=1)
-
-    class Descent(torch.optim.SGD):
-        def get_lr(self):
-            return 0.1
-
-        def advance_to(self, step):
-            pass
-
+    schedule = Schedule(num_train_epochs=epochs, learning_rate=0.1, weight_decay=0.0, eval_step=eval_step, seed=1)
+    batching = Batching(train_batch_size=13, gradient_accumulation_steps=accumulation)
+    plan = Plan(lambda epoch: random_sequences(), [29], schedule, batching)
     run = TrainingRun(
         folder,
         learner,
-        Descent(learner.student.parameters(), lr=0.1),
         plan,
         CPU,
-        eval_step=eval_step,
-        accumulation=accumulation,
+        "none",
         evaluate=lambda: steps.append(run.step) or (None, {}),
     )
     run.train()
@@ -325,7 +323,7 @@ def test_11_neither_reads_nor_moves_the_global_generators(tmp_path, monkeypatch,
     make_corpus(tmp_path / "corpus.txt")
     make_glove(tmp_path / "glove.txt")
     script, flags = scripts(tmp_path)[name]
-    monkeypatch.setattr("transformer.training.set_seed", lambda seed: None)
+    monkeypatch.setattr("transformer.processes.set_seed", lambda seed: None)
     outputs = []
     for seed in (1, 2):
         random.seed(seed)
@@ -351,22 +349,28 @@ def test_11_training_with_the_same_seed_gives_the_same_weights(tmp_path):
 def test_12_a_teacher_without_a_classifier_is_fine_tuned_first(tmp_path, monkeypatch):
     base = make_teacher(tmp_path / "teacher")
     tuned = []
-    monkeypatch.setattr(task_distill, "finetune_teacher", lambda *given: tuned.append(given) or given[1] / "SST-2")
-    args = task_distill.parse_args(["--teacher_model", str(base), "--learning_rate", "0.1", "--seed", "5"])
-    task = find_task("SST-2")
-    assert task_distill.ready_teacher(task, base, args, CPU) == base / "SST-2"
-    [(_, folder, tuning, _)] = tuned
-    assert folder == base and tuning.output_dir == str(base / "SST-2")
-    assert (tuning.step, tuning.learning_rate, tuning.seed) == ("finetune", 3e-5, 5)
+    monkeypatch.setattr(finetuning, "finetune", lambda *given: tuned.append(given) or given[1])
+    settings = settings_of("--teacher_model", base, "--learning_rate", "0.1", "--seed", "5")
+    task, tuning = find_task("SST-2"), settings.for_step(FINETUNE)
+
+    def ready(task, folder):
+        return finetuning.ready_teacher(
+            folder, TaskRun(task, *settings.parts, CPU), TaskRun(task, *tuning.parts, CPU), allowed=True
+        )
+
+    assert ready(task, base) == base / "SST-2"
+    [(folder, output, run)] = tuned
+    assert folder == base and output == base / "SST-2"
+    assert (run.provenance.settings["step"], run.schedule.learning_rate, run.schedule.seed) == ("finetune", 3e-5, 5)
 
     tuned.clear()  # a classifier for the task, in the folder itself or under the task's name, is taken as it is
     fine_tuned = make_teacher(base / "SST-2")
-    assert task_distill.ready_teacher(task, base, args, CPU) == fine_tuned
+    assert ready(task, base) == fine_tuned
     classifier = make_teacher(tmp_path / "classifier")
     TinyBertForSequenceClassification(BertConfig(**SMALL, num_labels=2)).save_pretrained(classifier)
-    assert task_distill.ready_teacher(task, classifier, args, CPU) == classifier
+    assert ready(task, classifier) == classifier
     assert not tuned
-    task_distill.ready_teacher(find_task("MNLI"), classifier, args, CPU)  # two classes are not three
+    ready(find_task("MNLI"), classifier)  # two classes are not three
     assert len(tuned) == 1
 
 
@@ -377,20 +381,20 @@ def test_13_the_labels_follow_the_order_of_the_teacher_s_names(tmp_path):
     (tmp_path / "train.tsv").write_text("\n".join(["\t".join(columns), *rows]) + "\n")
     names = {"0": "ENTAILMENT", "1": "NEUTRAL", "2": "CONTRADICTION"}
     order = label_order(task, label_names(BertConfig(**SMALL, id2label=names)))
-    sequences = encode_task_file(TaskFile(tmp_path / "train.tsv", task), TOKENIZER, 31, order)
+    sequences = task.kind.encode(TaskFile(tmp_path / "train.tsv", task), TOKENIZER, 31, order)
     assert sequences.labels.tolist() == [2, 0, 1]  # contradiction, entailment, neutral
-    assert task_distill.class_names(task, order) == {0: "entailment", 1: "neutral", 2: "contradiction"}
+    assert task.kind.id2label(task, order) == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
 
-def test_14_a_long_sentence_is_windowed_around_the_masked_word(tmp_path):
+def test_14_a_long_sentence_is_windowed_around_the_masked_word(tmp_path, monkeypatch):
     seen = []
 
-    def watched(positions, input_ids, *rest):
+    def watched(bert, positions, input_ids, *rest):
         seen.extend(zip(input_ids.tolist(), positions.tolist(), strict=True))
-        return states_at(positions, input_ids, *rest)
+        return states_at(bert, positions, input_ids, *rest)
 
     model = model_that_likes(["great"])
-    states_at, model.bert.states_at = model.bert.states_at, watched
+    monkeypatch.setattr("transformer.proposals.states_at", watched)
     proposer = CandidateProposer(model, TOKENIZER, WordVectors(make_glove(tmp_path / "glove.txt")), 1, CPU)
     words = [random.Random(1).choice([*GOOD[2:], *BAD]) for _ in range(90)]
     found = proposer.candidates({" ".join(words)})[" ".join(words)][1]

@@ -1,5 +1,6 @@
 """Every loss against a loop over examples, heads and positions; the layer mapping; what the teacher may not do."""
 
+import functools
 import math
 
 import pytest
@@ -22,6 +23,8 @@ from transformer.distillation import (
 )
 from transformer.file_utils import UserError
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
+from transformer.settings import Matching
+from transformer.tasks.regression import REGRESSION
 from transformer.tokenization import BertTokenizer
 from transformer.training import sum_by_kind
 
@@ -39,7 +42,7 @@ def make_pair(over_padding=False, student=(), teacher=(), model_class=TinyBertFo
     teacher = model_class(BertConfig(**{**sizes, **TEACHER, **dict(teacher)}))
     fit = {"fit_size": teacher.config.hidden_size}
     student = model_class(BertConfig(**{**sizes, **STUDENT, **fit, **dict(student)}))
-    return TransformerLearner(student, teacher, over_padding), teacher
+    return TransformerLearner(student, teacher, matching=Matching(pad_to_max_length=over_padding)), teacher
 
 
 def make_batch(mask):
@@ -123,7 +126,7 @@ def test_the_prediction_loss_is_the_soft_cross_entropy_over_rows_and_classes(tem
 
 def test_the_prediction_loss_of_a_score_is_its_squared_distance_to_the_teachers():
     student, teacher = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[1.5], [0.0], [4.0]])
-    assert prediction_loss(student, teacher, 7.0).item() == pytest.approx((0.25 + 4.0 + 0.0) / 3)
+    assert REGRESSION.prediction_loss(student, teacher, 7.0).item() == pytest.approx((0.25 + 4.0 + 0.0) / 3)
 
 
 def test_losses_of_half_precision_tensors_are_computed_in_float32():
@@ -136,7 +139,7 @@ def test_losses_of_half_precision_tensors_are_computed_in_float32():
 @pytest.mark.parametrize("masked", [True, False])
 def test_the_sums_run_over_all_mapped_layers_and_the_embeddings(masked):
     learner, _ = make_pair()
-    student, teacher = learner.student.eval(), learner.frozen[0]
+    student, teacher = learner.student.eval(), learner.teacher
     batch = make_batch(make_mask() if masked else make_mask([7] * 4))
     inputs = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
     weights = loss_weights(batch["attention_mask"])
@@ -306,7 +309,7 @@ def test_with_relations_heads_may_differ_and_every_weight_of_the_attention_learn
     student = TinyBertForPreTraining(BertConfig(**{**sizes, **STUDENT, "fit_size": TEACHER["hidden_size"]}))
     with pytest.raises(UserError, match="4 attention heads, the teacher has 6.*--attention_loss relations"):
         TransformerLearner(student, teacher)
-    learner = TransformerLearner(student, teacher, attention="relations").eval()
+    learner = TransformerLearner(student, teacher, relation_loss, matching=Matching(attention_loss="relations")).eval()
     losses = learner(make_batch(make_mask()))
     assert set(losses) == {"att_loss/1", "att_loss/2", "rep_loss/0", "rep_loss/1", "rep_loss/2"}
     sum(value for name, value in losses.items() if name.startswith("att")).backward()
@@ -318,7 +321,8 @@ def test_with_relations_heads_may_differ_and_every_weight_of_the_attention_learn
 def test_weights_scale_the_two_kinds_of_losses():
     learner, teacher = make_pair()
     plain = learner.eval()(make_batch(make_mask()))
-    weighted = TransformerLearner(learner.student, teacher, attention_weight=0.5, hidden_weight=3.0)
+    matching = Matching(attention_weight=0.5, hidden_weight=3.0)
+    weighted = TransformerLearner(learner.student, teacher, matching=matching)
     for name, value in weighted.eval()(make_batch(make_mask())).items():
         factor = 0.5 if name.startswith("att") else 3.0
         assert value.item() == pytest.approx(factor * plain[name].item(), rel=1e-5)
@@ -329,14 +333,14 @@ def test_layers_above_the_last_one_that_teaches_are_not_run():
     run = []
     for index, layer in enumerate(teacher.bert.encoder.layer):
         layer.register_forward_hook(lambda *_, index=index: run.append(index))
-    learner = TransformerLearner(learner.student, teacher, mapping="bottom")
+    learner = TransformerLearner(learner.student, teacher, matching=Matching(layer_map="bottom"))
     learner(make_batch(make_mask()))
     assert run == [0, 1]
 
 
 def test_only_the_last_layer_learns_where_it_is_asked_for():
     learner, teacher = make_pair()
-    learner = TransformerLearner(learner.student, teacher, mapping="last")
+    learner = TransformerLearner(learner.student, teacher, matching=Matching(layer_map="last"))
     assert set(learner(make_batch(make_mask()))) == {"att_loss/2", "rep_loss/0", "rep_loss/2"}
 
 
@@ -397,7 +401,7 @@ def test_the_prediction_learner_looks_up_the_teachers_logits_by_row():
     config = BertConfig(vocab_size=len(VOCABULARY), **STUDENT, num_labels=3)
     student = TinyBertForSequenceClassification(config).eval()
     logits = torch.randn(9, 3)
-    learner = PredictionLearner(student, logits, temperature=2.0)
+    learner = PredictionLearner(student, logits, functools.partial(prediction_loss, temperature=2.0))
     batch = {**make_batch(make_mask()), "rows": torch.tensor([8, 0, 5, 3])}
     with torch.no_grad():
         own, _ = student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])

@@ -11,12 +11,13 @@ from test_tokenization import comparable_characters, hugging_face, small_vocab
 from tiny import VOCABULARY, make_teacher, make_tokenizer
 
 from transformer.corpus import read_blocks
-from transformer.data import read_epoch
+from transformer.epochs import read_epoch
 from transformer.file_utils import UserError
 from transformer.glue import TaskFile
 from transformer.modeling import BertConfig, load_state_dict
+from transformer.outputs import Output
 from transformer.own_tasks import find_task
-from transformer.stages import OutputRecord
+from transformer.settings import Provenance
 from transformer.tokenization import BertTokenizer, load_vocab
 from transformer.vectors import WordVectors
 
@@ -163,8 +164,6 @@ def test_an_epoch_is_read_or_refused(tmp_path, line):
     )
     path = tmp_path / "epoch_0.json"
     path.write_text(f"{good}\n{line}\n", encoding="utf-8")
-    for cache in tmp_path.glob("*_cache*"):
-        cache.unlink()
     metrics = {"num_training_examples": 2, "max_seq_len": 31}
     read_or_refuse(lambda: read_epoch(path, metrics, make_tokenizer(), 31))
 
@@ -187,11 +186,8 @@ def test_a_tokenizer_config_is_read_or_refused(tmp_path, data):
 
 @given(data=JSON, finished=st.booleans())
 def test_a_record_of_a_run_is_understood_or_refused(tmp_path, data, finished):
-    class Arguments:
-        def __init__(self):
-            self.seed = 1
-
+    provenance = Provenance("x", {"seed": 1}, frozenset({"seed"}), {}, overwrite=False, data_url=None)
     for value in (data, {"script": "x", "settings": data, "inputs": data, "progress": data, "finished": finished}):
         (tmp_path / "run.json").write_text(json.dumps(value), encoding="utf-8")
-        record = OutputRecord(tmp_path / "run.json", tmp_path / "run.json", "x", Arguments(), {})
-        read_or_refuse(lambda record=record: record.claim([tmp_path / "run.json"], False))
+        output = Output(tmp_path / "run.json", provenance, {}, replaces=[tmp_path / "run.json"])
+        read_or_refuse(output.__enter__)

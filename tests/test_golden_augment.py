@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_augmentation import CandidateProposer, load_masked_lm
+from data_augmentation import load_masked_lm
+from transformer.processes import Processes
+from transformer.proposals import CandidateProposer
 from transformer.tokenization import BertTokenizer
-from transformer.training import Launch
 from transformer.vectors import WordVectors, is_special
 
 FOLDER = Path(__file__).parent / "data" / "golden_augment"
@@ -23,10 +24,10 @@ def proposer(tmp_path_factory):
     torch.save({name: torch.from_numpy(weights[name]) for name in weights.files}, folder / "pytorch_model.bin")
     for name in ("config.json", "vocab.txt"):
         (folder / name).write_bytes((FOLDER / name).read_bytes())
-    place = Launch(torch.device("cpu"), 0, 1, torch.float32)
-    model, tokenizer = load_masked_lm(folder, place)
+    processes = Processes(torch.device("cpu"))
+    model, tokenizer = load_masked_lm(folder, processes.device)
     assert isinstance(tokenizer, BertTokenizer)
-    return CandidateProposer(model, tokenizer, WordVectors(FOLDER / "glove.txt"), CASES["M"], place)
+    return CandidateProposer(model, tokenizer, WordVectors(FOLDER / "glove.txt"), CASES["M"], processes)
 
 
 def expected_candidates(case):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from transformer.checkpoint import read_state
 from transformer.distillation import layer_map, loss_weights, prediction_loss, transformer_losses
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.optimization import BertAdam, decay_groups
@@ -34,7 +35,7 @@ def build(model_class, config_name, tensors, prefix, **overrides):
         key if key.startswith(("bert.", "cls.", "classifier.", "fit_dense.")) else f"bert.{key}": value
         for key, value in state.items()
     }
-    missing, _ = model.read_state(state, prefix)
+    missing, _ = read_state(model, state, prefix)
     assert not [key for key in missing if key.startswith("bert.")]
     return model
 

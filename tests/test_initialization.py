@@ -5,10 +5,11 @@ import torch
 from tiny import STUDENT, TEACHER, VOCABULARY
 
 from transformer.data import SequencesBuilder
-from transformer.distillation import TransformerLearner, layer_map
+from transformer.distillation import TransformerLearner, attention_loss, layer_map, relation_loss
 from transformer.file_utils import UserError
 from transformer.initialization import initialize_from_teacher, low_rank
 from transformer.modeling import BertConfig, TinyBertForPreTraining
+from transformer.settings import Matching
 from transformer.training import sum_by_kind
 
 SIZES = {"vocab_size": len(VOCABULARY), "initializer_range": 0.2}
@@ -38,7 +39,9 @@ def make_batches():
 
 
 def losses(student, teacher, mapping="uniform", attention="scores"):
-    learner = TransformerLearner(student, teacher, mapping=mapping, attention=attention).eval()
+    matching = Matching(layer_map=mapping, attention_loss=attention)
+    compare = relation_loss if attention == "relations" else attention_loss
+    learner = TransformerLearner(student, teacher, compare, matching=matching).eval()
     with torch.no_grad():
         found = [sum_by_kind(learner(batch)) for batch in make_batches()]
     return {name: sum(each[name].item() for each in found) / len(found) for name in found[0]}

@@ -10,23 +10,25 @@ import pytest
 import torch
 from tiny import VOCABULARY, make_tokenizer
 
-from transformer.file_utils import UserError
-from transformer.modeling import (
-    ACTIVATIONS,
+from transformer.checkpoint import (
     CONFIG_NAME,
     SAFE_WEIGHTS_NAME,
     WEIGHTS_NAME,
+    check_vocabulary,
+    describe,
+    label_names,
+    load_state_dict,
+    stored_outputs,
+    weights_file,
+)
+from transformer.file_utils import UserError
+from transformer.modeling import (
+    ACTIVATIONS,
     BertConfig,
     BertForMaskedLM,
     BertModel,
     TinyBertForPreTraining,
     TinyBertForSequenceClassification,
-    check_vocabulary,
-    describe,
-    label_names,
-    load_state_dict,
-    stored_labels,
-    weights_file,
 )
 
 transformers = pytest.importorskip("transformers")
@@ -190,6 +192,23 @@ def test_layers_not_asked_for_give_no_scores_and_the_same_hidden_states(layers):
     assert_close(some.pooled, everything.pooled, 1e-5)
 
 
+@pytest.mark.parametrize("layers", [(), (1,), {0, 2}])
+def test_projections_come_from_the_layers_asked_for_and_are_what_the_scores_are_made_of(layers):
+    model = make_model(BertModel)
+    with torch.no_grad():
+        output = model(**make_inputs(), projection_layers=layers)
+        fused = model(**make_inputs(), score_layers=(), projection_layers=layers)
+    assert [index for index, wanted in enumerate(output.projections) if wanted is not None] == sorted(layers)
+    assert fused.attention_scores == [None] * 3
+    for index in layers:
+        query, key, value = output.projections[index]
+        assert query.shape == key.shape == value.shape == (5, 7, 12)
+        query, key = (projected.unflatten(2, (3, 4)).transpose(1, 2) for projected in (query, key))
+        assert_close(query @ key.transpose(2, 3) / 2, output.attention_scores[index], 1e-5)
+        for one, other in zip(fused.projections[index], output.projections[index], strict=True):
+            assert_close(one, other, 1e-5)
+
+
 def test_fused_and_plain_attention_drop_the_same_share_while_training():
     config = BertConfig(**{**SIZES, "attention_probs_dropout_prob": 0.5, "hidden_dropout_prob": 0.0})
     attention = make_model(BertModel).encoder.layer[0].attention.self
@@ -258,8 +277,8 @@ def test_the_projection_is_not_counted_as_part_of_the_model():
     plain, fitted = make_model(TinyBertForPreTraining), make_model(TinyBertForPreTraining, fit_size=19)
     per_layer = make_model(TinyBertForPreTraining, fit_size=19, fit_per_layer=True)
     assert plain.num_parameters() == fitted.num_parameters() == per_layer.num_parameters()
-    assert fitted.num_parameters(with_projection=True) - plain.num_parameters() == 19 * 13
-    assert per_layer.num_parameters(with_projection=True) - plain.num_parameters() == 4 * 19 * 13
+    counts = [sum(value.numel() for value in model.parameters()) for model in (plain, fitted, per_layer)]
+    assert counts == [plain.num_parameters() + extra for extra in (0, 19 * 13, 4 * 19 * 13)]
     peer = transformers.BertForPreTraining(transformers.BertConfig(**SIZES))
     assert plain.num_parameters() == peer.num_parameters()
     assert "3 layers, width 12, 3 heads" in describe(plain)
@@ -445,8 +464,9 @@ def test_a_fresh_classifier_is_drawn_and_the_rest_is_read(tmp_path):
 def test_the_weights_tell_the_number_of_classes_where_the_config_does_not(tmp_path):
     folder = save_state(tmp_path, make_model(TinyBertForSequenceClassification, num_labels=5).state_dict())
     assert TinyBertForSequenceClassification.from_pretrained(folder).config.num_labels == 5
-    assert stored_labels(folder) == 5
-    assert stored_labels(save_state(tmp_path / "lm", make_model(BertForMaskedLM).state_dict())) == 0
+    assert stored_outputs(folder, "classifier") == 5
+    masked_lm = save_state(tmp_path / "lm", make_model(BertForMaskedLM).state_dict())
+    assert stored_outputs(masked_lm, "classifier") == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

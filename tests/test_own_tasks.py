@@ -4,11 +4,15 @@ import csv
 import json
 
 import pytest
-from tiny import GOOD, call_script, make_all, make_sentence, random, run_script
+from tiny import GOOD, call_script, make_all, make_sentence, random
 
 from transformer.file_utils import UserError
 from transformer.glue import TASKS, TaskFile, compute_metrics
 from transformer.own_tasks import find_task
+from transformer.tasks.classification import CLASSIFICATION
+from transformer.tasks.regression import REGRESSION
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def write(folder, name, text, description=None):
@@ -80,7 +84,7 @@ def test_the_description_decides_over_the_header(tmp_path):
 def test_labels_are_the_training_file_s_and_fractions_are_scores(tmp_path, labels, expected):
     folder = write(tmp_path, "train.tsv", "\n".join(["text\tlabel", *(f"x\t{label}" for label in labels), ""]))
     task = find_task("mine", folder)
-    assert task.labels == expected and task.regression == (not expected)
+    assert task.labels == expected and task.kind is (CLASSIFICATION if expected else REGRESSION)
 
 
 def test_labels_of_json_lines_may_be_numbers_and_truth_values(tmp_path):
@@ -94,7 +98,7 @@ def test_labels_of_json_lines_may_be_numbers_and_truth_values(tmp_path):
 def test_whole_numbers_are_scores_where_the_description_says_so(tmp_path):
     folder = write(tmp_path, "train.tsv", "text\tlabel\nx\t1\ny\t5\n", {"regression": True, "metric": "pearson"})
     task = find_task("mine", folder)
-    assert task.regression and task.num_labels == 1 and task.metrics == ("pearson", "corr", "spearmanr")
+    assert task.kind is REGRESSION and task.num_labels == 1 and task.metrics == ("pearson", "corr", "spearmanr")
     folder = write(tmp_path / "b", "train.tsv", "text\tlabel\nx\t1.5\ny\t5\n", {"regression": False})
     assert find_task("mine", folder).labels == ("1.5", "5")
 
@@ -334,6 +338,7 @@ def test_a_changed_description_is_another_input(finished):
     assert found.returncode == 2 and "task.json was" in found.stderr
 
 
-def test_an_unknown_task_names_what_was_looked_for(tmp_path):
-    found = run_script("task_distill.py", "--task_name", "reviews", "--data_dir", tmp_path, cwd=tmp_path, check=False)
+def test_an_unknown_task_names_what_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = call_script("task_distill.py", "--task_name", "reviews", "--data_dir", tmp_path)
     assert found.returncode == 2 and found.stderr.startswith("error: --task_name reviews: neither one of CoLA")

@@ -1,6 +1,5 @@
 """Units of stage 2: what a training sequence consists of, masking, and an output that depends on the seed alone."""
 
-import argparse
 import gzip
 import json
 import multiprocessing
@@ -16,10 +15,10 @@ import pytest
 from tiny import call_script, make_corpus, make_tokenizer, names, run_script, tree
 
 import pregenerate_training_data
-from pregenerate_training_data import InstanceMaker, truncate_pair
 from transformer.corpus import Corpus, CorpusWriter, read_blocks, tokenize_block
-from transformer.data import pregenerated_epochs, read_epoch
+from transformer.epochs import pregenerated_epochs, read_epoch
 from transformer.file_utils import UserError, read_json
+from transformer.instances import InstanceMaker, InstanceSettings, truncate_pair
 from transformer.tokenization import BertTokenizer
 
 TOKENIZER = make_tokenizer()
@@ -27,17 +26,16 @@ TOKENIZER = make_tokenizer()
 
 def settings(**values):
     defaults = {
-        "one_seq": None,
+        "one_seq": False,
         "max_seq_len": 17,
         "short_seq_prob": 0.2,
         "seed": 3,
         "masked_lm_prob": 0.0,
         "max_predictions_per_seq": 20,
-        "do_whole_word_mask": None,
-        "packed": None,
-        "reduce_memory": None,
+        "do_whole_word_mask": False,
+        "packed": False,
     }
-    return argparse.Namespace(**{**defaults, **values})
+    return InstanceSettings(**{**defaults, **values})
 
 
 def numbered_corpus(tmp_path):
@@ -212,7 +210,7 @@ def test_a_sequence_has_its_special_tokens_and_segments():
     }
 
 
-@pytest.mark.parametrize("whole_words", [None, True])
+@pytest.mark.parametrize("whole_words", [False, True])
 def test_masked_labels_restore_the_text(whole_words):
     maker = tiny_maker(masked_lm_prob=0.4, do_whole_word_mask=whole_words)
     a, b = TOKENIZER.ids("the films is unfortunate"), TOKENIZER.ids("a dull warmly plots")
@@ -400,7 +398,7 @@ def test_a_packed_batch_is_the_batch_of_the_json(folder, tmp_path):
     for flags in ([], ["--packed"]):
         run(folder, tmp_path / str(len(flags)), *flags)
         path, metrics = pregenerated_epochs(tmp_path / str(len(flags)))[1]
-        batches.append(read_epoch(path, metrics, TOKENIZER, 19).batch(np.arange(13), pad_to=21))
+        batches.append(read_epoch(path, metrics, TOKENIZER, 21, pad=True).batch(np.arange(13)))
     assert batches[0].keys() == batches[1].keys()
     for name, values in batches[0].items():
         assert values.equal(batches[1][name]), name

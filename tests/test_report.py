@@ -8,20 +8,26 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
 import torch
 from tiny import BAD, GOOD, NOUNS, ROOT, call_script, make_all, make_tokenizer, names, scripts, tree
 
-from transformer import drawing, evaluation, report, stages
+from transformer import drawing, evaluation, flags, report
+from transformer.checkpoint import load_state_dict
 from transformer.data import SequencesBuilder
-from transformer.evaluation import Answers, Speed
-from transformer.modeling import BertConfig, TinyBertForSequenceClassification, load_state_dict
+from transformer.evaluation import Answers, Candidate, Evaluator
+from transformer.history import read_curves
+from transformer.modeling import BertConfig, TinyBertForSequenceClassification
+from transformer.outputs import fingerprint
 from transformer.own_tasks import find_task
-from transformer.training import Launch, TrainingRun
+from transformer.processes import Processes
+from transformer.tasks.classification import confusion_matrix
+from transformer.training import TrainingRun
 
-CPU = Launch(torch.device("cpu"), 0, 1, torch.float32)
+CPU = Processes(torch.device("cpu"))
 TOKENIZER = make_tokenizer()
 DRAWN = importlib.util.find_spec("matplotlib") is not None
 
@@ -32,12 +38,6 @@ def quick_timing(monkeypatch):
 
 
 # --- measuring
-
-
-def test_percentiles_and_throughput_come_from_the_timings():
-    speed = evaluation.speed_of([milliseconds / 1000 for milliseconds in range(1, 102)], 32)
-    assert speed.p50 == pytest.approx(51) and speed.p95 == pytest.approx(96)
-    assert speed.per_second == pytest.approx(32 * 101 / 5.151) and speed.repetitions == 101
 
 
 class Clock:
@@ -65,15 +65,15 @@ def test_models_are_timed_by_turns_the_slow_one_less_often(monkeypatch):
     assert seconds["student"] == pytest.approx([0.001] * evaluation.REPETITIONS)
     assert 22 <= len(seconds["teacher"]) <= 24 and seconds["teacher"] == pytest.approx([0.07] * len(seconds["teacher"]))
     turns = re.findall(r"t+|s+", "".join(name[0] for name in clock.log))
-    assert [turn[0] for turn in turns[:8]] == list("tstststs")
-    assert {len(turn) for turn in turns[2:8]} == {3, evaluation.TURN_REPETITIONS}  # the first of each are not counted
+    assert [turn[0] for turn in turns] == list("ts" * (1 + evaluation.TURNS))  # the first of each is not counted
+    assert {len(turn) for turn in turns} == {6, evaluation.REPETITIONS // evaluation.TURNS}
 
 
 def test_a_model_of_seconds_a_batch_is_timed_a_few_times_only():
     clock = Clock()
     seconds = evaluation.time_by_turns({"teacher": clock.call("teacher", 9.0)}, clock)
-    assert seconds == {"teacher": pytest.approx([9.0] * evaluation.LEAST)}
-    assert len(clock.log) == evaluation.LEAST + 1
+    assert seconds == {"teacher": pytest.approx([9.0] * evaluation.TURNS)}
+    assert len(clock.log) == evaluation.TURNS + 1
 
 
 def make_sequences(lengths):
@@ -103,24 +103,36 @@ def test_both_batch_sizes_of_each_model_are_measured():
         "max_position_embeddings": 37,
     }
     model = TinyBertForSequenceClassification(BertConfig(**config)).train()
-    speeds = evaluation.measure_speed({"student": (model, TOKENIZER, make_sequences([7, 4]))}, 31, CPU)
-    assert list(speeds) == ["student"] and list(speeds["student"]) == [1, 32]
-    for speed in speeds["student"].values():
-        assert 0 < speed.p50 <= speed.p95 and speed.per_second > 0 and speed.repetitions >= evaluation.LEAST
+    student = Candidate(None, model, TOKENIZER, [("dev.tsv", make_sequences([7, 4]))], [])
+    seconds = evaluation.measure_speed({"student": student}, 31, Evaluator(13, CPU))
+    assert list(seconds) == [1, 32]
+    for by_name in seconds.values():
+        assert list(by_name) == ["student"] and len(by_name["student"]) >= evaluation.TURNS
+        assert min(by_name["student"]) > 0
     assert not model.training
 
 
 def test_a_confusion_matrix_counts_answers_by_true_class():
     answers = Answers("dev.tsv", np.array([0, 1, 2, 2, 1, 1, 2]), np.array([0, 1, 1, 2, 1, 0, 0]))
-    assert evaluation.confusion_matrix(answers, 4).tolist() == [[1, 1, 1, 0], [0, 2, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    assert confusion_matrix(answers, 4).tolist() == [[1, 1, 1, 0], [0, 2, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
 # --- the table
 
 
-def make_column(parameters, results, milliseconds):
-    speeds = {size: Speed(milliseconds * size, 2 * milliseconds * size, 1000 / milliseconds, 100) for size in (1, 32)}
-    return report.Column(parameters, parameters * 4 / 1e6, results, speeds)
+def make_table(folder, models):
+    """The report's table of models, {name: (parameters, {metric: value}, [seconds of a batch of 1])}."""
+    candidates = {}
+    for name, (parameters, _, _) in models.items():
+        (folder / name).mkdir()
+        with open(folder / name / "pytorch_model.bin", "wb") as file:
+            file.truncate(4 * parameters)
+        model = types.SimpleNamespace(num_parameters=lambda parameters=parameters: parameters)
+        candidates[name] = Candidate(folder / name, model, TOKENIZER, [], [])
+    seconds = {
+        size: {name: [size * value for value in times] for name, (_, _, times) in models.items()} for size in (1, 32)
+    }
+    return report.table_of(candidates, {name: results for name, (_, results, _) in models.items()}, seconds)
 
 
 LONG = {"acc": 0.9, "f1": 0.8, "acc_and_f1": 0.85, "mm_acc": 0.7, "mm_acc_and_f1": 0.4, "spearmanr": 0.12345}
@@ -129,9 +141,9 @@ LONG = {"acc": 0.9, "f1": 0.8, "acc_and_f1": 0.85, "mm_acc": 0.7, "mm_acc_and_f1
 @pytest.mark.parametrize(
     "who", [["student"], ["teacher", "student"], ["teacher", "student", "baseline"], ["student", "baseline"]]
 )
-def test_columns_align_whatever_the_metrics_are_called(who):
-    columns = {name: make_column(110_000_000 // (1 + index * 7), LONG, 123456.7) for index, name in enumerate(who)}
-    head, *rows = report.format_table(columns).splitlines()
+def test_columns_align_whatever_the_metrics_are_called(tmp_path, who):
+    models = {name: (110_000_000 // (1 + index * 7), LONG, [123.4567]) for index, name in enumerate(who)}
+    head, *rows = report.format_table(make_table(tmp_path, models), len(who)).splitlines()
     ends = [head.index(name) + len(name) for name in who]
     assert len(rows) == 2 + len(LONG) + 6
     for line in rows:
@@ -144,24 +156,34 @@ def test_columns_align_whatever_the_metrics_are_called(who):
     assert head.endswith(("ratio", who[-1])) and ("student's ratio" in head) == (len(who) == 3)
 
 
-def test_the_ratios_say_what_the_student_is_to_the_teacher():
-    columns = {
-        "teacher": make_column(700, {"acc": 0.8, "mcc": -0.1}, 3.0),
-        "student": make_column(100, {"acc": 0.6, "mcc": 0.2}, 1.5),
-        "baseline": make_column(100, {"acc": 0.1, "mcc": 0.1}, 1.0),
+def test_the_ratios_say_what_the_student_is_to_the_teacher(tmp_path):
+    models = {
+        "teacher": (700_000, {"acc": 0.8, "mcc": -0.1}, [0.003]),
+        "student": (100_000, {"acc": 0.6, "mcc": 0.2}, [0.0015]),
+        "baseline": (100_000, {"acc": 0.1, "mcc": 0.1}, [0.001]),
     }
-    assert report.table_of(columns) == [
+    assert make_table(tmp_path, models) == [
         ["", "teacher", "student", "baseline", "student's ratio"],
-        ["parameters", "700", "100", "100", "7.0x smaller"],
-        ["size on disk, MB", "0.0", "0.0", "0.0", "7.0x smaller"],
+        ["parameters", "700,000", "100,000", "100,000", "7.0x smaller"],
+        ["size on disk, MB", "2.8", "0.4", "0.4", "7.0x smaller"],
         ["dev acc", "0.8000", "0.6000", "0.1000", "75.0% of the teacher's"],
         ["dev mcc", "-0.1000", "0.2000", "0.1000", ""],  # a share of less than nothing says nothing
         ["latency p50, batch of 1, ms", "3.00", "1.50", "1.00", "2.0x faster"],
-        ["latency p95, batch of 1, ms", "6.00", "3.00", "2.00", "2.0x faster"],
+        ["latency p95, batch of 1, ms", "3.00", "1.50", "1.00", "2.0x faster"],
         ["sentences per second, batch of 1", "333", "667", "1,000", "2.0x faster"],
         ["latency p50, batch of 32, ms", "96.00", "48.00", "32.00", "2.0x faster"],
-        ["latency p95, batch of 32, ms", "192.00", "96.00", "64.00", "2.0x faster"],
+        ["latency p95, batch of 32, ms", "96.00", "48.00", "32.00", "2.0x faster"],
         ["sentences per second, batch of 32", "333", "667", "1,000", "2.0x faster"],
+    ]
+
+
+def test_percentiles_and_throughput_come_from_the_timings(tmp_path):
+    times = [milliseconds / 1000 for milliseconds in range(1, 102)]
+    table = make_table(tmp_path, {"student": (100, {}, times)})
+    assert table[3:6] == [
+        ["latency p50, batch of 1, ms", "51.00"],
+        ["latency p95, batch of 1, ms", "96.00"],
+        ["sentences per second, batch of 1", f"{101 / 5.151:,.0f}"],
     ]
 
 
@@ -174,7 +196,7 @@ def test_a_report_tells_which_models_it_has_columns_for(tmp_path):
 
 
 def test_the_conditions_name_device_threads_precision_and_version():
-    text = report.conditions_of(Launch(torch.device("cpu"), 0, 1, torch.bfloat16))
+    text = report.conditions_of(Processes(torch.device("cpu"), dtype=torch.bfloat16))
     threads, version = torch.get_num_threads(), re.escape(torch.__version__)
     assert re.search(rf"^\S.*, {threads} threads?, bfloat16, torch {version}$", text)
 
@@ -186,7 +208,7 @@ def make_run(folder, step, start, entries, script="task_distill"):
     folder.mkdir(parents=True)
     (folder / "pytorch_model.bin").write_text(folder.name)
     (folder / "train_log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    inputs = {"student_model": stages.fingerprint(start)} if start else {}
+    inputs = {"student_model": fingerprint(start)} if start else {}
     settings = {"step": step, "learning_rate": 5e-5, "train_batch_size": 13, "layer_map": "uniform", "temperature": 1.0}
     record = {"script": script, "settings": settings, "inputs": inputs, "finished": True}
     (folder / "run.json").write_text(json.dumps(record))
@@ -229,8 +251,8 @@ def test_the_steps_that_led_to_a_student_are_found_by_what_they_left(trained):
         ("intermediate step", "4"),
         ("prediction step", "5"),
     ]
-    assert steps[1].curves["losses"]["att_loss/2"] == [(5, 3 / 5), (10, 3 / 10), (13, 3 / 13)]
-    assert steps[2].curves["evaluation"] == {"acc": [(7, 0.5625), (14, 0.125)]}
+    assert steps[1].layered["att_loss"][2] == [(5, 3 / 5), (10, 3 / 10), (13, 3 / 13)]
+    assert steps[2].scores == {"acc": [(7, 0.5625), (14, 0.125)]}
     (trained.parent / "4" / "pytorch_model.bin").write_text("of a later run")  # not what this student started from
     assert [step.folder.name for step in report.training_steps(trained)] == ["5"]
     assert report.training_steps(trained.parent / "unfit") == []
@@ -254,9 +276,9 @@ def test_the_losses_of_a_step_are_told_layer_by_layer(trained):
 
 def test_a_log_that_a_kill_cut_short_has_the_curves_before_it(tmp_path):
     path = tmp_path / "train_log.jsonl"
-    assert drawing.read_curves(path) == {"losses": {}, "evaluation": {}}
+    assert read_curves(path) == {"losses": {}, "evaluation": {}}
     path.write_text('{"step": 3, "losses": {"loss": 2}}\n[1]\n\n{"losses": {"loss": 1}}\n{"step": 5, "losses": {"lo')
-    assert drawing.read_curves(path) == {"losses": {"loss": [(3, 2.0)]}, "evaluation": {}}
+    assert read_curves(path) == {"losses": {"loss": [(3, 2.0)]}, "evaluation": {}}
 
 
 # --- the picture
@@ -277,10 +299,9 @@ def legend(axis):
 
 
 def test_each_layer_has_its_curve_on_a_logarithmic_scale(trained):
-    candidate = report.Candidate(trained, None, TOKENIZER, [], [Answers("dev.tsv", np.array([0, 1]), np.array([0, 0]))])
-    columns = {"student": make_column(100, {"acc": 0.5}, 1.0)}
-    steps = report.training_steps(trained)
-    axes = drawn(report.make_panels(find_task("SST-2"), {"student": candidate}, columns, steps))
+    candidate = Candidate(trained, None, TOKENIZER, [], [Answers("dev.tsv", np.array([0, 1]), np.array([0, 0]))])
+    results, steps = {"student": {"acc": 0.5}}, report.training_steps(trained)
+    axes = drawn(report.make_panels(find_task("SST-2"), {"student": candidate}, results, steps))
     titles = [
         "dev scores",
         "student's answers to dev.tsv",
@@ -424,7 +445,7 @@ def test_the_baseline_is_trained_reported_and_used_again(copy):
     student, baseline = load_state_dict(copy / "5"), load_state_dict(copy / "5" / "baseline")
     key = "bert.encoder.layer.0.intermediate.dense.weight"
     assert student[key].shape == baseline[key].shape and not torch.allclose(student[key], baseline[key], atol=0.01)
-    log = drawing.read_curves(copy / "5" / "baseline" / "train_log.jsonl")
+    log = read_curves(copy / "5" / "baseline" / "train_log.jsonl")
     assert log["losses"]["loss"][-1][0] == 6  # as many steps as the student's
 
     text = (copy / "5" / "report.md").read_text()
@@ -446,6 +467,7 @@ class Killed(BaseException):
     """Stands for the end of the process, which no handler sees."""
 
 
+@pytest.mark.slow
 def test_a_baseline_that_was_killed_goes_on_to_the_same_bytes(copy, tmp_path):
     other = shutil.copytree(copy, tmp_path / "other")
     assert call(other, "prediction", "--baseline").returncode == 0
@@ -483,6 +505,7 @@ def test_evaluation_trains_a_baseline_by_the_settings_of_the_student_s_run(copy)
     assert "baseline" in report.reported(copy / "evaluated") and not (copy / "5" / "baseline").exists()
 
 
+@pytest.mark.slow
 def test_replacing_the_student_takes_its_baseline_and_its_report_along(copy):
     assert call(copy, "prediction", "--baseline").returncode == 0
     assert call(copy, "prediction", "--overwrite_output", "--seed", 5).returncode == 0
@@ -500,9 +523,9 @@ def test_a_baseline_needs_a_student_to_be_compared_with(flags):
 
 
 def test_evaluation_without_a_teacher_reports_the_student_alone(copy, monkeypatch):
-    monkeypatch.setitem(stages.TASK_STEPS["evaluation"], "teacher_model", str(copy / "none"))
-    flags = ["--student_model", copy / "5", "--data_dir", copy / "glue" / "SST-2", "--output_dir", copy / "alone"]
-    process = call_script("task_distill.py", "--do_eval", *flags, "--max_seq_length", 31)
+    monkeypatch.setattr(flags, "ROOT", copy)  # whatever teacher the checkout has
+    given = ["--student_model", copy / "5", "--data_dir", copy / "glue" / "SST-2", "--output_dir", copy / "alone"]
+    process = call_script("task_distill.py", "--do_eval", *given, "--max_seq_length", 31)
     assert process.returncode == 0, process.stderr
     assert report.reported(copy / "alone") == ["student"]
     assert re.search(r"^parameters +[\d,]+$", process.stdout, re.M)
@@ -590,6 +613,7 @@ def test_two_dev_sets_report_their_scores_and_answers_apart(distilled, tmp_path)
         assert [row.split()[1] for row in rows.splitlines()] == ["contradiction", "entailment", "neutral"]
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_report(distilled, tmp_path):
     command = [
         sys.executable,

@@ -1,6 +1,5 @@
 """The training loop: what is trained on when, gradients in parts and over processes, stopping and going on."""
 
-import argparse
 import json
 import logging
 import math
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -18,25 +18,15 @@ import pytest
 import torch
 from tiny import ROOT, STUDENT, TEACHER, VOCABULARY, make_student_config, make_teacher, run_script
 
+from transformer import processes
 from transformer.data import SequencesBuilder
 from transformer.distillation import TransformerLearner
+from transformer.evaluation import Evaluator
 from transformer.file_utils import UserError
+from transformer.history import History
 from transformer.modeling import WEIGHTS_NAME, BertConfig, TinyBertForPreTraining
-from transformer.optimization import BertAdam, decay_groups
-from transformer.training import (
-    STATE_NAME,
-    Launch,
-    Meter,
-    Plan,
-    TrainingRun,
-    choose_precision,
-    format_results,
-    format_seconds,
-    launch,
-    mean_losses,
-    step_seed,
-    sum_by_kind,
-)
+from transformer.processes import Processes, choose_precision
+from transformer.training import STATE_NAME, Batching, Guard, Plan, Schedule, TrainingRun, step_seed, sum_by_kind
 
 CPU = torch.device("cpu")
 
@@ -66,18 +56,23 @@ def make_learner(dropout=0.0):
     return TransformerLearner(TinyBertForPreTraining(student), teacher)
 
 
+def plan_of(load_epoch, sizes, epochs=3, max_steps=None, batch_size=13):
+    schedule = Schedule(num_train_epochs=epochs, max_steps=max_steps, seed=3)
+    return Plan(load_epoch, sizes, schedule, Batching(train_batch_size=batch_size))
+
+
 def make_plan(batch_size=13, epochs=3, max_steps=None, sequences=None):
     sequences = sequences or make_sequences()
-    return Plan(lambda epoch: sequences, [len(sequences)], batch_size, epochs, 3, max_steps)
+    return plan_of(lambda epoch: sequences, [len(sequences)], epochs, max_steps, batch_size)
 
 
-def make_run(folder, learner=None, plan=None, place=None, **options):
+def make_run(folder, learner=None, plan=None, here=None, eval_step=4, accumulation=1, compiled=False, **options):
     """A run of nine steps on 29 sequences."""
-    learner, plan = learner or make_learner(), plan or make_plan()
     folder.mkdir(exist_ok=True)
-    optimizer = BertAdam(decay_groups(learner.student, 0.01), 1e-2, 0.1, plan.total_steps)
-    place = place or Launch(CPU, 0, 1, torch.float32)
-    return TrainingRun(folder, learner, optimizer, plan, place, **{"eval_step": 4, **options})
+    plan = plan or make_plan()
+    plan.schedule = replace(plan.schedule, learning_rate=1e-2, weight_decay=0.01, eval_step=eval_step)
+    plan.batching = replace(plan.batching, gradient_accumulation_steps=accumulation, compile=compiled)
+    return TrainingRun(folder, learner or make_learner(), plan, here or Processes(CPU), "warmup_linear", **options)
 
 
 def weights_of(folder, name=WEIGHTS_NAME):
@@ -124,7 +119,7 @@ def test_each_whole_epoch_trains_on_every_example_once():
 
 def test_epochs_of_several_sizes_take_turns():
     epochs = Epochs(29, 14, 5)
-    plan = Plan(epochs, epochs.sizes, 13, 4.5, 3)
+    plan = plan_of(epochs, epochs.sizes, 4.5)
     assert plan.total_steps == 3 + 2 + 1 + 3 + 1
     assert [size for size, _ in steps_of(plan)] == [29, 29, 29, 14, 14, 5, 29, 29, 29, 14]
     assert epochs.loaded == [0, 1, 2, 3, 4]
@@ -132,7 +127,7 @@ def test_epochs_of_several_sizes_take_turns():
 
 def test_a_later_start_takes_up_the_same_steps_and_loads_only_what_it_needs():
     epochs = Epochs(29, 14)
-    plan = Plan(epochs, epochs.sizes, 13, 3, 3)
+    plan = plan_of(epochs, epochs.sizes)
     everything = steps_of(plan)
     for start in range(len(everything) + 1):
         assert steps_of(plan, start) == everything[start:]
@@ -144,9 +139,9 @@ def test_a_later_start_takes_up_the_same_steps_and_loads_only_what_it_needs():
 @pytest.mark.parametrize("max_steps", range(1, 9))
 def test_max_steps_gives_the_first_steps_and_no_more(max_steps):
     epochs = Epochs(29, 14)
-    everything = steps_of(Plan(epochs, epochs.sizes, 13, 3, 3))
+    everything = steps_of(plan_of(epochs, epochs.sizes))
     epochs.loaded.clear()
-    plan = Plan(epochs, epochs.sizes, 13, 3, 3, max_steps)
+    plan = plan_of(epochs, epochs.sizes, 3, max_steps)
     assert plan.total_steps == max_steps
     assert steps_of(plan) == everything[:max_steps]
     assert epochs.loaded == [0, 1, 2][: 1 + (max_steps > 3) + (max_steps > 5)]
@@ -160,30 +155,22 @@ def test_max_steps_beyond_the_end_change_nothing():
 
 def test_an_epoch_without_examples_is_passed_over():
     epochs = Epochs(29, 0, 14)
-    assert [size for size, _ in steps_of(Plan(epochs, epochs.sizes, 13, 3, 3))] == [29, 29, 29, 14, 14]
+    assert [size for size, _ in steps_of(plan_of(epochs, epochs.sizes))] == [29, 29, 29, 14, 14]
 
 
 @pytest.mark.parametrize("count, epochs", [(29, 0.1), (0, 3)])
 def test_nothing_to_train_on_is_told(count, epochs):
     with pytest.raises(UserError, match="num_train_epochs"):
-        Plan(lambda epoch: make_sequences(count), [count], 13, epochs, 3)
+        plan_of(lambda epoch: make_sequences(count), [count], epochs)
 
 
 # --- one batch in parts and over processes
 
 
-def gradients_and_losses(accumulation=1, rank=0, world_size=1, count=13):
+def gradients_and_losses(folder, accumulation=1, rank=0, world_size=1, count=13):
     learner = make_learner()
-    run = TrainingRun(
-        "",
-        learner,
-        BertAdam(learner.student.parameters(), 1e-2),
-        make_plan(),
-        Launch(CPU, rank, world_size, torch.float32),
-        eval_step=1,
-        accumulation=accumulation,
-    )
-    losses = run._forward_backward(learner, make_sequences(), np.arange(count))
+    run = make_run(folder, learner, here=Processes(CPU, rank, world_size), accumulation=accumulation)
+    losses = run.forward_backward(learner, make_sequences(), np.arange(count))
     gradients = {
         name: parameter.grad for name, parameter in learner.student.named_parameters() if parameter.grad is not None
     }
@@ -193,17 +180,17 @@ def gradients_and_losses(accumulation=1, rank=0, world_size=1, count=13):
 
 
 @pytest.mark.parametrize("accumulation", [2, 5, 13, 20])
-def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(accumulation):
-    gradients, losses = gradients_and_losses()
-    parts_gradients, parts_losses = gradients_and_losses(accumulation)
+def test_a_batch_in_parts_has_the_gradient_and_losses_of_the_whole(tmp_path, accumulation):
+    gradients, losses = gradients_and_losses(tmp_path)
+    parts_gradients, parts_losses = gradients_and_losses(tmp_path, accumulation)
     assert_same_weights(parts_gradients, gradients, 1e-6)
     assert parts_losses == pytest.approx(losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("world_size, count", [(2, 13), (3, 13), (3, 2)])
-def test_the_mean_over_processes_is_the_gradient_of_the_whole_batch(world_size, count):
-    gradients, losses = gradients_and_losses(count=count)
-    of_ranks = [gradients_and_losses(1, rank, world_size, count) for rank in range(world_size)]
+def test_the_mean_over_processes_is_the_gradient_of_the_whole_batch(tmp_path, world_size, count):
+    gradients, losses = gradients_and_losses(tmp_path, count=count)
+    of_ranks = [gradients_and_losses(tmp_path, 1, rank, world_size, count) for rank in range(world_size)]
     mean = {name: sum(other[name] for other, _ in of_ranks) / world_size for name in gradients}
     assert_same_weights(mean, gradients, 1e-6)
     assert {name: sum(other[name] for _, other in of_ranks) for name in losses} == pytest.approx(losses, rel=1e-5)
@@ -236,6 +223,7 @@ def logged_losses(folder):
     return {name: float(value) for name, value in re.findall(r"(\w+_loss) ([\d.]+)", line)}
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_weights_of_one(tmp_path):
     make_teacher(tmp_path / "teacher")
     make_student_config(tmp_path / "student", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -289,6 +277,7 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
         assert one["step"] == two["step"] and two["losses"] == pytest.approx(one["losses"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_two_processes_goes_on_with_one(tmp_path):
     make_teacher(tmp_path / "teacher")
     make_student_config(tmp_path / "student", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
@@ -338,6 +327,7 @@ def test_a_run_killed_on_two_processes_goes_on_with_one(tmp_path):
     assert_same_weights(weights_of(tmp_path / "two"), weights_of(tmp_path / "one"), 1e-4)
 
 
+@pytest.mark.slow
 def test_compiled_steps_train_to_the_weights_of_others(tmp_path, monkeypatch):
     compile_model, compiled = torch.compile, []
 
@@ -402,19 +392,19 @@ def test_an_evaluation_does_not_change_what_follows(tmp_path):
 # --- stopping and going on
 
 
-class Interrupting(TransformerLearner):
+class Interrupting(torch.nn.Module):
     """A learner that has something happen in the middle of one step."""
 
     def __init__(self, learner, step, action):
-        torch.nn.Module.__init__(self)
-        self.__dict__.update({key: value for key, value in vars(learner).items() if not key.startswith("_")})
-        self.student, self.calls, self.step, self.action = learner.student, 0, step, action
+        super().__init__()
+        self.student, self.learner = learner.student, [learner]  # in a list: no second way to the same weights
+        self.calls, self.step, self.action = 0, step, action
 
     def forward(self, batch):
         self.calls += 1
         if self.calls == self.step:
             self.action()
-        return super().forward(batch)
+        return self.learner[0](batch)
 
 
 def fail():
@@ -575,7 +565,7 @@ def test_mixed_precision_trains_on_the_cpu_and_keeps_float32_weights(tmp_path, c
         make_run(tmp_path / "fp32").train()
         exact = caplog.text
         caplog.clear()
-        run = make_run(tmp_path / "bf16", place=Launch(CPU, 0, 1, torch.bfloat16))
+        run = make_run(tmp_path / "bf16", here=Processes(CPU, dtype=torch.bfloat16))
         run.train()
     assert {parameter.dtype for parameter in run.learner.student.parameters()} == {torch.float32}
     assert {value.dtype for value in weights_of(tmp_path / "bf16").values()} == {torch.float32}
@@ -585,32 +575,32 @@ def test_mixed_precision_trains_on_the_cpu_and_keeps_float32_weights(tmp_path, c
 
 
 def test_float16_gradients_are_scaled_for_the_backward_pass_only(tmp_path):
-    run = make_run(tmp_path, place=Launch(CPU, 0, 1, torch.float16))
-    run._forward_backward(run.learner, make_sequences(), np.arange(13))
-    exact, _ = gradients_and_losses()
+    run = make_run(tmp_path, here=Processes(CPU, dtype=torch.float16))
+    run.forward_backward(run.learner, make_sequences(), np.arange(13))
+    exact, _ = gradients_and_losses(tmp_path)
     gradient = run.learner.student.fit_dense.weight.grad
     torch.testing.assert_close(gradient, exact["fit_dense.weight"], rtol=0.05, atol=0.01)
     assert not torch.equal(gradient, exact["fit_dense.weight"])
 
 
 def test_the_loss_scale_of_float16_survives_a_stop(tmp_path):
-    place = Launch(CPU, 0, 1, torch.float16)
+    here = Processes(CPU, dtype=torch.float16)
     learner = Interrupting(make_learner(), 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    run = make_run(tmp_path, learner, place=place)
+    run = make_run(tmp_path, learner, here=here)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=128.0, growth_interval=3)
     with pytest.raises(SystemExit):
         run.train()
-    again = make_run(tmp_path, place=place)
+    again = make_run(tmp_path, here=here)
     assert again.load_state() and again.scaler.get_scale() == 256.0 and again.step == 4
 
 
 def test_the_forward_pass_runs_in_the_chosen_precision(tmp_path):
     for dtype in (torch.float32, torch.bfloat16):
-        run = make_run(tmp_path, place=Launch(CPU, 0, 1, dtype))
+        run = make_run(tmp_path, here=Processes(CPU, dtype=dtype))
         seen = []
         query = run.learner.student.bert.encoder.layer[0].attention.self.query
         query.register_forward_hook(lambda module, args, output, seen=seen: seen.append(output.dtype))
-        run._forward_backward(run.learner, make_sequences(), np.arange(5))
+        run.forward_backward(run.learner, make_sequences(), np.arange(5))
         assert seen == [dtype]
 
 
@@ -623,15 +613,14 @@ def test_precision_is_float32_on_a_cpu_unless_asked_for():
 def test_a_launch_without_torchrun_is_one_seeded_process_on_the_cpu(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    args = argparse.Namespace(no_cuda=True, seed=5, precision="auto", local_rank=-1)
     draws = []
     for _ in range(2):
-        place = launch(args)
+        here = processes.start(5, "auto", no_cuda=True)
         draws.append((torch.rand(3).tolist(), np.random.random()))
-    assert (place.device, place.rank, place.world_size, place.dtype) == (CPU, 0, 1, torch.float32)
-    assert place.first and str(place) == "cpu (float32)" and draws[0] == draws[1]
-    assert str(Launch(CPU, 1, 2, torch.bfloat16)) == "cpu (bfloat16, 2 processes)"
-    assert not Launch(CPU, 1, 2, torch.bfloat16).first
+    assert (here.device, here.rank, here.world_size, here.dtype) == (CPU, 0, 1, torch.float32)
+    assert here.first and str(here) == "cpu (float32)" and draws[0] == draws[1]
+    assert str(Processes(CPU, 1, 2, torch.bfloat16)) == "cpu (bfloat16, 2 processes)"
+    assert not Processes(CPU, 1, 2, torch.bfloat16).first
 
 
 def test_every_step_of_every_process_has_its_own_seed():
@@ -648,8 +637,8 @@ def test_every_step_of_every_process_has_its_own_seed():
 @pytest.mark.parametrize("batch_size", [1, 4, 29, 64])
 @pytest.mark.parametrize("pad_to", [None, 17])
 def test_losses_over_a_data_set_are_means_over_its_examples(batch_size, pad_to):
-    learner, sequences, place = make_learner().eval(), make_sequences(), Launch(CPU, 0, 1, torch.float32)
-    losses = mean_losses(learner, sequences, batch_size, place, 0, pad_to)
+    learner, sequences = make_learner().eval(), make_sequences()
+    losses = Evaluator(batch_size, Processes(CPU)).losses(learner, replace(sequences, pad_to=pad_to))
     with torch.no_grad():
         alone = [learner(sequences.batch(np.array([row]))) for row in range(29)]
     expected = sum_by_kind({name: sum(losses[name].item() for losses in alone) / 29 for name in alone[0]})
@@ -707,14 +696,15 @@ def test_curves_are_drawn_where_matplotlib_is_installed(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_log_line_tells_the_mean_loss_since_the_last_one(caplog):
-    meter = Meter(40, 10, Launch(CPU, 0, 1, torch.float32))
+def test_a_log_line_tells_the_mean_loss_since_the_last_one(tmp_path, caplog):
+    history = History(tmp_path, 40, Processes(CPU))
+    history.start(10)
     with caplog.at_level(logging.INFO):
         for value in (1.0, 2.0, 4.5):
-            meter.add({"att_loss": torch.tensor(value)}, 13, 100)
-        meter.log(13, 1.5e-3)
-        meter.add({"att_loss": torch.tensor(8.0)}, 13, 100)
-        meter.log(14, 1e-3)
+            history.add_step({"att_loss": torch.tensor(value)}, 13, 100)
+        history.log(13, 1.5e-3)
+        history.add_step({"att_loss": torch.tensor(8.0)}, 13, 100)
+        history.log(14, 1e-3)
     first, second = caplog.messages
     assert first.startswith("step 13/40 | att_loss 2.5000 | lr 1.50e-03 |") and "examples/s" in first
     assert second.startswith("step 14/40 | att_loss 8.0000 | lr 1.00e-03 |")
@@ -762,7 +752,7 @@ def test_an_update_that_makes_no_numbers_leaves_the_last_good_weights_and_state(
     assert_same_states(tmp_path / "whole", tmp_path)
 
 
-def test_a_stop_does_not_save_what_nobody_has_looked_at(tmp_path):
+def test_a_stop_does_not_save_what_nobody_has_looked_at(tmp_path, monkeypatch):
     def spoil():
         with torch.no_grad():
             learner.student.fit_dense.bias[0] = math.nan
@@ -770,7 +760,7 @@ def test_a_stop_does_not_save_what_nobody_has_looked_at(tmp_path):
 
     learner = Interrupting(make_learner(), 6, spoil)
     run = make_run(tmp_path, learner)
-    run._check_finite = lambda suspects: None  # as between two looks on a GPU
+    monkeypatch.setattr(Guard, "check", lambda guard: None)  # as between two looks on a GPU
     with pytest.raises(UserError, match="step 6: its update left"):
         run.train()
     assert torch.load(tmp_path / STATE_NAME, weights_only=True)["step"] == 4
@@ -783,7 +773,7 @@ def test_a_score_that_is_no_number_does_not_count_as_the_best(tmp_path):
 
 
 def test_the_schedule_goes_on_over_steps_that_float16_skips(tmp_path):
-    run = make_run(tmp_path, place=Launch(CPU, 0, 1, torch.float16))
+    run = make_run(tmp_path, here=Processes(CPU, dtype=torch.float16))
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     run.train()
     assert all(group["step"] == 9 for group in run.optimizer.param_groups) and run.optimizer.get_lr() == 0
@@ -810,12 +800,3 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     assert state["step"] == 2
     assert all(value.isfinite().all() for value in state["model"].values())
     assert all(value.isfinite().all() for value in weights_of(tmp_path).values())
-
-
-@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
-def test_times_are_written_as_on_a_clock(seconds, text):
-    assert format_seconds(seconds) == text
-
-
-def test_results_are_written_with_four_decimals():
-    assert format_results({"global_step": 7, "acc": 0.91237}) == "global_step 7 acc 0.9124"

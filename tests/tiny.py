@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 
-from transformer import stages
+from transformer import console, files
 from transformer.modeling import BertConfig, TinyBertForPreTraining
 from transformer.tokenization import BertTokenizer
 
@@ -126,15 +126,15 @@ def call_script(name, *flags):
         contextlib.redirect_stderr(err),
     ):
         try:
-            stages.run(main)
+            console.run(main)
         except SystemExit as end:
             status = end.code
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
             root.handlers[:], root.level = logged
-            while stages.LOCKS:  # as the end of a process does
-                os.close(stages.LOCKS.popitem()[1])
+            while files.LOCKS:  # as the end of a process does
+                os.close(files.LOCKS.popitem()[1])
     return subprocess.CompletedProcess([name, *flags], status, out.getvalue(), err.getvalue())
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import zlib
 from array import array
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ BLOCK_BYTES = 1 << 18  # text that is read, handed to a worker and tokenized at 
 LONGEST = 1 << 22  # bytes of a document in a text file; what is longer counts as several, so that memory stays bounded
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")  # that are looked for in folders
 JSON_LINES = {".jsonl", ".json"}
-_DOCUMENT_END = re.compile(rb"\n[ \t\r]*\n")
 # JSON Lines hold whole texts: a sentence ends at a line's end, or behind its full stop.
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s+|(?<=[。！？])")
 
@@ -83,31 +83,21 @@ def read_blocks(files, start=(0, 0, 1)):
 
 
 def _whole_documents(file, json_lines):
-    """Yield the bytes of an open file, cut between two documents."""
-    data = bytearray()
-    while piece := file.read(BLOCK_BYTES):
-        seen = max(data.rfind(b"\n"), 0)  # before the last line's end there is no end of a document
-        data += piece
-        while end := data.rfind(b"\n", seen) + 1 if json_lines else _last_end(data, seen):
-            yield bytes(data[:end])
-            del data[:end]
-            seen = 0
-    if data:
-        yield bytes(data)
-
-
-def _last_end(data, seen):
-    """Up to where `data` is whole documents, 0 = nowhere. `seen`: nothing before it ends one.
+    """Yield the bytes of an open file, cut between two documents.
 
     A document of more than LONGEST bytes ends at the line's end after them: by its own length alone, so that a run that
     goes on in the middle cuts at the same places.
     """
-    start = 0  # of a document
-    for match in _DOCUMENT_END.finditer(data, seen):
-        if cut := data.find(b"\n", start + LONGEST, match.start() + 1) + 1:
-            return start or cut
-        start = match.end()
-    return start or data.find(b"\n", LONGEST) + 1
+    data, start = bytearray(), 0  # of the document that is read
+    for line in file:
+        data += line
+        ended = json_lines or line.isspace()
+        start = len(data) if ended else start
+        if (ended and len(data) >= BLOCK_BYTES) or len(data) - start > LONGEST:
+            yield bytes(data)
+            data, start = bytearray(), 0
+    if data:
+        yield bytes(data)
 
 
 def documents(block):
@@ -115,35 +105,24 @@ def documents(block):
     try:
         text = block.data.decode("utf-8")
     except UnicodeDecodeError as error:
-        before = block.data[: error.start]
-        line, byte = block.line + before.count(b"\n"), len(before) - before.rfind(b"\n") - 1
-        raise UserError(f"{block.path} line {line}: not UTF-8 text ({error.reason} at byte {byte})") from None
+        start = block.data.rfind(b"\n", 0, error.start) + 1
+        line, reason = block.line + block.data.count(b"\n", 0, start), f"{error.reason} at byte {error.start - start}"
+        raise UserError(f"{block.path} line {line}: not UTF-8 text ({reason})") from None
     text = text.removeprefix("\ufeff") if block.line == 1 else text
     lines = text.split("\n")  # not splitlines(): only this ends a line
     if JSON_LINES & set(block.path.suffixes):
         for number, line in enumerate(lines, block.line):
             if line.strip():
-                yield _SENTENCE_END.split(_text_field(line, f"{block.path} line {number}"))
-        return
-    document = []
-    for line in lines:
-        if line and not line.isspace():
-            document.append(line)
-        elif document:
-            yield document
-            document = []
-    if document:
-        yield document
-
-
-def _text_field(line, place):
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        text = None
-    if not isinstance(text, str):
-        raise UserError(f"{place}: expected a JSON object with the text of a document in its field text")
-    return text
+                try:
+                    document = _SENTENCE_END.split(json.loads(line)["text"])
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    expected = "expected a JSON object with the text of a document in its field text"
+                    raise UserError(f"{block.path} line {number}: {expected}") from None
+                yield document
+    else:
+        for has_text, group in groupby(lines, lambda line: bool(line.strip())):
+            if has_text:
+                yield list(group)
 
 
 def tokenize_block(tokenizer, typecode, block):
@@ -151,14 +130,11 @@ def tokenize_block(tokenizer, typecode, block):
     `array`s. What gives no ids is left out."""
     ids, sentences, counts = array(typecode), array("I"), array("I")
     for document in documents(block):
-        before = len(sentences)
-        for sentence in document:
-            found = tokenizer.ids(sentence)
-            if found:
-                ids.extend(found)
-                sentences.append(len(found))
-        if len(sentences) > before:
-            counts.append(len(sentences) - before)
+        found = [*filter(None, map(tokenizer.ids, document))]
+        ids.extend(chain.from_iterable(found))
+        sentences.extend(map(len, found))
+        if found:
+            counts.append(len(found))
     return ids, sentences, counts
 
 
@@ -173,29 +149,21 @@ class CorpusWriter:
     STATE = "corpus.part"
 
     def __init__(self, folder, typecode, made_from):
-        """`made_from`: what the ids depend on; those of another origin that are there are replaced."""
-        self.folder, self.typecode, self.made_from = Path(folder), typecode, json.loads(json.dumps(made_from))
+        """`made_from`: what the ids depend on, as JSON reads it back; ids of another origin are replaced."""
+        self.folder, self.made_from = Path(folder), made_from
         state = read_json(self.folder / self.STATE) if (self.folder / self.STATE).is_file() else {}
         usable = state.get("made_from") == self.made_from and all(
             (self.folder / name).is_file() and (self.folder / name).stat().st_size >= size
             for name, size in zip(self.FILES, state["sizes"], strict=True)
         )
-        self.complete, self.position = (state["complete"], state["position"]) if usable else (False, (0, 0, 1))
-        sizes = state["sizes"] if usable else [0, 0, 0]
-        self.files = (
-            []
-            if self.complete
-            else [append_to(self.folder / name, size) for name, size in zip(self.FILES, sizes, strict=True)]
-        )
-        self.num_ids, self.num_sentences, self.num_documents = (
-            sizes[0] // array(typecode).itemsize,
-            max(sizes[1] // 8 - 1, 0),
-            max(sizes[2] // 8 - 1, 0),
-        )
         if not usable:
-            for file in self.files[1:]:
-                file.write(np.zeros(1, np.int64).tobytes())
-            self.save()
+            self.remove(folder)
+            state = {"complete": False, "position": (0, 0, 1), "sizes": [0, 8, 8]}  # a new file's 8 bytes: offset 0
+        self.complete, self.position, sizes = state["complete"], tuple(state["position"]), state["sizes"]
+        places = [] if self.complete else zip(self.FILES, sizes, strict=True)
+        self.files = [append_to(self.folder / name, size) for name, size in places]
+        self.num_ids = sizes[0] // array(typecode).itemsize
+        self.num_sentences, self.num_documents = sizes[1] // 8 - 1, sizes[2] // 8 - 1
 
     def add(self, ids, sentences, counts, position, limit=None):
         """Append what `tokenize_block` gave. `position`: the block's `next`; limit: documents to keep in all."""
@@ -203,28 +171,27 @@ class CorpusWriter:
             counts = counts[: limit - self.num_documents]
             sentences = sentences[: sum(counts)]
             ids = ids[: sum(sentences)]
-        for file, values, start in (
-            (self.files[1], sentences, self.num_ids),
-            (self.files[2], counts, self.num_sentences),
-        ):
-            file.write((np.cumsum(values, dtype=np.int64) + start).tobytes())
         self.files[0].write(ids)
-        self.num_ids, self.num_sentences = self.num_ids + len(ids), self.num_sentences + len(sentences)
-        self.num_documents, self.position = self.num_documents + len(counts), position
+        self.files[1].write((np.cumsum(sentences, dtype=np.int64) + self.num_ids).tobytes())
+        self.files[2].write((np.cumsum(counts, dtype=np.int64) + self.num_sentences).tobytes())
+        self.num_ids += len(ids)
+        self.num_sentences += len(sentences)
+        self.num_documents += len(counts)
+        self.position = position
 
-    def save(self, complete=False):
+    def save(self):
         """Note how far the files have come, once they are safely on the disk."""
         sizes = []
         for file in self.files:
             file.flush()
             os.fsync(file.fileno())
             sizes.append(file.tell())
-        state = {"made_from": self.made_from, "position": self.position, "sizes": sizes, "complete": complete}
+        state = {"made_from": self.made_from, "position": self.position, "sizes": sizes, "complete": self.complete}
         write_json(self.folder / self.STATE, state)
 
     def finish(self):
-        self.save(complete=True)
         self.complete = True
+        self.save()
         for file in self.files:
             file.close()
 
@@ -240,12 +207,10 @@ class Corpus:
 
     def __init__(self, folder, typecode):
         self.folder, self.typecode = Path(folder), typecode
-        self.maps, arrays = [], []
-        for name, dtype in zip(CorpusWriter.FILES, (typecode, np.int64, np.int64), strict=True):
-            with open(self.folder / name, "rb") as file:
-                self.maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            arrays.append(np.frombuffer(self.maps[-1], dtype))
-        self.ids, self.sentence_offsets, self.document_offsets = arrays
+        dtypes = zip(CorpusWriter.FILES, (typecode, np.int64, np.int64), strict=True)
+        self.maps = [np.memmap(self.folder / name, dtype, "r") for name, dtype in dtypes]
+        # As plain arrays: a memmap takes longer to index.
+        self.ids, self.sentence_offsets, self.document_offsets = map(np.asarray, self.maps)
         self.num_sentences, self.num_tokens = len(self.sentence_offsets) - 1, len(self.ids)
 
     def __reduce__(self):  # a worker process maps the files for itself
@@ -258,7 +223,7 @@ class Corpus:
         """Give the memory of the mapped pages back; they are read again when they are wanted."""
         if hasattr(mmap, "MADV_DONTNEED"):  # Linux, macOS
             for mapped in self.maps:
-                mapped.madvise(mmap.MADV_DONTNEED)
+                mapped.base.madvise(mmap.MADV_DONTNEED)
 
     def document(self, index):
         """A document's ids, an array, and a list of where its sentences start in them, and the end."""

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from transformer.files import UserError
+from transformer.settings import Matching
 from transformer.tokenization import BertTokenizer
 
-ATTENTION_LOSSES = ("scores", "relations")
+MATCHING = Matching()
 MAX_RELATION_HEADS = 48  # as many as MiniLMv2 found best for a teacher of BERT-base's size
 
 
@@ -30,33 +31,32 @@ def layer_map(student_layers, teacher_layers, name="uniform"):
     """
     if student_layers > teacher_layers:
         raise UserError(f"the student has {student_layers} layers, the teacher only {teacher_layers}")
-    layers = range(1, student_layers + 1)
-    if name == "uniform":
-        if teacher_layers % student_layers:
-            raise UserError(
-                f"the teacher's {teacher_layers} layers are not a multiple of the student's {student_layers}: change "
-                "num_hidden_layers in the student's config.json, or name the teacher's layers with --layer_map"
-            )
-        return {0: 0, **{m: m * (teacher_layers // student_layers) for m in layers}}
-    if name == "top":
-        return {0: 0, **{m: m + teacher_layers - student_layers for m in layers}}
-    if name == "bottom":
-        return {0: 0, **{m: m for m in layers}}
     if name == "last":
         return {0: 0, student_layers: teacher_layers}
-    numbers = [int(number) if number.strip().isdecimal() else 0 for number in name.split(",")]
+    if name == "uniform" and teacher_layers % student_layers:
+        raise UserError(
+            f"the teacher's {teacher_layers} layers are not a multiple of the student's {student_layers}: change "
+            "num_hidden_layers in the student's config.json, or name the teacher's layers with --layer_map"
+        )
+    layers = range(1, student_layers + 1)
+    named = {
+        "uniform": [m * teacher_layers // student_layers for m in layers],
+        "top": [m + teacher_layers - student_layers for m in layers],
+        "bottom": list(layers),
+    }
+    numbers = named.get(name) or [int(part) if part.strip().isdecimal() else 0 for part in name.split(",")]
     if len(numbers) != student_layers or not all(1 <= number <= teacher_layers for number in numbers):
         raise UserError(
             f"--layer_map {name}: expected uniform, last, top, bottom, or {student_layers} numbers from 1 to "
             f"{teacher_layers}, a teacher layer for each student layer"
         )
-    return {0: 0, **dict(zip(layers, numbers, strict=True))}
+    return dict(enumerate([0, *numbers]))
 
 
-def check_pair(student, teacher, mapping="uniform", attention="scores"):
+def check_pair(student, teacher, matching=MATCHING):
     """Refuse a student that cannot learn from this teacher (two BertConfigs) in this way. Raises UserError."""
-    layer_map(student.num_hidden_layers, teacher.num_hidden_layers, mapping)
-    if attention == "scores" and student.num_attention_heads != teacher.num_attention_heads:
+    layer_map(student.num_hidden_layers, teacher.num_hidden_layers, matching.layer_map)
+    if matching.attention_loss == "scores" and student.num_attention_heads != teacher.num_attention_heads:
         raise UserError(
             f"the student has {student.num_attention_heads} attention heads, the teacher has "
             f"{teacher.num_attention_heads}: the attention loss compares them one by one; "
@@ -102,7 +102,7 @@ def loss_weights(attention_mask, over_padding=False):
 
 
 def attention_loss(student_scores, teacher_scores, pair_weights=None):
-    """L_attn of equation 7 for one layer: MSE of the scores before the softmax, (B, H, L, L) each."""
+    """L_attn = mean over heads of MSE(A_S, A_T), equation 7 for one layer: scores before the softmax, (B, H, L, L)."""
     if pair_weights is None:
         return F.mse_loss(student_scores.float(), teacher_scores.float())
     errors = (student_scores.float() - teacher_scores.float()).square().mean(dim=1, keepdim=True)  # (B, 1, L, L)
@@ -135,7 +135,7 @@ def relation_loss(student_projections, teacher_projections, num_heads, attention
 
 
 def hidden_loss(projected, teacher_hidden, token_weights=None):
-    """L_hidn and, at the embedding output, L_embd (equations 8 and 9): MSE of W_h S and T, (B, L, D) each."""
+    """L_hidn = MSE(H_S W_h, H_T), equation 8, and at the embedding output L_embd, equation 9: (B, L, D) each."""
     if token_weights is None:
         return F.mse_loss(projected.float(), teacher_hidden.float())
     errors = (projected.float() - teacher_hidden.float()).square().mean(dim=2)  # (B, L)
@@ -143,97 +143,97 @@ def hidden_loss(projected, teacher_hidden, token_weights=None):
 
 
 def prediction_loss(student_logits, teacher_logits, temperature=1.0):
-    """L_pred of equation 10, (B, C) each: soft cross-entropy, averaged over the classes too, as in the reference.
-
-    With one output (regression) it is the MSE to the teacher's score, so that the student learns from the teacher there
-    too; the reference used the gold score.
-    """
-    if student_logits.shape[1] == 1:
-        return F.mse_loss(student_logits.float(), teacher_logits.float())
+    """L_pred = CE(z_T / t, z_S / t), equation 10, (B, C) each: averaged over the classes too, as in the reference."""
     targets = F.softmax(teacher_logits.float() / temperature, dim=1)
     return -(targets * F.log_softmax(student_logits.float() / temperature, dim=1)).mean()
 
 
-def transformer_losses(student, student_output, teacher_output, mapping, weights, layer_attention_loss=None):
+def transformer_losses(student, student_output, teacher_output, mapping, weights, attention=None, hidden=hidden_loss):
     """L_attn and L_hidn of every mapped layer: equation 6 without the prediction layer is their sum.
 
     Args: student: the model, for its projection; student_output, teacher_output: BertOutput; mapping: `layer_map`;
-    weights: `loss_weights`; layer_attention_loss(student's, teacher's): another loss than `attention_loss`.
+    weights: `loss_weights`; attention(student's, teacher's queries, keys and values): in place of `attention_loss`.
     Returns {"att_loss/m": scalar for each mapped layer, "rep_loss/m": likewise, 0 being the embeddings}.
     """
-    layer_attention_loss = layer_attention_loss or functools.partial(attention_loss, pair_weights=weights.pairs)
-    losses = {
-        f"att_loss/{m}": layer_attention_loss(
-            student_output.attention_scores[m - 1], teacher_output.attention_scores[g - 1]
-        )
-        for m, g in mapping.items()
-        if m
-    }
+    if attention is None:
+        attention = functools.partial(attention_loss, pair_weights=weights.pairs)
+        compared, targets = student_output.attention_scores, teacher_output.attention_scores
+    else:
+        compared, targets = student_output.projections, teacher_output.projections
+    losses = {f"att_loss/{m}": attention(compared[m - 1], targets[g - 1]) for m, g in mapping.items() if m}
     projected = student.project(student_output.hidden_states)
     for m, g in mapping.items():
-        losses[f"rep_loss/{m}"] = hidden_loss(projected[m], teacher_output.hidden_states[g], weights.tokens)
+        losses[f"rep_loss/{m}"] = hidden(projected[m], teacher_output.hidden_states[g], weights.tokens)
     return losses
 
 
 class TransformerLearner(nn.Module):
     """The learner of general distillation and of the intermediate step: a batch in, attention and hidden losses out.
 
-    Works on any models with a `bert` inside; the student also has `project`. Args: over_padding: the reference's means;
-    mapping: a name for `layer_map`; attention: one of ATTENTION_LOSSES; attention_weight, hidden_weight: factors of the
-    two kinds of losses. Raises UserError for a pair whose layers or heads do not fit.
+    Works on any models with a `bert` inside; the student also has `project`. Args: attention: `attention_loss` or
+    `relation_loss`; hidden: `hidden_loss`; matching: which layers teach, and what each kind of loss weighs.
+    Raises UserError where layers or heads do not fit.
     """
 
-    def __init__(
-        self,
-        student,
-        teacher,
-        over_padding=False,
-        mapping="uniform",
-        attention="scores",
-        attention_weight=1.0,
-        hidden_weight=1.0,
-    ):
+    def __init__(self, student, teacher, attention=attention_loss, hidden=hidden_loss, matching=MATCHING):
         super().__init__()
-        check_pair(student.config, teacher.config, mapping, attention)
-        self.student, self.over_padding = student, over_padding
+        check_pair(student.config, teacher.config, matching)
+        self.student, self.attention, self.hidden = student, attention, hidden
         # In a list, so that the teacher is no submodule: train() must not reach its dropout, nor DDP its weights. The
         # reference left the teacher in training mode and its dropout blurred every target.
-        self.frozen = [teacher.eval().requires_grad_(False)]
-        self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers, mapping)
-        self.student_layers = {m - 1 for m in self.mapping if m}  # from 0: whose scores are used
-        self.teacher_layers = {g - 1 for m, g in self.mapping.items() if m}
-        self.want = "projections" if attention == "relations" else "scores"
+        self._teacher = [teacher.eval().requires_grad_(False)]
+        self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers, matching.layer_map)
+        self.relations = attention is relation_loss
         self.num_relation_heads = relation_heads(student.config, teacher.config)
-        self.weights = {"att_loss": attention_weight, "rep_loss": hidden_weight}
+        self.weights = {"att_loss": matching.attention_weight, "rep_loss": matching.hidden_weight}
+        self.over_padding = matching.pad_to_max_length
+
+    @property
+    def teacher(self):
+        """The frozen teacher."""
+        return self._teacher[0]
 
     def forward(self, batch):
         inputs, mask = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]), batch["attention_mask"]
-        # Layers above the last one that teaches are not run. Not inference_mode(): the losses keep the teacher's
-        # tensors for the backward pass.
+        # What the attention loss compares, of layers counted from 0. Layers that do not hand out scores run faster.
+        compared = "projection_layers" if self.relations else "score_layers"
+        last = max(self.mapping.values())  # layers above the last one that teaches are not run
+        teaching = {"score_layers": (), compared: {g - 1 for m, g in self.mapping.items() if m}}
+        learning = {"score_layers": (), compared: {m - 1 for m in self.mapping if m}}
+        # Not inference_mode(): the losses keep the teacher's tensors for the backward pass.
         with torch.no_grad():
-            last = max(self.mapping.values())
-            teacher_output = self.frozen[0].bert(*inputs, self.teacher_layers, self.want, last)
-        student_output = self.student.bert(*inputs, self.student_layers, self.want)
-        relations = functools.partial(relation_loss, num_heads=self.num_relation_heads, attention_mask=mask)
-        losses = transformer_losses(
-            self.student,
-            student_output,
-            teacher_output,
-            self.mapping,
-            loss_weights(mask, self.over_padding),
-            relations if self.want == "projections" else None,
-        )
+            teacher_output = self.teacher.bert(*inputs, **teaching, num_layers=last)
+        outputs = self.student.bert(*inputs, **learning), teacher_output
+        weights, attention = loss_weights(mask, self.over_padding), None
+        if self.relations:
+            attention = functools.partial(self.attention, num_heads=self.num_relation_heads, attention_mask=mask)
+        losses = transformer_losses(self.student, *outputs, self.mapping, weights, attention, self.hidden)
         return {name: value * self.weights[name.split("/")[0]] for name, value in losses.items()}
 
 
 class PredictionLearner(nn.Module):
-    """The learner of the prediction step. `teacher_logits` (N, C), by row of the training data: once they are known,
-    the teacher itself is not needed."""
+    """The learner of the prediction step: the head's outputs follow the teacher's.
 
-    def __init__(self, student, teacher_logits, temperature):
+    Args: teacher_outputs (N, C), by row of the training data: once they are known, the teacher itself is not needed;
+    loss(student's, teacher's outputs (B, C)): `prediction_loss` or what the task's kind has in its place.
+    """
+
+    def __init__(self, student, teacher_outputs, loss=prediction_loss):
         super().__init__()
-        self.student, self.teacher_logits, self.temperature = student, teacher_logits, temperature
+        self.student, self.teacher_outputs, self.loss = student, teacher_outputs, loss
 
     def forward(self, batch):
-        logits, _ = self.student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
-        return {"cls_loss": prediction_loss(logits, self.teacher_logits[batch["rows"]], self.temperature)}
+        outputs, _ = self.student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        return {"cls_loss": self.loss(outputs, self.teacher_outputs[batch["rows"]])}
+
+
+class GoldLearner(nn.Module):
+    """The learner of fine-tuning and of the baseline: `loss` of the head's outputs (B, C) and the gold labels (B,)."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.student, self.loss = model, loss
+
+    def forward(self, batch):
+        outputs, _ = self.student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        return {"loss": self.loss(outputs, batch["labels"])}

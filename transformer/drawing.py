@@ -1,87 +1,42 @@
 """Pictures of a training and of what came out, where matplotlib is installed. A picture is a grid of panels; a panel is
 a function that draws into an axis."""
 
-import contextlib
 import importlib.util
-import json
 import math
 import warnings
 from pathlib import Path
 
 from transformer.files import atomic_write
 
-PANEL = (5.2, 4.0)  # inches
-# For labels in Chinese, Japanese, Korean, which matplotlib's own font lacks: those of these that are installed.
-FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "WenQuanYi Micro Hei",
-    "WenQuanYi Zen Hei",
-    "Microsoft YaHei",
-    "SimHei",
-    "PingFang SC",
-    "Hiragino Sans GB",
-    "Arial Unicode MS",
-)
+# For labels in Chinese, Japanese and Korean, which matplotlib's own font lacks: how the names of fonts start.
+FONTS = ("Noto Sans CJK", "WenQuanYi", "Microsoft YaHei", "SimHei", "PingFang", "Hiragino Sans", "Arial Unicode")
 
 
 def save_panels(path, panels):
     """Draw the panels side by side into a PNG file. Returns whether there is one now: False without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None or not panels:
-        Path(path).unlink(missing_ok=True)  # one of before would show something else
+        Path(path).unlink(missing_ok=True)  # an earlier picture would show something else
         return False
     import matplotlib
     from matplotlib import font_manager
+    from matplotlib.figure import Figure  # without pyplot: no window, no state that is shared
 
-    fonts = [*matplotlib.rcParams["font.family"], *(name for name in FONTS if name in font_manager.get_font_names())]
-    # Labels are the user's: a dollar is no formula, and a letter without a font no reason to warn.
+    installed = sorted(font_manager.get_font_names(), reverse=True)  # ... SC, simplified Chinese, before ... JP
+    fallback = [name for start in FONTS for name in installed if name.startswith(start)]
+    fonts = [*matplotlib.rcParams["font.family"], *fallback]
+    # Labels are the user's: a dollar is no formula, and a letter that no font has is no reason to warn.
     with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure = draw_grid(panels)
+        # The fewest empty places, then the squarest grid.
+        columns = min((3, 2, 4), key=lambda count: (-len(panels) % count, abs(count - math.sqrt(len(panels)))))
+        columns = min(columns, len(panels))
+        rows = math.ceil(len(panels) / columns)
+        figure = Figure(figsize=(5.2 * columns, 4 * rows), layout="constrained")
+        for number, panel in enumerate(panels, 1):
+            panel(figure.add_subplot(rows, columns, number))
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format="png", dpi=100)
     return True
-
-
-def draw_grid(panels):
-    """A figure with a place for each panel."""
-    from matplotlib.figure import Figure  # without pyplot: no window, no state that is shared
-
-    # The fewest empty places, then the squarest grid.
-    columns = min((3, 2, 4), key=lambda count: (-len(panels) % count, abs(count - math.sqrt(len(panels)))))
-    columns = min(columns, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, panel in zip(axes, panels, strict=False):
-        panel(axis)
-    for axis in axes[len(panels) :]:
-        axis.set_axis_off()
-    return figure
-
-
-def read_history(path):
-    """The entries of a train_log.jsonl. Lines that are none, as a full disk or a killed run leaves, are passed over."""
-    entries = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                entries.append(entry)
-    return entries
-
-
-def read_curves(path):
-    """The numbers of a train_log.jsonl by kind: {"losses": {name: [(step, value)]}, "evaluation": likewise}.
-
-    A missing file has no curves.
-    """
-    curves = {"losses": {}, "evaluation": {}}
-    for entry in read_history(path) if Path(path).is_file() else []:
-        for kind, found in curves.items():
-            for name, value in entry.get(kind, {}).items():
-                found.setdefault(name, []).append((entry["step"], float(value)))
-    return curves
 
 
 def lines(axis, title, curves, log=False, levels=(), ordered=False):
@@ -109,16 +64,11 @@ def lines(axis, title, curves, log=False, levels=(), ordered=False):
 def bars(axis, title, groups):
     """A group of bars for each metric, {name: {label: value}}, with their values written over them."""
     labels = list(next(iter(groups.values())))
-    width = 0.8 / len(labels)
+    width, few = 0.8 / len(labels), len(groups) * len(labels) < 7
     for number, label in enumerate(labels):
         places = [place + (number - (len(labels) - 1) / 2) * width for place in range(len(groups))]
         drawn = axis.bar(places, [values[label] for values in groups.values()], width * 0.92, label=label)
-        axis.bar_label(
-            drawn,
-            fmt="%.4f" if len(groups) * len(labels) < 7 else "%.3f",
-            padding=2,
-            fontsize="small" if len(groups) * len(labels) < 7 else "x-small",
-        )
+        axis.bar_label(drawn, fmt="%.4f" if few else "%.3f", padding=2, fontsize="small" if few else "x-small")
     lowest = min(value for values in groups.values() for value in values.values())
     axis.set(title=title, ylim=(min(lowest * 1.15, 0), 1.32), xlim=(-0.7, len(groups) - 0.3))
     axis.set_xticks(range(len(groups)), list(groups))
@@ -136,15 +86,8 @@ def matrix(axis, title, counts, names):
     for row in range(len(names) if len(names) < 15 else 0):  # of more classes the colours tell
         for column in range(len(names)):
             share = f"\n{shares[row, column]:.1%}" if few else ""
-            axis.text(
-                column,
-                row,
-                f"{counts[row, column]:,}{share}",
-                ha="center",
-                va="center",
-                fontsize=size,
-                color="white" if shares[row, column] > 0.5 else "black",
-            )
+            style = {"fontsize": size, "color": "white" if shares[row, column] > 0.5 else "black"}
+            axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", **style)
     axis.set(title=title, xlabel="answer", ylabel="gold label")
     names = [name if len(name) < 19 else f"{name[:17]}…" for name in names]
     upright = sum(map(len, names)) > 45

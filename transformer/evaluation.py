@@ -1,167 +1,139 @@
-"""What a classifier answers, how right it is, and how fast it answers.
+"""What a model answers, how right it is, and how fast it answers.
 
-Shapes: N examples, B of a batch, L tokens, C classes.
+Shapes: N examples, B of a batch, L tokens, C outputs of the head.
 """
 
 import functools
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from transformer.data import Sequences, sorted_batches
-from transformer.glue import compute_metrics, label_order
-from transformer.modeling import label_names
+from transformer.checkpoint import label_names
+from transformer.data import sorted_batches
+from transformer.history import sum_by_kind
+from transformer.processes import Processes
+from transformer.tasks.task import label_order
 
 BATCH_SIZES = (1, 32)  # an answer that somebody waits for, and many at once
-# A model is timed so often, or for so long where it is slow, but so often at least.
-REPETITIONS, SECONDS, LEAST = 100, 1.5, 3
-TURN_REPETITIONS, TURN_SECONDS = 10, 0.2  # then the next model has its turn
-
-
-def run_model(model, sequences, rows, tokenizer, args, place, progress=False):
-    """Logits (len(rows), C) of some examples, in the order of `rows`, on the CPU in float32."""
-    model.eval()
-    logits = torch.zeros(len(rows), model.config.num_labels)
-    batches = sorted_batches(sequences.lengths[rows], args.eval_batch_size)
-    for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
-        pad_to = args.max_seq_length if args.pad_to_max_length else None
-        batch = sequences.batch(rows[indices], tokenizer.pad_token_id, pad_to)
-        logits[torch.from_numpy(indices)] = batch_logits(model, batch, place)
-    return logits
-
-
-def batch_logits(model, batch, place):
-    """Logits (B, C) of one batch, on the CPU in float32: it waits for the device."""
-    batch = place.to_device(batch)
-    with torch.inference_mode(), place.autocast():
-        logits, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
-    return logits.float().cpu()
-
-
-# --- how right
+# A model is timed in TURNS turns: REPETITIONS batches in all or, where it is slow, those that start within SECONDS.
+TURNS, REPETITIONS, SECONDS = 4, 100, 1.5
 
 
 class Answers(NamedTuple):
-    """What a model says to the rows of one dev file, and the truth: (N,) class indices in the order of the task's table
-    each, or scores."""
+    """What a model says to the rows of one dev file, and the truth, as the task's kind scores them."""
 
     file: str
-    predictions: np.ndarray
+    predictions: np.ndarray  # (N,): class indices in the order of the task's labels, or scores
     labels: np.ndarray
 
 
-def answer(task, model, sets, tokenizer, args, place):
-    """The model's `Answers` to each of the task's dev sets, (file name, Sequences)."""
-    # Metrics count classes in the table's order, the logits may have the teacher's.
-    order = label_order(task, label_names(model.config))
-    to_table = np.array([task.labels.index(label) for label in order])
-    answers = []
-    for name, sequences in sets:
-        logits = run_model(model, sequences, np.arange(len(sequences)), tokenizer, args, place)
-        if task.regression:
-            answers.append(Answers(name, logits[:, 0].numpy(), sequences.labels))
-        else:
-            answers.append(Answers(name, to_table[logits.argmax(dim=1).numpy()], to_table[sequences.labels]))
-    return answers
+@dataclass(frozen=True)
+class Evaluator:
+    """Runs models without training, in batches of one size, on this process's device."""
+
+    batch_size: int
+    processes: Processes
+
+    def outputs(self, model, sequences, rows=None, progress=False):
+        """The head's outputs (N, C) for all examples or those of `rows`, on the CPU in float32."""
+        model.eval()
+        rows = np.arange(len(sequences)) if rows is None else rows
+        outputs = torch.zeros(len(rows), model.config.num_labels)
+        batches = sorted_batches(sequences.lengths[rows], self.batch_size)
+        for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
+            outputs[torch.from_numpy(indices)] = self.batch_outputs(model, sequences.batch(rows[indices]))
+        return outputs
+
+    def batch_outputs(self, model, batch):
+        """Outputs (B, C) for one batch, on the CPU in float32: it waits for the device."""
+        batch = self.processes.to_device(batch)
+        with torch.inference_mode(), self.processes.autocast():
+            outputs, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+        return outputs.float().cpu()
+
+    def losses(self, learner, sequences):
+        """A learner's losses over a data set: {kind: mean over the examples}."""
+        learner.eval()
+        sums = {}
+        for indices in sorted_batches(sequences.lengths, self.batch_size):
+            batch = self.processes.to_device(sequences.batch(indices))
+            with torch.inference_mode(), self.processes.autocast():
+                for name, value in learner(batch).items():
+                    sums[name] = sums.get(name, 0) + value * len(indices)
+        return sum_by_kind({name: value.item() / len(sequences) for name, value in sums.items()})
+
+    def answers(self, task, model, sets):
+        """The model's `Answers` to each of the task's dev sets, (file name, Sequences)."""
+        labels = label_order(task, label_names(model.config))
+        return [
+            Answers(name, *task.kind.answers(task, self.outputs(model, sequences), sequences.labels, labels))
+            for name, sequences in sets
+        ]
+
+    def score(self, task, model, sets):
+        """(the metric that selects the best weights, {name: value of every metric}) on the task's dev sets."""
+        results = results_of(task, self.answers(task, model, sets))
+        return results[task.metrics[0]], results
+
+
+class Candidate(NamedTuple):
+    """A model beside others: its folder, its dev sets, (file name, Sequences), and its `Answers` to each of them."""
+
+    folder: Path
+    model: torch.nn.Module
+    tokenizer: object
+    dev: list
+    answers: list
 
 
 def results_of(task, answers):
     """Every metric, {name: value}; MNLI's second set, mismatched, reports under mm_..."""
     # By name, so that the matched set goes on selecting the weights: in the reference the second set takes its place.
-    results = {}
-    for prefix, (_, predictions, labels) in zip(("", "mm_"), answers, strict=False):
-        metrics = compute_metrics(task, predictions, labels)
-        results.update({f"{prefix}{name}": value for name, value in metrics.items()})
-    return results
+    return {
+        f"{prefix}{name}": value
+        for prefix, (_, predictions, labels) in zip(("", "mm_"), answers, strict=False)
+        for name, value in task.kind.score(task, predictions, labels).items()
+    }
 
 
-def score(task, model, sets, tokenizer, args, place):
-    """Every metric on the task's dev sets."""
-    return results_of(task, answer(task, model, sets, tokenizer, args, place))
-
-
-def confusion_matrix(answers, classes):
-    """How often which class was answered: (C, C) counts, a row for each true class, a column for each answer."""
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (answers.labels, answers.predictions), 1)
-    return counts
-
-
-# --- how fast
-
-
-class Speed(NamedTuple):
-    """Of batches of one size: the median and the 95th percentile of their milliseconds, examples a second, and how many
-    batches were timed."""
-
-    p50: float
-    p95: float
-    per_second: float
-    repetitions: int
-
-
-def speed_of(seconds, batch_size):
-    """The Speed that some batches' seconds amount to."""
-    p50, p95 = np.percentile(seconds, [50, 95]) * 1000
-    return Speed(float(p50), float(p95), batch_size * len(seconds) / sum(seconds), len(seconds))
-
-
-def measure_speed(models, length, place):
-    """The speed of some models side by side, from token ids in memory to logits in memory.
-
-    Args: models: {name: (model, its tokenizer, some Sequences)}; length: tokens of every example, none of them padding.
-    Returns {name: {batch size: Speed}}.
-    """
-    speeds = {name: {} for name in models}
+def measure_speed(candidates, length, evaluator):
+    """Time some models, {name: Candidate}, from token ids in memory to outputs in memory. `length`: tokens of every
+    example, none of them padding. Returns {batch size: {name: [seconds of each batch]}}."""
+    seconds = {}
     for batch_size in BATCH_SIZES:
         calls = {}
-        for name, (model, tokenizer, sequences) in models.items():
-            batch = full_batch(sequences, batch_size, length, tokenizer)
-            model.eval()
-            calls[name] = functools.partial(batch_logits, model, batch, place)
-        for name, seconds in time_by_turns(calls).items():
-            speeds[name][batch_size] = speed_of(seconds, batch_size)
-    return speeds
+        for name, each in candidates.items():
+            batch = full_batch(each.dev[0][1], batch_size, length, each.tokenizer)
+            calls[name] = functools.partial(evaluator.batch_outputs, each.model.eval(), batch)
+        seconds[batch_size] = time_by_turns(calls)
+    return seconds
 
 
 def full_batch(sequences, batch_size, length, tokenizer):
     """A batch (B, L) of real text without padding: the sequences' tokens end to end, over again where they are few."""
-    ids = np.resize(sequences.ids, (batch_size, length))
+    ids = np.resize(sequences.ids, (batch_size, length)).astype(np.int64)
     ids[:, -1], ids[:, 0] = tokenizer.sep_token_id, tokenizer.cls_token_id
-    lengths = np.full(batch_size, length)
-    rows = Sequences(ids.reshape(-1), np.arange(batch_size + 1) * length, lengths)
-    return rows.batch(np.arange(batch_size), tokenizer.pad_token_id)
+    ids = torch.from_numpy(ids)
+    return {"input_ids": ids, "token_type_ids": torch.zeros_like(ids), "attention_mask": None}
 
 
 def time_by_turns(calls, clock=time.perf_counter):
-    """Time some functions, {name: function}, over and over; returns {name: the seconds of each call}.
-
-    They take turns, so that what else the machine does falls on all of them alike. One turn each goes before that is
-    not counted: first calls allocate, tune and fill caches.
-    """
-    for call in calls.values():
-        _turn(call, clock, LEAST)
+    """Time some functions, {name: function}, over and over; returns {name: [seconds of each call]}."""
+    # They take turns, so that what else the machine does falls on all of them alike. A turn is several calls: models
+    # that alternate call by call would drive each other's weights out of the caches.
     seconds = {name: [] for name in calls}
-    waiting = list(calls)
-    while waiting:
-        for name in waiting:
-            seconds[name] += _turn(calls[name], clock, REPETITIONS - len(seconds[name]))
-        waiting = [
-            name
-            for name in waiting
-            if len(seconds[name]) < REPETITIONS and (sum(seconds[name]) < SECONDS or len(seconds[name]) < LEAST)
-        ]
-    return seconds
-
-
-def _turn(call, clock, most):
-    """The seconds of a few calls in a row, `most` of them at most."""
-    seconds = []
-    while len(seconds) < min(most, TURN_REPETITIONS) and sum(seconds) < TURN_SECONDS:
-        started = clock()
-        call()
-        seconds.append(clock() - started)
+    for turn in range(1 + TURNS):
+        for name, call in calls.items():
+            times = []
+            while len(times) < REPETITIONS / TURNS and sum(times) < SECONDS / TURNS:
+                started = clock()
+                call()
+                times.append(clock() - started)
+            if turn > 0:  # the first calls allocate, tune and fill caches
+                seconds[name] += times
     return seconds

@@ -13,42 +13,23 @@ import logging
 import os
 import re
 import shutil
-import sys
 import zipfile
 import zlib
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from transformer.downloads import (
-    WEIGHTS,
-    cache_folder,
-    cached_path,
-    forget,
-    locked,
-    model_folder,
-    sha256_of,
-    upload,
-    weights_in_order,
-)
-from transformer.files import UserError, atomic_write, make_folder, read_json, write_json
-from transformer.remote import Refused, hub, s3_files
+from transformer import downloads
+from transformer.console import run
+from transformer.downloads import WEIGHTS, cached_path, model_folder, upload
+from transformer.files import UserError, atomic_write, copy_file, make_folder, read_json, write_json
+from transformer.remote import hub, s3_files
 
 # What was here before, for whoever imports it from here.
 __all__ = ["UserError", "atomic_write", "cached_path", "model_folder", "read_json", "s3_files", "upload", "write_json"]
 
-
-log = logging.getLogger(__name__)
-
-
-class Source(NamedTuple):
-    """What step 0 can fetch: the files it makes in `folder` and the addresses they come from."""
-
-    folder: str
-    files: tuple
-    megabytes: float  # of the download
-    addresses: tuple
-
+# What step 0 can fetch: the files that it makes in a folder, the size of the download, the addresses that it reads.
+Source = namedtuple("Source", ["folder", "files", "megabytes", "addresses"])
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
@@ -56,6 +37,9 @@ TEACHER = "bert-base-uncased"
 TSV = ("train.tsv", "dev.tsv", "test.tsv")
 MNLI_TSV = ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv", "test_mismatched.tsv")
 MRPC_RAW = (SENTEVAL + "msr_paraphrase_train.txt", SENTEVAL + "msr_paraphrase_test.txt", GLUE + "mrpc_dev_ids.tsv")
+
+# The states of a file, as the list says them.
+MISSING, INTACT, CHANGED, OWN = "missing", "intact", "changed", "there (your own files)"
 
 # TINYBERT_MIRROR=https://host/folder stands in for the scheme and host of every address here.
 SOURCES = {
@@ -99,7 +83,6 @@ def unpack(archive, names, folder):
                 member = next((m for m in bundle.namelist() if re.fullmatch(rf"([\w-]+/)?{re.escape(name)}", m)), None)
                 if member is None:
                     raise UserError(f"{archive}: holds no {name}")
-                _set_aside(folder / name)
                 with bundle.open(member) as source, atomic_write(folder / name, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -108,7 +91,7 @@ def unpack(archive, names, folder):
 
 def make_mrpc(train, test, dev_ids, names, folder):
     """Write `names` (of train.tsv, dev.tsv, test.tsv) in GLUE's layout, from the corpus as Microsoft released it."""
-    ids = {tuple(line.split("\t")) for line in _lines(dev_ids)}
+    ids = set(_lines(dev_ids))
     columns = "#1 ID\t#2 ID\t#1 String\t#2 String"
     out = {"train.tsv": [f"Quality\t{columns}"], "dev.tsv": [f"Quality\t{columns}"], "test.tsv": [f"index\t{columns}"]}
     for path in (train, test):
@@ -119,27 +102,16 @@ def make_mrpc(train, test, dev_ids, names, folder):
             if path == test:  # GLUE keeps the test labels to itself and numbers the rows instead
                 out["test.tsv"].append("\t".join([str(number - 2), *row[1:]]))
             else:
-                out["dev.tsv" if (row[1], row[2]) in ids else "train.tsv"].append(line)
+                out["dev.tsv" if "\t".join(row[1:3]) in ids else "train.tsv"].append(line)
     for name in names:
-        _set_aside(folder / name)
         with atomic_write(folder / name) as file:
             file.write("\n".join(out[name]) + "\n")
 
 
 def _lines(path):
-    # Split at "\n" only: the sentences hold other characters that splitlines() takes for line ends.
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    return [line.strip("\r") for line in text.split("\n") if line.strip()]
-
-
-def _set_aside(path):
-    """Keep a file that was changed after it was fetched, under another name."""
-    if path.exists() and path.stat().st_size:
-        os.replace(path, f"{path}.old")
-        log.info("%s: was changed after it was fetched; kept as %s.old", path, path.name)
+    # Split at "\n" only: the sentences hold other characters that some take for line ends.
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        return [line.strip("\r\n") for line in file if line.strip()]
 
 
 def _mirrored(url):
@@ -148,88 +120,59 @@ def _mirrored(url):
 
 
 def _file_states(name, root, cache):
-    """The state of each file of a source: missing, intact, changed, or there (not fetched by us, so taken as it is)."""
-    folder, files = root / SOURCES[name].folder, SOURCES[name].files
-    fetched = read_json(cache / "fetched.json") if (cache / "fetched.json").exists() else {}
-    states = {}
-    for file in files:
+    """{file of a source: MISSING, INTACT, CHANGED since it was fetched, or OWN (not fetched by us, taken as it is)}."""
+    folder, states = root / SOURCES[name].folder, {}
+    fetched = downloads.read_record(cache / "fetched.json")
+    for file in SOURCES[name].files:
         if file == "weights":
-            file = next((w for w in WEIGHTS if (folder / w).exists()), weights_in_order()[0])
-        path = folder / file
-        known = fetched.get(str(path.resolve()))
+            file = next((w for w in WEIGHTS if (folder / w).exists()), downloads.weights_in_order()[0])
+        path = (folder / file).resolve()
         if not path.is_file() or not path.stat().st_size:
-            states[file] = "missing"
-        elif known is None:
-            states[file] = "there"
+            states[file] = MISSING
+        elif str(path) not in fetched:
+            states[file] = OWN
+        elif fetched[str(path)]["sha256"] == downloads.sha256_of(path):
+            states[file] = INTACT
         else:
-            intact = path.stat().st_size == known["size"] and sha256_of(path) == known["sha256"]
-            states[file] = "intact" if intact else "changed"
+            states[file] = CHANGED
     return states
-
-
-def _note_fetched(paths, cache):
-    """Remember what was put into the folders, to tell later whether it is intact."""
-    with locked(cache / "fetched.json"):
-        fetched = read_json(cache / "fetched.json") if (cache / "fetched.json").exists() else {}
-        for path in paths:
-            fetched[str(path.resolve())] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-        write_json(cache / "fetched.json", fetched)
 
 
 def fetch_source(name, root, cache):
     """Fetch what is missing of one row of SOURCES into its folder under `root`."""
-    source, states = SOURCES[name], _file_states(name, root, cache)
-    wanted = [file for file, state in states.items() if state in ("missing", "changed")]
-    folder = root / source.folder
+    source, folder = SOURCES[name], root / SOURCES[name].folder
+    states = _file_states(name, root, cache)
+    wanted = [file for file, state in states.items() if state in (MISSING, CHANGED)]
     if not wanted:
-        log.info("%s: already in %s/", name, source.folder)
+        logging.info("%s: already in %s/", name, source.folder)
         return
     make_folder(folder)
     if name == "teacher":
-        wanted = _fetch_teacher(wanted, folder, cache)
+        weights = downloads.weights_in_order() if {*wanted} & {*WEIGHTS} else ()  # in whichever format they are there
+        copy = downloads.fetch_model(_mirrored(f"{hub()}/{TEACHER}/resolve/main"), cache / "teacher", bool(weights))
+        made = [file for file in dict.fromkeys((*wanted, *weights)) if (copy / file).is_file()]
+        raw = [copy / file for file in made]
     else:
         raw = [cached_path(_mirrored(url), cache, CHECKSUMS.get(url.rsplit("/", 1)[-1])) for url in source.addresses]
-        if name == "MRPC":
-            make_mrpc(*raw, wanted, folder)
-        elif source.addresses[0].endswith(".zip"):
-            unpack(*raw, wanted, folder)
-        else:
-            _move(*raw, folder / wanted[0])
-        for path in raw:  # what is unpacked is not kept twice
-            forget(path)
-    _note_fetched([folder / file for file in wanted], cache)
-    log.info("%s: %s in %s/", name, ", ".join(wanted), source.folder)
-
-
-def _fetch_teacher(wanted, folder, cache):
-    """Put the teacher's missing files into `folder`; the names of those that came."""
-    came = []
+        made = wanted
     for file in wanted:
-        candidates = weights_in_order() if file in WEIGHTS else (file,)
-        for candidate in candidates:
-            url = _mirrored(f"{hub()}/{TEACHER}/resolve/main/{candidate}")
-            try:
-                path = cached_path(url, cache)
-            except Refused:
-                if candidate != candidates[-1]:
-                    continue
-                if file == "tokenizer_config.json":  # without it the casing follows the vocabulary
-                    break
-                raise
-            _set_aside(folder / candidate)
-            _move(path, folder / candidate)
-            came.append(candidate)
-            break
-    return came
-
-
-def _move(path, target):
-    try:
-        os.replace(path, target)
-    except OSError:  # the cache may lie on another disk
-        with open(path, "rb") as source, atomic_write(target, "wb") as file:
-            shutil.copyfileobj(source, file, 1 << 20)
-    forget(path)
+        if states[file] == CHANGED:
+            os.replace(folder / file, folder / f"{file}.old")
+            logging.info("%s: was changed after it was fetched; kept as %s.old", folder / file, file)
+    if name == "MRPC":
+        make_mrpc(*raw, made, folder)
+    elif any(path.suffix == ".zip" for path in raw):
+        unpack(*raw, made, folder)
+    else:
+        for path, file in zip(raw, made, strict=True):
+            copy_file(path, folder / file)
+    for path in raw:  # what is unpacked is not kept twice
+        if cache in path.parents:  # a mirror may be a folder here
+            path.unlink(missing_ok=True)
+    paths = [(folder / file).resolve() for file in made]
+    sums = {str(path): {"size": path.stat().st_size, "sha256": downloads.sha256_of(path)} for path in paths}
+    write_json(cache / "fetched.json", downloads.read_record(cache / "fetched.json") | sums)  # to tell what is intact
+    logging.info("%s: %s in %s/", name, ", ".join(made), source.folder)
 
 
 def print_table(root, cache):
@@ -237,59 +180,37 @@ def print_table(root, cache):
     print(f"{'name':<9}{'goes to':<34}{'download':>9}  state")
     for name, source in SOURCES.items():
         states = _file_states(name, root, cache)
-        bad = [f"{state}: {file}" for file, state in states.items() if state in ("missing", "changed")]
+        bad = [f"{state}: {file}" for file, state in states.items() if state in (MISSING, CHANGED)]
+        same = len({*states.values()}) == 1
+        summary = next(iter(states.values())) if same else ", ".join(bad) or OWN
         goes_to = f"{source.folder}/" + (source.files[0] if len(source.files) == 1 else f" ({len(source.files)} files)")
-        if len(bad) == len(states):
-            summary = "missing" if set(states.values()) == {"missing"} else "changed"
-        else:
-            summary = ", ".join(bad) or ("intact" if set(states.values()) == {"intact"} else "there (your own files)")
         print(f"{name:<9}{goes_to:<34}{source.megabytes:>6g} MB  {summary}")
 
 
-def parse_args(argv=None):
-    """The command line of step 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m transformer.file_utils",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv=None):
+    """Fetch the named sources, or list them."""
+    verbatim = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m transformer.file_utils", description=__doc__, formatter_class=verbatim)
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("names", nargs="*", help=f"what to fetch: {', '.join(SOURCES)}, or all (every GLUE task)")
     parser.add_argument("--dir", type=Path, default=root, help="folder of teacher_model/, SST-2/ ... (this suite's)")
     parser.add_argument("--cache_dir", help="where unfinished downloads lie ($TINYBERT_CACHE or ~/.cache/tinybert)")
     parser.add_argument("--list", action="store_true", help="only print what there is to fetch and what is there")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    """Fetch the named sources, or list them; the exit status."""
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    cache = cache_folder(args.cache_dir)
-    canonical = {name.lower(): name for name in SOURCES}
-    glue = [name for name in SOURCES if name not in ("teacher", "glove")]
-    try:
-        names = []
-        for name in args.names:
-            if name.lower() != "all" and name.lower() not in canonical:
-                raise UserError(f"{name}: unknown name, expected one of {', '.join(SOURCES)}, all")
-            names += glue if name.lower() == "all" else [canonical[name.lower()]]
-        if args.list or not names:
-            print_table(args.dir, cache)
-        else:
-            for name in dict.fromkeys(names):
-                fetch_source(name, args.dir, cache)
-    except (UserError, OSError) as error:
-        if args.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    cache = downloads.cache_folder(args.cache_dir)
+    known = {name.lower(): [name] for name in SOURCES}
+    known["all"] = [name for name in SOURCES if name not in ("teacher", "glove")]
+    names = dict.fromkeys(source for name in args.names for source in known.get(name.lower(), [name]))
+    for name in names:
+        if name not in SOURCES:
+            raise UserError(f"{name}: unknown name, expected one of {', '.join(SOURCES)}, all")
+    if args.list or not names:
+        return print_table(args.dir, cache)
+    for name in names:
+        fetch_source(name, args.dir, cache)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,13 +1,18 @@
 """The ground floor: the error that users see, atomic writes, JSON, folders and their locks."""
 
 import contextlib
+import glob
 import json
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+try:
+    import fcntl
+except ImportError:  # Windows: two runs in one folder are the user's care
+    fcntl = None
 
 LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice its end
 LOCKS = {}  # {folder that this process writes into: its open descriptor}; the process's end, however it comes, unlocks
@@ -18,29 +23,24 @@ class UserError(Exception):
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="w", durable=True, **open_kwargs):
+def atomic_write(path, mode="w", durable=True):
     """Open a temporary file that takes the place of `path` when the block ends without an error.
 
     `mode` is "w" (UTF-8, "\\n" line ends) or "wb"; the folder must exist. A killed or failed write leaves the old file.
-    `durable`: wait until a power cut would leave the new one; what can be made again and is checked need not wait.
+    `durable`: a power cut leaves the old file or the new one too; what can be made again and is checked need not wait.
     Raises UserError naming `path` when it cannot be written (disk full, read-only, no such folder).
     """
-    if mode not in ("w", "wb"):
-        raise ValueError(f"atomic_write replaces whole files: mode is 'w' or 'wb', not {mode!r}")
     path = Path(path)
-    if mode == "w":
-        open_kwargs = {"encoding": "utf-8", "newline": "\n", **open_kwargs}
+    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     _remove_leftovers(path)
     try:
-        with open(temporary, mode, **open_kwargs) as file:
+        with open(temporary, mode, **text) as file:
             yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-        if durable:
-            _sync_folder(path.parent)
     except OSError as error:
         # The block may fail over another file, or a connection: that is not this path's fault.
         if error.errno is None or error.filename not in (None, str(temporary)):
@@ -53,34 +53,21 @@ def atomic_write(path, mode="w", durable=True, **open_kwargs):
 
 def _remove_leftovers(path):
     """Remove the temporary files of writers of `path` that were killed."""
-    if os.name != "posix":  # os.kill(pid, 0) is no question elsewhere
+    if os.name != "posix":  # elsewhere os.kill(pid, 0) is no question: it ends the process
         return
-    for temporary in path.parent.glob("*.tmp"):
-        name, _, pid = temporary.name[: -len(".tmp")].rpartition(".")
-        if name == path.name and pid.isdigit():
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                temporary.unlink(missing_ok=True)
-            except (OSError, OverflowError):
-                continue
-
-
-def _sync_folder(folder):
-    """Make a rename in `folder` survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
+    for temporary in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            os.kill(int(temporary.stem.rpartition(".")[2]), 0)
+        except ProcessLookupError:
+            temporary.unlink(missing_ok=True)
+        except (OSError, OverflowError, ValueError):
+            continue
 
 
 def write_json(path, obj):
     """Write `obj` as indented JSON, atomically."""
-    text = json.dumps(obj, indent=2, ensure_ascii=False)  # before the file is opened: it may raise
     with atomic_write(path) as file:
-        file.write(text + "\n")
+        file.write(json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path):
@@ -112,38 +99,40 @@ def make_folder(path):
     return Path(path)
 
 
+def copy_file(file, target):
+    """Copy a file, atomically; the folder of `target` is made."""
+    if target.exists() and target.samefile(file):
+        return
+    make_folder(target.parent)
+    with open(file, "rb") as source, atomic_write(target, "wb") as out:
+        shutil.copyfileobj(source, out, 1 << 20)
+
+
 def lock_folder(folder):
     """Keep other runs out of an output folder until this process ends. Raises UserError where another is in it."""
-    try:
-        import fcntl
-    except ImportError:
-        return  # Windows: two runs in one folder are the user's care
     folder = Path(folder).resolve()
-    if folder in LOCKS:
+    if fcntl is None or folder in LOCKS:
         return
     LOCKS[folder] = os.open(folder, os.O_RDONLY)
     stop = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            return fcntl.flock(LOCKS[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > stop:
-                os.close(LOCKS.pop(folder))
-                raise UserError(f"{folder}: another run is writing there; wait for its end or stop it") from None
-            time.sleep(0.05)
-        except OSError:
-            return  # a file system without locks
+    while not _take_lock(LOCKS[folder]):
+        if time.monotonic() > stop:
+            os.close(LOCKS.pop(folder))
+            raise UserError(f"{folder}: another run is writing there; wait for its end or stop it")
+        time.sleep(0.05)
 
 
 def wait_for_lock(file):
     """Take the lock of an open file, which closing it frees, as soon as no other process holds it."""
-    try:
-        import fcntl
+    if fcntl is not None and not _take_lock(file):
+        logging.info("%s: another process is at it, waiting", file.name)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("%s: another process is at it, waiting", file.name)
-            fcntl.flock(file, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        pass  # no such locks here: two processes may do the work twice, and the last rename wins
+
+def _take_lock(file):
+    """Lock an open file, or a folder by its descriptor; False where another process holds the lock."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # without locks in the file system two processes do the work twice; the last rename wins
+        return not isinstance(error, BlockingIOError)
+    return True

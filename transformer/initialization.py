@@ -1,6 +1,6 @@
 """A student that starts from its teacher: the teacher's weights, projected onto the student's width.
 
-Shapes: B batch, L length, D teacher's width, d student's width, N and M their layers, R the rank of a student head.
+Shapes: B batch, L length, D teacher's width, d student's width, N and M their layers, R the rank of a head, I units.
 The teacher's hidden states h on a sample of text, all mapped layers together, have mean mu and principal directions
 V (D, d). The student's hidden state s stands for V'h, so that h is near V s + r with r = mu - V V' mu. Every weight of
 the student is the teacher's, seen through this map; `fit_dense` is the map itself, and the hidden losses start small.
@@ -23,13 +23,8 @@ class Moments:
         products = vectors.square().sum(dim=0) if self.diagonal else vectors.T @ vectors
         self.products = self.products + products.double()
 
-    @property
-    def mean(self):
-        return self.sum / self.count
-
-    @property
-    def second(self):
-        return self.products / self.count
+    mean = property(lambda self: self.sum / self.count)
+    second = property(lambda self: self.products / self.count)
 
 
 @torch.no_grad()
@@ -50,8 +45,8 @@ def initialize_from_teacher(student, teacher, mapping, batches):
     view = View([hidden[g] for g in (0, *sources.values())], config.hidden_size)
 
     for fit in student.fit_denses if config.fit_per_layer else [student.fit_dense]:
-        put(fit.weight, view.directions)
-        put(fit.bias, view.rest)
+        fit.weight.copy_(view.directions)
+        fit.bias.copy_(view.rest)
     put_embeddings(student.bert.embeddings, teacher.bert.embeddings, view, hidden[0])
     for m, g in sources.items():
         layer, source = student.bert.encoder.layer[m - 1], teacher.bert.encoder.layer[g - 1]
@@ -66,29 +61,20 @@ def collect(teacher, layers, batches):
     the attention} and {layer: activations of the intermediate units}."""
     hidden = {layer: Moments() for g in (0, *layers) for layer in (g, max(g - 1, 0))}
     attended, units = ({g: Moments(diagonal) for g in layers} for diagonal in (False, True))
-    real = None  # (B, L), of the batch at hand
-
-    def adding_to(moments):
-        return lambda module, inputs, output: moments.add(output[real].float())
-
-    hooks = []
-    for g in attended:
-        layer = teacher.bert.encoder.layer[g - 1]
-        hooks.append(layer.attention.output.register_forward_hook(adding_to(attended[g])))
-        hooks.append(layer.intermediate.register_forward_hook(adding_to(units[g])))
-    was_training = teacher.training
-    teacher.eval()
-    try:
-        for batch in batches:
-            mask = batch["attention_mask"]
-            real = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
-            output = teacher.bert(batch["input_ids"], batch["token_type_ids"], mask, score_layers=())
-            for layer, moments in hidden.items():
-                moments.add(output.hidden_states[layer][real].float())
-    finally:
-        teacher.train(was_training)
-        for hook in hooks:
-            hook.remove()
+    was_training, bert = teacher.training, teacher.eval().bert
+    for batch in batches:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()  # (B, L)
+        states, mask_bias = bert.embed(ids, batch["token_type_ids"], mask)  # (B, L, D)
+        hidden[0].add(states[real].float())
+        for g, layer in enumerate(bert.encoder.layer[: max(hidden)], 1):
+            between, _, _ = layer.attention(states, mask_bias, want_scores=False, want_projections=False)  # (B, L, D)
+            active = layer.intermediate(between)  # (B, L, I)
+            states = layer.output(active, between)
+            for moments, values in ((hidden, states), (attended, between), (units, active)):
+                if g in moments:
+                    moments[g].add(values[real].float())
+    teacher.train(was_training)
     return hidden, attended, units
 
 
@@ -108,10 +94,10 @@ class View:
             self.directions = vectors * largest.sign()
         self.rest = mean - self.directions @ (self.directions.T @ mean)
 
-    def into(self, weight, bias):
+    def into(self, linear):
         """A linear map of the teacher's h as one of u = [s; 1]: W (n, D), b (n,) -> (n, d + 1)."""
-        weight = weight.double()
-        return torch.cat([weight @ self.directions, (weight @ self.rest + bias.double())[:, None]], dim=1)
+        weight, bias = linear.weight.double(), linear.bias.double()
+        return torch.cat([weight @ self.directions, (weight @ self.rest + bias)[:, None]], dim=1)
 
     def onto(self, weight):
         """A map to the teacher's h as one to s: V'W, (D, n) -> (d, n), or (D,) -> (d,)."""
@@ -135,19 +121,11 @@ def low_rank(product, rank):
     return [torch.cat([factor, factor.new_zeros(rank - count, factor.shape[1])]) for factor in factors]
 
 
-def put(parameter, value):
-    parameter.copy_(value.to(parameter.dtype))
-
-
-def put_rows(parameter, value):
-    """Set as many rows as both have; the others stay as they were drawn."""
-    count = min(len(parameter), len(value))
-    put(parameter[:count], value[:count])
-
-
 def put_embeddings(embeddings, source, view, moments):
     for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
-        put_rows(getattr(embeddings, name).weight, getattr(source, name).weight.double() @ view.directions)
+        rows, parameter = getattr(source, name).weight.double() @ view.directions, getattr(embeddings, name).weight
+        count = min(len(parameter), len(rows))  # as many as both have; the others stay as they were drawn
+        parameter[:count].copy_(rows[:count])
     put_norm(embeddings.LayerNorm, source.LayerNorm, view, moments)
 
 
@@ -159,23 +137,20 @@ def put_norm(norm, source, view, moments):
     else:
         second = moments.second - torch.outer(moments.mean, bias) - torch.outer(bias, moments.mean - bias)
         size = (torch.trace(view.onto(second) @ view.directions) / view.width).sqrt().expand(view.width)
-    put(norm.weight, size)
-    put(norm.bias, view.onto(bias))
+    norm.weight.copy_(size)
+    norm.bias.copy_(view.onto(bias))
 
 
 def put_attention(attention, source, view, moments):
     """Per head the best low-rank factors, in the metric of the data, of the scores' and of the output's products."""
-    heads, own = source.self.num_heads, attention.self
+    own, theirs, heads = attention.self, source.self, source.self.num_heads
     width = view.width // own.num_heads  # R
     half, inverse = view.metric(moments)
-    projections = {
-        name: view.into(getattr(source.self, name).weight, getattr(source.self, name).bias).unflatten(0, (heads, -1))
-        for name in ("query", "key", "value")
-    }  # (H, D / H, d + 1)
+    maps = [view.into(linear).unflatten(0, (heads, -1)) for linear in (theirs.query, theirs.key, theirs.value)]
     outputs = view.onto(source.output.dense.weight).unflatten(1, (heads, -1))  # (d, H, D / H)
     chosen = [head * heads // own.num_heads for head in range(own.num_heads)]
     for head, taken in enumerate(chosen):
-        query, key, value = (projections[name][taken] for name in ("query", "key", "value"))
+        query, key, value = (each[taken] for each in maps)  # (D / H, d + 1) each
         # u'A u are the teacher's scores; the student divides by the root of its own head width.
         scores = query.T @ key * (width / query.shape[0]) ** 0.5
         query, key = (factor @ inverse for factor in low_rank(half @ scores @ half, width))
@@ -184,22 +159,22 @@ def put_attention(attention, source, view, moments):
         output, value = low_rank(product @ half, width)
         rows = slice(head * width, (head + 1) * width)
         for linear, factor in ((own.query, query), (own.key, key), (own.value, value @ inverse)):
-            put(linear.weight[rows], factor[:, :-1])
-            put(linear.bias[rows], factor[:, -1])
-        put(attention.output.dense.weight[:, rows], output.T)
-    put(attention.output.dense.bias, view.onto(source.output.dense.bias))
+            linear.weight[rows].copy_(factor[:, :-1])
+            linear.bias[rows].copy_(factor[:, -1])
+        attention.output.dense.weight[:, rows].copy_(output.T)
+    attention.output.dense.bias.copy_(view.onto(source.output.dense.bias))
 
 
 def put_feed_forward(layer, source, view, moments):
     """The units whose loss would cost most; of the others, their mean goes into the bias."""
     inner, outer = source.intermediate.dense, source.output.dense
-    incoming, outgoing = view.into(inner.weight, inner.bias), view.onto(outer.weight)  # (I, d + 1), (d, I)
+    incoming, outgoing = view.into(inner), view.onto(outer.weight)  # (I, d + 1), (d, I)
     deviation = (moments.second - moments.mean.square()).clamp(min=0).sqrt()
     order = (deviation * outgoing.norm(dim=0)).argsort(descending=True, stable=True)
     count = len(layer.intermediate.dense.bias)
     kept, dropped = order[:count].sort().values, order[count:]
     layer.output.dense.weight.zero_()  # units beyond the teacher's say nothing at first
-    put(layer.intermediate.dense.weight[: len(kept)], incoming[kept, :-1])
-    put(layer.intermediate.dense.bias[: len(kept)], incoming[kept, -1])
-    put(layer.output.dense.weight[:, : len(kept)], outgoing[:, kept])
-    put(layer.output.dense.bias, view.onto(outer.bias) + outgoing[:, dropped] @ moments.mean[dropped])
+    layer.intermediate.dense.weight[: len(kept)].copy_(incoming[kept, :-1])
+    layer.intermediate.dense.bias[: len(kept)].copy_(incoming[kept, -1])
+    layer.output.dense.weight[:, : len(kept)].copy_(outgoing[:, kept])
+    layer.output.dense.bias.copy_(view.onto(outer.bias) + outgoing[:, dropped] @ moments.mean[dropped])

@@ -8,6 +8,7 @@ column, and `line(row)`: a row as text. Iterating yields (number of the row's fi
 
 import csv
 import io
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -43,23 +44,33 @@ def read_lines(path):
                 ) from None
 
 
-class TabSeparated:
-    def __init__(self, path, columns=(), wanted=()):
+class Table:
+    """What the kinds of tables share; they have `_rows`, which yields the first line too, and `line`."""
+
+    def __init__(self, path):
         self.path = path
-        _, first = next(read_lines(path), (0, None))
+        _, first = next(self._rows(), (0, None))
         if first is None:
             raise UserError(f"{path}: the file is empty")
-        names = first.split("\t")
-        # A file without header is one whose first line lacks the columns' names: CoLA's train and dev, not its test.
-        self.header = None if columns and not set(wanted) <= set(names) else first
-        self.names = list(columns) if self.header is None else names
+        self.names, self.header = list(first), self.line(first)
 
     def key(self, name):
         return self.names.index(name)
 
     def __iter__(self):
+        return itertools.islice(self._rows(), self.header is not None, None)
+
+
+class TabSeparated(Table):
+    def __init__(self, path, columns, wanted):
+        super().__init__(path)
+        # A file without header is one whose first line lacks the columns' names: CoLA's train and dev, not its test.
+        if columns and not set(wanted) <= set(self.names):
+            self.names, self.header = list(columns), None
+
+    def _rows(self):
         for number, text in read_lines(self.path):
-            if text and not (number == 1 and self.header is not None):  # a trailing empty line is no row
+            if text or number == 1:  # a trailing empty line is no row
                 yield number, text.split("\t")
 
     @staticmethod
@@ -67,17 +78,7 @@ class TabSeparated:
         return "\t".join(row)
 
 
-class CommaSeparated:
-    def __init__(self, path):
-        self.path = path
-        _, self.names = next(self._rows(), (0, None))
-        if self.names is None:
-            raise UserError(f"{path}: the file is empty")
-        self.header = self.line(self.names)
-
-    def key(self, name):
-        return self.names.index(name)
-
+class CommaSeparated(Table):
     def _rows(self):
         csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))  # the module's own limit is 128 KiB a field
         rows, before = csv.reader((f"{text}\n" for _, text in read_lines(self.path)), strict=True), 0
@@ -89,11 +90,6 @@ class CommaSeparated:
         except csv.Error as error:
             raise UserError(f"{self.path} line {before + 1}: not comma-separated text ({error})") from None
 
-    def __iter__(self):
-        rows = self._rows()
-        next(rows)  # the header
-        return rows
-
     @staticmethod
     def line(row):
         text = io.StringIO()
@@ -101,23 +97,17 @@ class CommaSeparated:
         return text.getvalue().removesuffix("\r\n")
 
 
-class JsonLines:
+class JsonLines(Table):
     """An object a line; `names` are the first one's fields."""
 
-    header = None
-
     def __init__(self, path):
-        self.path = path
-        _, first = next(iter(self), (0, None))
-        if first is None:
-            raise UserError(f"{path}: the file is empty")
-        self.names = list(first)
+        super().__init__(path)
+        self.header = None
 
-    @staticmethod
-    def key(name):
+    def key(self, name):
         return name
 
-    def __iter__(self):
+    def _rows(self):
         for number, text in read_lines(self.path):
             if not text.strip():
                 continue

@@ -6,34 +6,18 @@ import unicodedata
 from itertools import chain
 from pathlib import Path
 
-from transformer.files import UserError, atomic_write, read_json, write_json
-
-logger = logging.getLogger(__name__)
+from transformer.files import UserError, atomic_write, make_folder, read_json, write_json
 
 VOCAB_NAME = "vocab.txt"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 FAST_TOKENIZER_NAME = "tokenizer.json"  # what recent Hugging Face releases save in place of vocab.txt
 TOKENIZER_FILES = (VOCAB_NAME, FAST_TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
-SPECIAL_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
+SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 _SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
 
-# Hugging Face's ranges. Extension E starts at 2B820 in Unicode and at 2B920 there; we follow Hugging Face.
-CJK_RANGES = (
-    (0x3400, 0x4DBF),
-    (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF),
-    (0x20000, 0x2A6DF),
-    (0x2A700, 0x2B81F),
-    (0x2B920, 0x2CEAF),
-    (0x2F800, 0x2FA1F),
-)
-CJK = "".join(f"{chr(first)}-{chr(last)}" for first, last in CJK_RANGES)  # for a pattern's class of characters
+# A pattern's class of characters. Extension E starts at 2B820 in Unicode and at 2B920 in Hugging Face, whom we follow.
+CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+CJK += "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
 _CJK_CHAR_OR_CHUNK = re.compile(f"[{CJK}]|[^ {CJK}]+")
 
 
@@ -53,16 +37,25 @@ def load_vocab(path):
             first = vocab[token] + 1
             raise UserError(f"{path}, line {token_id + 1}: {token!r} is on line {first} too; expected every token once")
         vocab[token] = token_id
-    _check_vocab(vocab, path)
-    return vocab
+    return _checked(vocab, path)
 
 
-def _check_vocab(vocab, path):
+def _load_fast_vocab(path):
+    """Return `{token: id}` from a `tokenizer.json` of the Rust library."""
+    model = _read_settings(path).get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
+        raise UserError(f"{path}: has no WordPiece vocabulary; expected model.vocab with the ids 0, 1, 2, ...")
+    return _checked(vocab, path)
+
+
+def _checked(vocab, path):
     if not vocab:
         raise UserError(f"{path}: is empty; expected one token a line")
     missing = [token for token in SPECIAL_TOKENS.values() if token not in vocab]
     if missing:
         raise UserError(f"{path}: lacks {' and '.join(missing)}; expected BERT's special tokens, each on its own line")
+    return vocab
 
 
 def _read_settings(path):
@@ -72,35 +65,8 @@ def _read_settings(path):
     return settings
 
 
-def _load_fast_vocab(path):
-    """Return `{token: id}` from a `tokenizer.json` of the Rust library."""
-    model = _read_settings(path).get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
-        raise UserError(f"{path}: has no WordPiece vocabulary; expected model.vocab with the ids 0, 1, 2, ...")
-    _check_vocab(vocab, path)
-    return vocab
-
-
-def _has_upper_case(vocab):
-    # Uncased vocabularies still have [CLS], and the Chinese one <S> and <T>.
-    return any(token != token.lower() for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token))
-
-
-class _CharTable(dict):
-    """A table for `str.translate` that asks `rule` once for each character it meets."""
-
-    def __init__(self, rule):
-        super().__init__()
-        self.rule = rule
-
-    def __missing__(self, code):
-        replacement = self[code] = self.rule(chr(code))
-        return replacement
-
-
 class _Cache(dict):
-    """A dictionary from strings that computes what it lacks and starts afresh when it is full."""
+    """A dictionary from strings, or character codes, that computes what it lacks and starts afresh when it is full."""
 
     max_entries = 1 << 17  # about 30 MB of English words
     max_key_length = 32  # longer strings (a URL, a Thai sentence) hardly ever come back
@@ -111,7 +77,7 @@ class _Cache(dict):
 
     def __missing__(self, key):
         value = self.compute(key)
-        if len(key) <= self.max_key_length:
+        if type(key) is int or len(key) <= self.max_key_length:
             if len(self) >= self.max_entries:
                 self.clear()
             self[key] = value
@@ -125,17 +91,15 @@ class BasicTokenizer:
         self.do_lower_case = do_lower_case
         self.strip_accents = do_lower_case if strip_accents is None else strip_accents
         self.tokenize_chinese_chars = tokenize_chinese_chars
-        self._cleaning = _CharTable(self._clean)
-        self._folding = _CharTable(self._fold)
+        self._cleaning = _Cache(self._clean)  # tables for str.translate, which knows a character by its code
+        self._folding = _Cache(self._fold)
 
     def tokenize(self, text):
         """Return the words of `text`; special tokens such as [MASK], in this case only, stay in one piece."""
         if "[" not in text:
             return self._split(text)
-        words = []
-        for position, part in enumerate(_SPECIAL_TOKEN.split(text)):
-            words += [part] if position % 2 else self._split(part)
-        return words
+        parts = enumerate(_SPECIAL_TOKEN.split(text))  # every second one is a special token
+        return [word for index, part in parts for word in ([part] if index % 2 else self._split(part))]
 
     def _split(self, text):
         text = text.translate(self._cleaning)
@@ -144,17 +108,17 @@ class BasicTokenizer:
             text = unicodedata.normalize("NFD", text)
         return text.translate(self._folding).split()
 
-    def _clean(self, char):
+    def _clean(self, code):
+        char = chr(code)
         if char in "\t\n\r":
             return " "
         # Unassigned characters (Cn) stay, as in Hugging Face; Google's BERT deleted them.
         if char == "\ufffd" or unicodedata.category(char) in ("Cc", "Cf", "Co", "Cs"):
             return ""
-        is_chinese = any(first <= ord(char) <= last for first, last in CJK_RANGES)
-        return f" {char} " if is_chinese and self.tokenize_chinese_chars else char
+        return f" {char} " if self.tokenize_chinese_chars and re.match(f"[{CJK}]", char) else char
 
-    def _fold(self, char):
-        category = unicodedata.category(char)
+    def _fold(self, code):
+        char, category = chr(code), unicodedata.category(chr(code))
         if self.strip_accents and category == "Mn":
             return ""
         # BERT counts every ASCII symbol as punctuation: $ + < = > ^ ` | ~ too.
@@ -167,16 +131,15 @@ class BasicTokenizer:
 class WordpieceTokenizer:
     """Cuts a word into the vocabulary's pieces, the longest possible piece first."""
 
-    def __init__(self, vocab, unk_token="[UNK]", max_chars_per_word=100):
+    def __init__(self, vocab, max_chars_per_word=100):
         self.vocab = vocab
-        self.unk_token = unk_token
         self.max_chars_per_word = max_chars_per_word
         self._longest = max(map(len, vocab))
 
     def tokenize(self, word):
-        """Return the pieces of one word, or `[unk_token]` when it is too long or a part of it has no piece."""
+        """Return the pieces of one word, or [UNK] alone when it is too long or a part of it has no piece."""
         if len(word) > self.max_chars_per_word:
-            return [self.unk_token]
+            return ["[UNK]"]
         pieces, start = [], 0
         while start < len(word):
             prefix = "##" if start else ""
@@ -185,7 +148,7 @@ class WordpieceTokenizer:
                 if piece in self.vocab:
                     break
             else:
-                return [self.unk_token]
+                return ["[UNK]"]
             pieces.append(piece)
             start = end
         return pieces
@@ -203,12 +166,9 @@ class BertTokenizer:
         self.do_lower_case = do_lower_case
         self.strip_accents = strip_accents
         self.basic_tokenizer = BasicTokenizer(do_lower_case, strip_accents, tokenize_chinese_chars)
-        self.wordpiece_tokenizer = WordpieceTokenizer(vocab, SPECIAL_TOKENS["unk_token"])
-        self.unk_token_id = vocab[SPECIAL_TOKENS["unk_token"]]
-        self.sep_token_id = vocab[SPECIAL_TOKENS["sep_token"]]
-        self.pad_token_id = vocab[SPECIAL_TOKENS["pad_token"]]
-        self.cls_token_id = vocab[SPECIAL_TOKENS["cls_token"]]
-        self.mask_token_id = vocab[SPECIAL_TOKENS["mask_token"]]
+        self.wordpiece_tokenizer = WordpieceTokenizer(vocab)
+        for name, token in SPECIAL_TOKENS.items():  # self.unk_token_id, sep_, pad_, cls_ and mask_token_id
+            setattr(self, f"{name}_id", vocab[token])
         self._chunk_ids = _Cache(self._compute_chunk_ids)
         self._word_ids = _Cache(self._compute_word_ids)
 
@@ -253,23 +213,17 @@ class BertTokenizer:
 
         Over `max_length`, the longer of the two loses tokens from its end, `b` when they are equally long.
         """
-        ids_a, ids_b = list(ids_a), None if ids_b is None else list(ids_b)
-        num_special = 2 if ids_b is None else 3
+        ids_b, end_b = ([], []) if ids_b is None else (ids_b, [self.sep_token_id])
+        num_special = 2 + len(end_b)
         if max_length is not None:
             room = max_length - num_special
             if room < 0:
                 raise UserError(f"a maximum length of {max_length} tokens; expected {num_special} or more")
-            if ids_b is None:
-                ids_a = ids_a[:room]
-            elif len(ids_a) + len(ids_b) > room:
+            if len(ids_a) + len(ids_b) > room:
                 ids_b = ids_b[: max(room // 2, room - len(ids_a))]
                 ids_a = ids_a[: room - len(ids_b)]
-        input_ids = [self.cls_token_id, *ids_a, self.sep_token_id]
-        token_type_ids = [0] * len(input_ids)
-        if ids_b is not None:
-            input_ids += [*ids_b, self.sep_token_id]
-            token_type_ids += [1] * (len(ids_b) + 1)
-        return input_ids, token_type_ids
+        segment_a, segment_b = [self.cls_token_id, *ids_a, self.sep_token_id], [*ids_b, *end_b]
+        return segment_a + segment_b, [0] * len(segment_a) + [1] * len(segment_b)
 
     @classmethod
     def from_pretrained(cls, folder, do_lower_case=None):
@@ -286,22 +240,18 @@ class BertTokenizer:
             vocab = load_vocab(folder if folder.is_file() else folder / VOCAB_NAME)
         config = _read_settings(config_path) if config_path.exists() else {}
         follows = config.get("do_lower_case")
-        if follows is None:
-            follows = not _has_upper_case(vocab)
-        if do_lower_case is not None and do_lower_case != follows:
+        if follows is None:  # uncased vocabularies still have [CLS], and the Chinese one <S> and <T>
+            follows = all(token == token.lower() for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token))
+        if do_lower_case is None:
+            do_lower_case = follows
+        if do_lower_case != follows:
             names = {True: "uncased", False: "cased"}
-            logger.warning("%s: the model is %s, read as %s as asked", folder, names[follows], names[do_lower_case])
-        return cls(
-            vocab,
-            follows if do_lower_case is None else do_lower_case,
-            config.get("strip_accents"),
-            config.get("tokenize_chinese_chars", True),
-        )
+            logging.warning("%s: the model is %s, read as %s as asked", folder, names[follows], names[do_lower_case])
+        return cls(vocab, do_lower_case, config.get("strip_accents"), config.get("tokenize_chinese_chars", True))
 
     def save_pretrained(self, folder):
         """Write vocab.txt and tokenizer_config.json, from which Hugging Face's AutoTokenizer makes the same ids."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = make_folder(folder)
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.do_lower_case,

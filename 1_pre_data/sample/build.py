@@ -32,8 +32,8 @@ from transformer.data import SequencesBuilder, epoch_batches  # noqa: E402
 from transformer.file_utils import UserError, atomic_write  # noqa: E402
 from transformer.modeling import WEIGHTS_NAME, BertConfig, BertForMaskedLM, save_weights  # noqa: E402
 from transformer.optimization import BertAdam, decay_groups  # noqa: E402
+from transformer.processes import keep_freed_memory  # noqa: E402
 from transformer.tokenization import BasicTokenizer, BertTokenizer  # noqa: E402
-from transformer.training import keep_freed_memory  # noqa: E402
 
 CORPUS = os.path.join(os.path.dirname(HERE), "documents.txt")
 SEED = 42
@@ -350,7 +350,7 @@ def mask_tokens(input_ids, tokenizer, generator):
 
 def make_sequences(texts, tokenizer):
     """Sequences from (sentence, second sentence or None)."""
-    builder = SequencesBuilder(len(tokenizer.vocab))
+    builder = SequencesBuilder(len(tokenizer.vocab), pad_token_id=tokenizer.pad_token_id)
     for first, second in texts:
         pieces = [tokenizer.ids(first), None if second is None else tokenizer.ids(second)]
         input_ids, token_types = tokenizer.encode_pair(*pieces, TEACHER["max_position_embeddings"])
@@ -384,7 +384,7 @@ def pretrain_teacher(clauses, sentences, tokenizer, folder, seed):
     for number, epoch in enumerate(epochs):
         loss_sum = 0.0
         for indices in batches[number]:
-            loss = masked_lm_loss(model, epoch.batch(indices, tokenizer.pad_token_id), tokenizer, generator)
+            loss = masked_lm_loss(model, epoch.batch(indices), tokenizer, generator)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

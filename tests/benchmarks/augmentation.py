@@ -26,12 +26,13 @@ import torch  # noqa: E402
 from slow_augmentation import slow_candidates, slow_neighbours, slow_vectors  # noqa: E402
 from slow_distillation import slow_down  # noqa: E402
 
-from data_augmentation import CandidateProposer  # noqa: E402
+from transformer import processes  # noqa: E402
 from transformer.glue import TaskFile  # noqa: E402
+from transformer.history import peak_memory  # noqa: E402
 from transformer.modeling import BertConfig, BertForMaskedLM  # noqa: E402
 from transformer.own_tasks import find_task  # noqa: E402
+from transformer.proposals import CandidateProposer  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
-from transformer.training import keep_freed_memory, launch, peak_memory  # noqa: E402
 from transformer.vectors import WordVectors  # noqa: E402
 
 COLUMNS = ("work", "ours", "slow", "ratio", "peak GB ours", "peak GB slow", "remarks")
@@ -45,21 +46,9 @@ class NoVectors:
         return {word: [] for word in words}
 
 
-class CountingProposer(CandidateProposer):
-    """Counts the sequences that go through the model, in float32 and in float64."""
-
-    def __init__(self, *given):
-        super().__init__(*given)
-        self.counts = {torch.float32: 0, torch.float64: 0}
-
-    def _hidden(self, sequences, masks, rows):
-        self.counts[next(self.model.parameters()).dtype] += len(rows)
-        return super()._hidden(sequences, masks, rows)
-
-
 def prepare(args):
     """What both ways need: the device, a random model there, the tokenizer, the texts."""
-    place = launch(argparse.Namespace(no_cuda=args.no_cuda, seed=1, precision=args.precision))
+    here = processes.start(1, args.precision, args.no_cuda)
     torch.set_float32_matmul_precision("highest")  # as the script sets it
     torch.set_num_threads(args.threads)
     tokenizer = BertTokenizer(load_vocab(args.vocab))
@@ -73,7 +62,7 @@ def prepare(args):
     )
     texts = [row.texts[0] for row in TaskFile(args.train_tsv, find_task(args.task_name))]
     texts = texts[:: max(len(texts) // args.rows, 1)][: args.rows]
-    return place, BertForMaskedLM(config).to(place.device).eval(), tokenizer, texts
+    return here, BertForMaskedLM(config).to(here.device).eval(), tokenizer, texts
 
 
 def work(args, slow):
@@ -82,15 +71,21 @@ def work(args, slow):
         if slow:
             slow_down()
         work.prepared = prepare(args)
-    place, model, tokenizer, texts = work.prepared
+    here, model, tokenizer, texts = work.prepared
     counts, start = {}, time.perf_counter()  # both ways end with their candidates here, not on the device
     if slow:
         found = slow_candidates(model, tokenizer, texts, args.M)
     else:
-        proposer = CountingProposer(model, tokenizer, NoVectors(), args.M, place, args.batch_size)
+        proposer = CandidateProposer(model, tokenizer, NoVectors(), args.M, here, args.batch_size)
+        counts = {torch.float32: 0, torch.float64: 0}
+
+        def count(head, given, scores):
+            counts[head.bias.dtype] += len(scores)
+
+        hook = model.cls.predictions.register_forward_hook(count)
         found = {text: candidates for text, (_, candidates) in proposer.candidates(texts).items()}
-        counts = proposer.counts
-    return time.perf_counter() - start, found, peak_memory(place.device), counts
+        hook.remove()
+    return time.perf_counter() - start, found, peak_memory(here.device), counts
 
 
 def candidates_row(args):
@@ -139,7 +134,7 @@ def vectors_rows(args):
         path = Path(folder) / "vectors.txt"
         write_vectors(path)
         (words, vectors), slow_seconds = timed(slow_vectors, path)  # first: with malloc as it is
-        keep_freed_memory()  # as the script does
+        processes.keep_freed_memory()  # as the script does
         texts, copies = [], []
         for _ in range(args.rounds):
             Path(f"{path}.npz").unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -26,15 +27,16 @@ import numpy as np  # noqa: E402  (the path above comes first)
 import slow_distillation  # noqa: E402
 import torch  # noqa: E402
 
-from transformer import training  # noqa: E402
-from transformer.data import encode_task_file, pregenerated_epochs, read_epoch, sorted_batches  # noqa: E402
+from transformer import processes, training  # noqa: E402
+from transformer.data import sorted_batches  # noqa: E402
 from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
+from transformer.epochs import pregenerated_epochs, read_epoch  # noqa: E402
 from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification  # noqa: E402
-from transformer.optimization import BertAdam, decay_groups  # noqa: E402
 from transformer.own_tasks import find_task  # noqa: E402
+from transformer.settings import Batching, Schedule  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
-from transformer.training import Plan, TrainingRun, launch  # noqa: E402
+from transformer.training import Plan, TrainingRun  # noqa: E402
 
 BATCH, LENGTH = 32, 128
 WORKS = ("intermediate", "prediction, first epoch", "prediction, later epochs", "general")
@@ -64,48 +66,50 @@ def read_data(args, work):
         path, metrics = pregenerated_epochs(args.epoch)[0]
         return read_epoch(path, metrics, tokenizer, LENGTH)
     task = find_task("SST-2")
-    return encode_task_file(TaskFile(args.train_tsv, task), tokenizer, LENGTH, task.labels)
+    return task.kind.encode(TaskFile(args.train_tsv, task), tokenizer, LENGTH, task.labels)
 
 
 def start(args):
-    return launch(argparse.Namespace(no_cuda=args.no_cuda, seed=1, precision=args.precision))
+    return processes.start(1, args.precision, args.no_cuda)
 
 
 def reference_rate(args, work, data):
     """Examples a second of the reference's way, which knows float32 only."""
     slow_distillation.slow_down()
-    place = start(args)
-    student, teacher = (model.to(place.device) for model in make_models(args))
+    here = start(args)
+    student, teacher = (model.to(here.device) for model in make_models(args))
     losses = {"general": slow_distillation.general_loss, "intermediate": slow_distillation.transformer_loss}
     loss_of = losses.get(work, slow_distillation.prediction_loss)
     rows = np.random.default_rng(3).permutation(len(data))[: BATCH * (args.slow_steps + 1)].reshape(-1, BATCH)
-    batches = (place.to_device(data.batch(indices, pad_to=LENGTH)) for indices in rows)
+    padded = replace(data, pad_to=LENGTH)
+    batches = (here.to_device(padded.batch(indices)) for indices in rows)
     return slow_distillation.examples_per_second(loss_of, student, teacher, batches), LENGTH
 
 
 def our_rate(args, work, data):
     """Examples a second of the suite's own loop, the first steps not counted; and the mean length of an example."""
-    place = start(args)
-    student, teacher = (model.to(place.device) for model in make_models(args))
+    here = start(args)
+    student, teacher = (model.to(here.device) for model in make_models(args))
     rows = np.random.default_rng(3).permutation(len(data))[: BATCH * args.steps]
     seconds_of_teacher = 0.0  # an example
     if work.startswith("prediction"):
         teacher.eval()
         started = time.monotonic()
-        with torch.inference_mode(), place.autocast():
+        with torch.inference_mode(), here.autocast():
             for indices in sorted_batches(data.lengths[rows], BATCH):
-                batch = place.to_device(data.batch(rows[indices]))
+                batch = here.to_device(data.batch(rows[indices]))
                 teacher(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])[0].float().cpu()
         if work.endswith("first epoch"):
             seconds_of_teacher = (time.monotonic() - started) / len(rows)
-        learner = PredictionLearner(student, torch.zeros(len(data), 2, device=place.device), 1.0)
+        learner = PredictionLearner(student, torch.zeros(len(data), 2, device=here.device))
     else:
         learner = TransformerLearner(student, teacher)
     training.LOG_STEPS = args.steps
-    plan = Plan(lambda epoch: data, [len(data)], BATCH, 9, 1, max_steps=2 * args.steps)
-    optimizer = BertAdam(decay_groups(student, 1e-4), 5e-5, 0.1, plan.total_steps, "warmup_linear")
+    schedule = Schedule(num_train_epochs=9, max_steps=2 * args.steps, eval_step=10**9, seed=1)
+    batching = Batching(train_batch_size=BATCH, compile=args.compile)
+    plan = Plan(lambda epoch: data, [len(data)], schedule, batching)
     with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(folder, learner, optimizer, plan, place, eval_step=10**9, compiled=args.compile)
+        run = TrainingRun(folder, learner, plan, here, "warmup_linear")
         run.save_state = run.evaluate_and_save = lambda: None  # what is measured is the steps
         run.train()
         entry = json.loads((Path(folder) / training.HISTORY_NAME).read_text().splitlines()[-1])
@@ -128,17 +132,17 @@ def operations(args, work, length):
 
 def matrix_peak(args, seconds=3.0):
     """The fastest product of two matrices on this device in the precision of ours: (operations a second, in words)."""
-    place = start(args)
-    size = 2048 if place.device.type == "cpu" else 8192
-    a, b = torch.rand(2, size, size, device=place.device)
+    here = start(args)
+    size = 2048 if here.device.type == "cpu" else 8192
+    a, b = torch.rand(2, size, size, device=here.device)
     best, stop = float("inf"), time.monotonic() + seconds
     while time.monotonic() < stop:
         started = time.monotonic()
-        with place.autocast():
+        with here.autocast():
             product = a @ b
         product[0, 0].item()  # waits for the device
         best = min(best, time.monotonic() - started)
-    return 2 * size**3 / best, str(place)
+    return 2 * size**3 / best, str(here)
 
 
 def measure(args, way, work):

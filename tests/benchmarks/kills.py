@@ -36,12 +36,12 @@ LONGER = {
 OFTEN = """
 import sys
 import {script} as script
-from transformer import corpus, stages
+from transformer import console, corpus
 for name, value in (("SAVE_SECONDS", 0.01), ("CHUNK_SENTENCES", 20), ("CHUNK_ROWS", 50)):
     if hasattr(script, name):
         setattr(script, name, value)
 corpus.BLOCK_BYTES = 400
-stages.run(script.main)
+console.run(script.main)
 """
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402  (the path above comes first)
 
-from transformer.data import pregenerated_epochs, read_epoch, vocabulary_digest  # noqa: E402
+from transformer.epochs import pregenerated_epochs, read_epoch, vocabulary_digest  # noqa: E402
 from transformer.tokenization import BertTokenizer  # noqa: E402
 
 
@@ -178,8 +178,7 @@ def loading_table(folder, count):
 
     rows = [
         ("packed", f"{load(wide):.2f}"),
-        ("JSON, the first time", f"{load(folder / 'long'):.2f}"),
-        ("JSON, from its cache", f"{load(folder / 'long'):.2f}"),
+        ("JSON", f"{load(folder / 'long'):.2f}"),
     ]
     table((f"{metrics['num_training_examples']:,} sequences", "seconds to the first batch"), rows)
 

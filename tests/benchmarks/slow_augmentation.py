@@ -7,7 +7,7 @@ Called by augmentation.py.
 import numpy as np
 import torch
 
-from data_augmentation import replaceable
+from transformer.proposals import replaceable
 from transformer.vectors import is_special
 
 

@@ -1,0 +1,131 @@
+"""The house: which room may use which, and how large rooms and functions may be."""
+
+import ast
+import re
+
+import pytest
+from tiny import ROOT
+
+# A room uses rooms of lower floors, and on its own floor those that stand left of a bar before it.
+FLOORS = (
+    "files | remote console drawing | downloads",
+    "flags outputs processes history | settings",
+    "checkpoint tokenization optimization data corpus tables workers"
+    " | configuration epochs vectors | modeling instances",
+    "distillation initialization",
+    "tasks tasks.kind | tasks.classification tasks.regression | tasks.task | glue | own_tasks",
+    "training evaluation",
+    "task_run proposals | finetuning",
+    "report predict",
+    "data_augmentation pregenerate_training_data general_distill task_distill",
+)
+PLACES = {
+    room: (floor, part)
+    for floor, parts in enumerate(FLOORS)
+    for part, rooms in enumerate(parts.split(" | "))
+    for room in rooms.split()
+}
+STEP_0 = "file_utils"  # a program of its own, and the names of before
+SCRIPTS = FLOORS[-1].split()
+# Dataclasses of a stage's own that may be called settings.
+OWN_SETTINGS = {"instances.InstanceMaker.__init__"}
+LINES, FUNCTION_LINES, SCRIPT_LINES = 450, 50, 300
+
+
+def paths():
+    """{room: path} of the scripts and the package."""
+    rooms = {name: ROOT / f"{name}.py" for name in SCRIPTS}
+    for path in sorted((ROOT / "transformer").rglob("*.py")):
+        parts = path.relative_to(ROOT / "transformer").with_suffix("").parts
+        rooms[".".join(parts).removesuffix("__init__").rstrip(".")] = path
+    return rooms
+
+
+PATHS = paths()
+TREES = {room: ast.parse(path.read_text(encoding="utf-8")) for room, path in PATHS.items()}
+
+
+def imports_of(room):
+    """The rooms that a room imports from, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(TREES[room]):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{room}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.removeprefix("transformer.").split(".")
+            if name.split(".")[0] != "transformer" and parts[0] not in SCRIPTS:
+                continue  # another package
+            while parts and ".".join(parts) not in PATHS:
+                parts.pop()
+            found.add(".".join(parts))
+    return found - {room}
+
+
+def functions_of(room):
+    """(qualified name, node) of every function of a room, those in classes and in functions too."""
+
+    def walk(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            name = f"{prefix}.{child.name}" if hasattr(child, "name") else prefix
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield name, child
+            yield from walk(child, name)
+
+    return walk(TREES[room], room)
+
+
+def test_every_room_has_a_floor():
+    assert set(PATHS) - {"", STEP_0, "stages"} == set(PLACES)  # stages: names of before
+
+
+@pytest.mark.parametrize("room", sorted(PLACES))
+def test_imports_go_down(room):
+    imported = imports_of(room)
+    assert STEP_0 not in imported, "step 0 stands beside the house"
+    assert not {f"{room} imports {other}" for other in imported if PLACES[other] >= PLACES[room]}
+
+
+def test_step_0_uses_the_ground_floor_only():
+    assert {PLACES[room][0] for room in imports_of(STEP_0)} == {0}
+
+
+def test_no_rooms_stand_in_a_circle():
+    waiting = {room: imports_of(room) for room in PATHS}
+    while free := {room for room, below in waiting.items() if not below & waiting.keys()}:
+        waiting = {room: below for room, below in waiting.items() if room not in free}
+    assert not waiting, f"in or above a circle: {sorted(waiting)}"
+
+
+@pytest.mark.parametrize("room", sorted(PATHS))
+def test_rooms_and_functions_are_small(room):
+    length = len(PATHS[room].read_text(encoding="utf-8").splitlines())
+    assert length <= (SCRIPT_LINES if room in SCRIPTS else LINES)
+    long = {name for name, node in functions_of(room) if node.end_lineno - node.lineno + 1 > FUNCTION_LINES}
+    assert not long
+
+
+@pytest.mark.parametrize("room", sorted(PATHS))
+def test_no_comment_speaks_to_the_formatter(room):
+    assert not re.search(r"#\s*fmt\b", PATHS[room].read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("room", sorted(PATHS))
+def test_functions_take_what_they_need_not_all_settings(room):
+    for name, node in functions_of(room):
+        every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg)
+        for argument in filter(None, every):
+            annotation = ast.unparse(argument.annotation) if argument.annotation else ""
+            assert argument.arg not in ("args", "namespace") and "Namespace" not in annotation, f"{name} takes args"
+            of_settings = argument.arg == "settings" or "Settings" in annotation
+            assert room == "settings" or name in OWN_SETTINGS or not of_settings, f"{name} takes settings"
+
+
+def test_the_reader_of_imports_sees_those_inside_functions():
+    assert "drawing" in imports_of("history") and "processes" in imports_of("training")
+    assert "tasks.task" in imports_of("glue") and "data" in imports_of("tasks.kind")
+    names = dict(functions_of("training"))
+    assert "training.Guard.watching.note" in names and "training.step_seed" in names

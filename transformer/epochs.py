@@ -1,0 +1,179 @@
+"""The epochs that `pregenerate_training_data.py` writes and `general_distill.py` reads.
+
+An epoch is epoch_N.json, a JSON object a line, or packed: .npy files of token ids, which are mapped without parsing.
+epoch_N_metrics.json is written last: an epoch without it is not complete.
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from transformer.data import Sequences, SequencesBuilder
+from transformer.files import UserError, append_to
+
+
+def vocabulary_digest(tokenizer):
+    """What tells one vocabulary from another: packed ids mean nothing under a different one."""
+    return hashlib.sha256("\n".join(tokenizer.ids_to_tokens).encode()).hexdigest()[:16]
+
+
+def packed_dtypes(typecode, masked):
+    """The files of a packed epoch, {end of the name: dtype of its one-dimensional array}.
+
+    _ids: the ids of all sequences end to end, without [CLS] and [SEP]; _sequences: a row a sequence, its lengths with
+    them; _masked (where there is masking): positions and original ids of the masked tokens, `num_masked` a sequence.
+    """
+    ids = np.dtype(typecode).newbyteorder("<")
+    row = [("length", "<u2"), ("first_length", "<u2"), ("is_random_next", "?")]
+    files = {"_ids.npy": ids, "_sequences.npy": np.dtype(row + [("num_masked", "<u2")] * masked)}
+    return {**files, "_masked.npy": np.dtype([("position", "<u2"), ("id", ids)])} if masked else files
+
+
+class EpochFiles:
+    """Writes the files of an epoch side by side, from where a killed run left them.
+
+    Args: name: folder and start of the names; dtypes: {end of the name: dtype of a .npy file's array, None for text};
+    sizes: what of each file a killed run had safely written, None = nothing. `fresh` tells that they start anew.
+    """
+
+    def __init__(self, name, dtypes, sizes=None):
+        paths, self.dtypes = [Path(f"{name}{end}") for end in dtypes], list(dtypes.values())
+        self.fresh = not sizes or any(
+            not path.exists() or path.stat().st_size < size for path, size in zip(paths, sizes, strict=True)
+        )
+        sizes = [0] * len(paths) if self.fresh else sizes
+        self.files = [append_to(path, size) for path, size in zip(paths, sizes, strict=True)]
+        if self.fresh:
+            for file, dtype in zip(self.files, self.dtypes, strict=True):
+                write_header(file, dtype, 0)
+
+    def write(self, parts):
+        for file, part in zip(self.files, parts, strict=True):
+            file.write(part)
+
+    def finish(self):
+        for file, dtype in zip(self.files, self.dtypes, strict=True):
+            with file:
+                if dtype is not None:
+                    size = file.tell()
+                    write_header(file, dtype, 0)
+                    write_header(file, dtype, (size - file.tell()) // dtype.itemsize)
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def write_header(file, dtype, length):
+    """Write the start of a .npy file of one dimension; its size does not depend on the length. Without dtype: text."""
+    if dtype is not None:
+        file.seek(0)
+        description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+        np.lib.format.write_array_header_1_0(file, description)
+
+
+def pregenerated_epochs(folder):
+    """The complete epochs of a folder of `pregenerate_training_data.py`: [(epoch file, metrics)], by number; the file
+    is epoch_N.json, or epoch_N_ids.npy of a packed epoch. Raises UserError when there is none.
+    """
+    epochs = []
+    while (Path(folder) / f"epoch_{len(epochs)}_metrics.json").is_file():
+        name = Path(folder) / f"epoch_{len(epochs)}"
+        try:
+            metrics = json.loads(Path(f"{name}_metrics.json").read_text(encoding="utf-8"))
+            metrics |= {key: int(metrics[key]) for key in ("num_training_examples", "max_seq_len")}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{name}_metrics.json: expected num_training_examples and max_seq_len") from None
+        path = Path(f"{name}_ids.npy" if "vocabulary" in metrics else f"{name}.json")
+        if not path.is_file():
+            raise UserError(f"{path}: missing, though its metrics file is there")
+        epochs.append((path, metrics))
+    if not epochs:
+        raise UserError(f"{folder}: no epoch_0_metrics.json; pregenerate_training_data.py makes it")
+    return epochs
+
+
+class Epochs:
+    """The epochs of a folder, used in turn, one at a time in memory.
+
+    Args: folder: of `pregenerate_training_data.py`; tokenizer: the teacher's; ids_folder, limit, pad: see `read_epoch`.
+    `sizes`: the sequences of each; `inputs`: {name: path} of their files. Raises UserError where there are none.
+    """
+
+    def __init__(self, folder, tokenizer, max_seq_length, ids_folder=None, limit=None, pad=False):
+        self.epochs = pregenerated_epochs(folder)
+        self.options = (tokenizer, max_seq_length, ids_folder, limit, pad)
+        self.sizes = [min(metrics["num_training_examples"], limit or math.inf) for _, metrics in self.epochs]
+        self.inputs = {path.name: path for path, _ in self.epochs}
+        self.latest = {}
+
+    def read(self, number):
+        """The Sequences of a pass over the data."""
+        index = number % len(self.epochs)
+        if index not in self.latest:
+            self.latest.clear()
+            self.latest[index] = read_epoch(*self.epochs[index], *self.options)
+        return self.latest[index]
+
+
+def read_epoch(path, metrics, tokenizer, max_seq_length, folder=None, limit=None, pad=False):
+    """The Sequences of one epoch of `pregenerate_training_data.py`: a packed one is mapped, a JSON one parsed.
+
+    Args: path, metrics: of `pregenerated_epochs`; folder: where the ids of JSON go, None = into memory; limit: the
+    first sequences only; pad: every batch to `max_seq_length`, as the reference does.
+    Raises UserError: damaged files, ids of another vocabulary, a sequence over `max_seq_length`, or another number of
+    sequences than `metrics` tells.
+    """
+    if path.suffix == ".npy":
+        sequences = map_packed(path, metrics["vocabulary"], tokenizer)
+        sequences = sequences if limit is None else sequences.head(limit)
+    else:
+        sequences = parse_epoch(path, tokenizer.vocab, folder, limit)
+    expected = metrics["num_training_examples"]
+    if limit is None and len(sequences) != expected:
+        raise UserError(f"{path}: {len(sequences)} sequences, its metrics file tells {expected}")
+    over = np.flatnonzero(sequences.lengths > max_seq_length)
+    if len(over):
+        length = sequences.lengths[over[0]]
+        raise UserError(f"{path} line {over[0] + 1}: {length} tokens, --max_seq_length is {max_seq_length}")
+    return replace(sequences, pad_token_id=tokenizer.pad_token_id, pad_to=max_seq_length if pad else None)
+
+
+def map_packed(path, vocabulary, tokenizer):
+    """The Sequences of a packed epoch, `path` its ids. Raises UserError: another `vocabulary`, damaged files."""
+    if vocabulary != vocabulary_digest(tokenizer):
+        raise UserError(f"{path}: packed with another vocabulary than the teacher's")
+    sequences_path = path.with_name(path.name.replace("_ids", "_sequences"))
+    try:
+        ids, rows = np.load(path, mmap_mode="r"), np.load(sequences_path, mmap_mode="r")
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        lengths, first_lengths = rows["length"].astype(np.int64), rows["first_length"].astype(np.int64)
+        np.cumsum(lengths - 2 - (first_lengths < lengths), out=offsets[1:])
+        if ids.dtype.kind != "u" or ids.ndim != 1 or offsets[-1] != len(ids) or ids.max(initial=0) >= len(tokenizer):
+            raise ValueError("its arrays do not fit together")
+    except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise UserError(f"{path}, {sequences_path}: no packed sequences ({error})") from None
+    return Sequences(ids, offsets, first_lengths, special=(tokenizer.cls_token_id, tokenizer.sep_token_id))
+
+
+def parse_epoch(path, vocab, folder=None, limit=None):
+    """The Sequences of an epoch file in JSON. Raises UserError: a line that is no such object, a token outside the
+    vocabulary."""
+    builder = SequencesBuilder(len(vocab), folder)
+    with open(path, "rb") as file:  # json.loads decodes, so that text which is not UTF-8 is an error of its line
+        for count, line in enumerate(itertools.islice(file, limit), 1):
+            place = f"{path} line {count}"
+            try:
+                instance = json.loads(line)
+                ids = [vocab[token] for token in instance["tokens"]]
+                first_length = len(ids) - sum(instance["segment_ids"])
+            except KeyError as error:
+                raise UserError(f"{place}: {error} is neither a field there nor in the vocabulary") from None
+            except (ValueError, TypeError):
+                raise UserError(f"{place}: expected a JSON object with tokens and segment_ids") from None
+            builder.add(ids, first_length)
+    return builder.build()

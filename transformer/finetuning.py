@@ -1,0 +1,93 @@
+"""Training on gold labels: a teacher learns its task before it teaches, and the baseline learns without a teacher."""
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from transformer.checkpoint import describe, label_names, stored_outputs, weights_file
+from transformer.distillation import GoldLearner
+from transformer.files import UserError
+from transformer.glue import names_other_task
+from transformer.modeling import BertConfig
+from transformer.outputs import read_record
+from transformer.processes import set_seed
+from transformer.tasks.task import label_order
+from transformer.tokenization import BertTokenizer
+
+
+def find_fine_tuned(folder, task):
+    """Where the teacher with a head for the task is: <folder>/<task>, `folder` itself, or None."""
+    fine_tuned = Path(folder) / (task.trained_as or task.name)
+    # A record that is not finished belongs to an interrupted fine-tuning.
+    if weights_file(fine_tuned) and read_record(fine_tuned).get("finished", True):
+        return fine_tuned
+    if not weights_file(folder) or stored_outputs(folder, task.kind.head) != task.num_labels:
+        return None
+    return None if names_other_task(task, label_names(BertConfig.from_pretrained(folder))) else Path(folder)
+
+
+def ready_teacher(folder, run, tuning, allowed=True, announce=lambda: None):
+    """The folder of a teacher that knows the task; fine-tunes one first where there is none.
+
+    Args: folder: the pre-trained teacher's; run, tuning: `TaskRun`s of the step and of fine-tuning; allowed: else an
+    error; announce(): called before fine-tuning. The reference distilled from a head drawn at random where nobody
+    had fine-tuned the teacher, and ended at chance.
+    """
+    task, found = run.task, find_fine_tuned(folder, run.task)
+    if found == Path(folder) or (found and not is_shorter(found, run)):
+        return found
+    if not allowed:
+        raise UserError(
+            f"{folder}: no {task.kind.head} for {task.name}; --do_finetune makes one (or leave --no_finetune away)"
+        )
+    if found is None:
+        logging.info("the teacher has no %s for %s: fine-tuning it first", task.kind.head, task.name)
+    else:
+        logging.info("%s comes from a short run (--max_steps or --limit): fine-tuning the teacher again", found)
+        tuning.provenance = replace(tuning.provenance, overwrite=True)
+    announce()
+    return finetune(folder, Path(folder) / task.name, tuning)
+
+
+def is_shorter(folder, run):
+    """Whether a run that was cut short (--max_steps, --limit) made a model, and this run is not cut short so."""
+    recorded = read_record(folder).get("settings", {})
+    limits = {"max_steps": run.schedule.max_steps, "limit": run.reading.limit}
+    return any(name in recorded and value is None for name, value in limits.items())
+
+
+def finetune(folder, output_dir, run, next_command=None):
+    """Fine-tune the BERT in `folder` on the run's task; returns the folder of the result."""
+    task = run.task
+    with run.output(output_dir, {"teacher_model": Path(folder)}, next_command) as output:
+        if not output.finished:
+            fresh = () if find_fine_tuned(folder, task) == Path(folder) else (task.kind.head,)
+            id2label = task.kind.id2label(task, task.labels)
+            model, tokenizer = run.load(folder, fresh, id2label=id2label, fit_size=None)
+            logging.info("teacher %s", describe(model))
+            train_on_labels(model, tokenizer, task.labels, run, output)
+    return output.folder
+
+
+def train_baseline(student, output_dir, run):
+    """The architecture of the student in a folder, drawn at random and trained on gold labels with the settings of its
+    prediction step (`run`, a `TaskRun`); returns the folder of the result."""
+    files = [Path(student) / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]
+    with run.output(output_dir, {"student_model": files}) as output:
+        if not output.finished:
+            config = BertConfig.from_pretrained(student)
+            tokenizer = BertTokenizer.from_pretrained(student, run.reading.do_lower_case)
+            set_seed(run.schedule.seed)  # what is drawn depends on the seed alone
+            model = run.task.kind.model(config).to(run.here.device)
+            logging.info("baseline, trained on gold labels alone: %s", describe(model))
+            train_on_labels(model, tokenizer, label_order(run.task, label_names(config)), run, output)
+    return output.folder
+
+
+def train_on_labels(model, tokenizer, labels, run, output):
+    """Train a model on the gold labels and leave its folder in `output`."""
+    data = run.read_data(tokenizer, labels)
+    output.begin()
+    evaluate = partial(run.evaluator.score, run.task, model, data.dev)
+    run.train(GoldLearner(model, run.task.kind.gold_loss), data, tokenizer, "warmup_linear", evaluate, output)

@@ -1,0 +1,125 @@
+"""The log of a training: what it tells while it runs, train_log.jsonl, and curves.png drawn from it."""
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from transformer import drawing
+from transformer.console import format_results, format_seconds
+from transformer.files import UserError, atomic_write
+
+HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
+
+
+class History:
+    """What a training tells: log lines, their numbers (each layer's losses too) in train_log.jsonl, curves.png. Every
+    process adds its steps, the first one writes."""
+
+    def __init__(self, folder, total_steps, processes):
+        self.path, self.curves = Path(folder) / HISTORY_NAME, Path(folder) / CURVES_NAME
+        self.total_steps, self.processes = total_steps, processes
+
+    def start(self, step):
+        """Begin at a step, and forget what a killed run noted after it: it comes again."""
+        self.first_step, self.started = step, time.monotonic()
+        self._restart()
+        if self.processes.first:
+            entries = [entry for entry in read_history(self.path) if entry["step"] <= step]
+            with atomic_write(self.path) as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in entries)
+
+    def _restart(self):
+        self.sums, self.steps, self.examples, self.tokens, self.since = {}, 0, 0, 0, time.monotonic()
+
+    def add_step(self, losses, examples, tokens):
+        """Count a step: its losses, {name: scalar tensor}, which stay on the device until they are logged."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        self.steps += 1
+        self.examples += examples
+        self.tokens += int(tokens)
+
+    def log(self, step, rate):
+        """Log one line about the steps since the last one."""
+        # .item() waits for the device; this is the only place of the loop that does.
+        losses = {name: self.processes.sum(value).item() / self.steps for name, value in self.sums.items()}
+        now, memory = time.monotonic(), peak_memory(self.processes.device)
+        examples, tokens = (count / max(now - self.since, 1e-9) for count in (self.examples, self.tokens))
+        left = (now - self.started) / max(step - self.first_step, 1) * (self.total_steps - step)
+        logging.info(
+            f"step {step}/{self.total_steps} | {format_results(sum_by_kind(losses))} | lr {rate:.2e} | "
+            f"{examples:.0f} examples/s {tokens:.0f} tokens/s | {format_seconds(left)} left | {memory:.2f} GB"
+        )
+        speed = {"examples_per_second": examples, "tokens_per_second": tokens, "memory_gb": memory}
+        self._write({"step": step, "losses": losses, "learning_rate": rate, **speed})
+        self._restart()
+
+    def add_evaluation(self, step, results):
+        """Note what an evaluation found. Its time is no training step's."""
+        if results:
+            logging.info("step %d | %s", step, format_results(results))
+            self._write({"step": step, "evaluation": results})
+        self.since = time.monotonic()
+
+    def _write(self, entry):
+        if self.processes.first:
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
+
+    def draw(self):
+        """Losses and evaluations by step, where matplotlib is installed."""
+        found = {kind: curves for kind, curves in read_curves(self.path).items() if curves}
+        panels = [partial(drawing.lines, title=kind, curves=found[kind], log=kind == "losses") for kind in found]
+        drawing.save_panels(self.curves, panels)
+
+
+def read_history(path):
+    """The entries of a train_log.jsonl, [] of a missing one. Torn lines, as a full disk or a killed run leaves, are
+    skipped."""
+    path, entries = Path(path), []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+                entries.append(entry)
+    return entries
+
+
+def read_curves(path):
+    """The numbers of a train_log.jsonl by kind: {"losses": {name: [(step, value)]}, "evaluation": likewise}."""
+    curves = {"losses": {}, "evaluation": {}}
+    for entry in read_history(path):
+        for kind, found in curves.items():
+            for name, value in entry.get(kind, {}).items():
+                found.setdefault(name, []).append((entry["step"], float(value)))
+    return curves
+
+
+def sum_by_kind(losses):
+    """{"att_loss": the sum over its layers, ...} of {"att_loss/1": ..., "att_loss/2": ..., ...}."""
+    sums = {}
+    for name, value in losses.items():
+        kind = name.split("/")[0]
+        sums[kind] = sums.get(kind, 0) + value
+    return sums
+
+
+def peak_memory(device):
+    """Peak memory of this process so far in GB: the GPU's where one is used."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9

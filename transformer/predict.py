@@ -1,0 +1,30 @@
+"""--do_predict: a model's answers to the test sets, in the layout that the GLUE site takes."""
+
+import logging
+
+from transformer.checkpoint import label_names
+from transformer.downloads import upload
+from transformer.files import atomic_write, make_folder
+from transformer.glue import TASKS
+from transformer.tasks.task import label_order
+
+
+def predict(run, student, output_dir):
+    """Write the predictions of the model in `student` for every test file of the run's task (a `TaskRun`), and of those
+    that its models answer too, where they are here: MNLI's the diagnostic set AX."""
+    model, tokenizer = run.load_finished(student)
+    labels, folder, written = label_order(run.task, label_names(model.config)), make_folder(output_dir), []
+    found = [(run.task, run.folder)]
+    for other in (other for other in TASKS.values() if other.trained_as == run.task.name):
+        folders = (run.folder, run.folder.parent / other.name)
+        found += [(other, place) for place in folders if (place / other.test_files[0]).is_file()][:1]
+    for task, data_dir in found:
+        sets = run.read(task.test_files, tokenizer, labels, labelled=False, task=task, folder=data_dir)
+        for name, (_, sequences) in zip(task.submissions, sets, strict=True):
+            predictions = task.kind.predictions(task, run.evaluator.outputs(model, sequences), labels)
+            with atomic_write(folder / name) as file:
+                file.write("index\tprediction\n")
+                file.writelines(f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions))
+            logging.info("%d predictions: %s", len(predictions), folder / name)
+            written.append(folder / name)
+    upload(written, run.provenance.data_url)

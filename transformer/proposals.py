@@ -1,0 +1,236 @@
+"""Candidates for words: a masked language model's for a word of one piece, its nearest word vectors for a longer one.
+
+Shapes: B batch, L length, D width, H heads, d = D / H, V vocabulary, N masked words, M candidates a word.
+"""
+
+import math
+import re
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from transformer.data import SequencesBuilder, id_typecode
+from transformer.tokenization import CJK
+from transformer.vectors import is_special
+
+FULL_LENGTH = 128  # tokens of the sentences that a batch size counts
+
+# Two scores of one mask nearer to each other than this, in standard deviations of its scores over the vocabulary, are
+# compared in float64. Float32's noise in the same unit, largest of 1.5 million scores: 3e-6 in a random BERT-base with
+# weights of deviation 0.02, 6e-6 with 0.05 (a trained one's are between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
+# Two scores err by at most 1.2e-5 in a trained model, then, and this is 1.7 times that, a model of deviation 0.1 left
+# aside. It sends 0.7% of a random BERT-base's words through float64; 1e-4 would send 6%.
+TIE = 2e-5
+DEVIATION_SCORES = 2000  # or more of a mask's scores tell their deviation, to 2%; over all of them it costs 1% or 2%
+DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
+
+# Words that stay: they hold a sentence together and carry little of its meaning.
+_STOP_WORDS = """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
+    it its itself they them their theirs themselves what which who whom this that these those am is are was were be
+    been being have has had having do does did doing a an the and but if or because as until while of at by for with
+    about against between into through during before after above below to from up down in out on off over under
+    again further then once here there when where why how all any both each few more most other some such no nor not
+    only own same so than too very s t can will just don should now
+    的 地 得 了 着 过 和 与 及 或 但 而 是 有 在 也 都 就 还 又 很 太 更 最 不 没 没有 我 你 您 他 她 它 们 我们 你们
+    他们 她们 它们 自己 这 那 这个 那个 这些 那些 这样 那样 谁 什么 怎么 哪 哪里 把 被 让 给 从 到 对 向 于 以 为 因为
+    所以 如果 虽然 但是 而且 吗 呢 吧 啊 个 之 其 過 著 與 還 沒 沒有 們 我們 你們 他們 這 這個 那個 個 嗎 從 對 為
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+WORD = re.compile(f"[a-z]+|[{CJK}]+")  # only such words are replaced, in any case of letters
+
+
+def replaceable(word):
+    return bool(WORD.fullmatch(word.lower())) and word.lower() not in STOP_WORDS
+
+
+class CandidateProposer:
+    """Proposes substitutes for the words of texts.
+
+    Args: model: a BertForMaskedLM in evaluation mode; vectors: WordVectors; num_candidates: M; processes: where and how
+    precisely the model runs; batch_size: masked sentences of FULL_LENGTH tokens computed at once.
+    """
+
+    def __init__(self, model, tokenizer, vectors, num_candidates, processes, batch_size=32):
+        self.model, self.tokenizer, self.vectors, self.processes = model, tokenizer, vectors, processes
+        self.num_candidates, self.batch_tokens = num_candidates, batch_size * FULL_LENGTH
+        self.max_length = model.config.max_position_embeddings
+        self.chinese_words, self.neighbours = vectors.chinese_words, {}
+        self.repeated, self.kept = set(), {}  # hashes of texts that come several times; what was proposed for them
+        # Neither [UNK] and its kin nor half words are substitutes; the reference drops the half words only.
+        tokens = tokenizer.ids_to_tokens
+        self.offered = [None if token.startswith("##") or is_special(token) else token for token in tokens]
+
+    def prepare(self, texts):
+        """See once all texts that are to come, an iterable. Their neighbours are looked up, all words together, and the
+        vectors, the largest thing in memory beside the model, are let go. What the model proposes for a text that comes
+        several times will be kept.
+        """
+        seen = set()  # hashes: one that two texts share costs memory, no more
+
+        def split_all():
+            for text in texts:
+                (self.repeated if hash(text) in seen else seen).add(hash(text))
+                yield self.split(text)
+
+        self._look_up(split_all())
+        self.vectors = None
+
+    def candidates(self, texts):
+        """{text: (its words, {word index: candidates})}; words without candidates are left out."""
+        split = {text: self.split(text) for text in sorted(set(texts))}
+        self._look_up(split.values())
+        known = {text: self.kept[text] for text in split if text in self.kept}
+        proposed = known | self._propose({text: words for text, words in split.items() if text not in known})
+        # A copy: the arrays of one call are parts of a large one.
+        self.kept |= {text: ids.copy() for text, ids in proposed.items() if hash(text) in self.repeated}
+        return {text: self._choices(words, proposed[text]) for text, words in split.items()}
+
+    def split(self, text):
+        """[(word, its pieces' ids)]: the tokenizer's words; runs of Chinese characters as the longest words known."""
+        words = self.tokenizer.words_and_ids(text)
+        if not self.chinese_words or text.isascii():
+            return words
+        joined, start = [], 0
+        while start < len(words):
+            for end in range(min(start + 8, len(words)), start, -1):
+                word = "".join(word for word, _ in words[start:end])
+                if word in self.chinese_words or end == start + 1:
+                    joined.append((word, tuple(piece for _, ids in words[start:end] for piece in ids)))
+                    start = end
+                    break
+        return joined
+
+    def _look_up(self, texts):
+        """Find the neighbours of the words of several pieces in texts, (word, ids) each."""
+        words = {word.lower() for text in texts for word, ids in text if len(ids) > 1 and replaceable(word)}
+        if unknown := sorted(words - self.neighbours.keys()):
+            self.neighbours |= self.vectors.neighbours(unknown, self.num_candidates, self.processes.device)
+
+    def _choices(self, split, proposed):
+        """(words, {word index: candidates}) of one text; `proposed` (masked words, M): the ids proposed for each."""
+        candidates, proposed = {}, iter(proposed.tolist())
+        for index, (word, ids) in enumerate(split):
+            if not replaceable(word):
+                continue
+            if len(ids) == 1:  # the word itself is no substitute
+                choices = [token for id in next(proposed) if (token := self.offered[id]) not in (None, word)]
+            else:
+                choices = self.neighbours[word.lower()]
+            if choices:
+                candidates[index] = choices
+        return [word for word, _ in split], candidates
+
+    def _propose(self, texts):
+        """{text: the ids proposed for its masked words, the most likely first (N, M)} of {text: its (word, ids)}."""
+        builder = SequencesBuilder(len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id)
+        masks, ends = [], []
+        for words in texts.values():
+            pieces = [piece for _, ids in words for piece in ids]
+            position = 0
+            for word, ids in words:
+                if len(ids) == 1 and replaceable(word):
+                    pair, first_length, mask = self._masked_pair(pieces, position)
+                    builder.add(pair, first_length)
+                    masks.append(mask)
+                position += len(ids)
+            ends.append(len(masks))
+        if not masks:
+            return dict.fromkeys(texts, np.zeros((0, 0), dtype=int))
+        best = self._run_masked_lm(builder.build(), np.array(masks))
+        return dict(zip(texts, np.split(best, ends[:-1]), strict=True))
+
+    def _masked_pair(self, pieces, position):
+        """[CLS] sentence with the mask [SEP] sentence as it was [SEP], a window around the mask if it is too long."""
+        # The reference cuts the sequence at its end, and with it the masks of a long sentence's last words.
+        room = (self.max_length - 3) // 2
+        start = min(max(position - room // 2, 0), max(len(pieces) - room, 0))
+        window = pieces[start : start + room]
+        masked = list(window)
+        masked[position - start] = self.tokenizer.mask_token_id
+        ids, _ = self.tokenizer.encode_pair(masked, window)
+        return ids, len(masked) + 2, position - start + 1
+
+    @torch.inference_mode()
+    def _run_masked_lm(self, sequences, masks):
+        """The most likely ids at `masks` (N,), one of each sequence, the most likely first: (N, M).
+
+        In float32 the ranking is that of exact arithmetic: batches of other shapes round differently, so near scores
+        are compared once more in float64.
+        """
+        count = min(self.num_candidates, len(self.tokenizer))
+        every = max(len(self.tokenizer) // DEVIATION_SCORES, 1)
+        best, results = np.zeros((len(masks), count), dtype=id_typecode(len(self.tokenizer))), []
+        for rows, scores in self._scores(sequences, masks, np.arange(len(masks)), self.batch_tokens):
+            scores = scores.float()
+            values, ids = scores.topk(min(count + 1, scores.shape[1]))
+            near = (values[:, :-1] - values[:, 1:] < TIE * scores[:, ::every].std(dim=1, keepdim=True)).any(dim=1)
+            results.append((rows, ids[:, :count], near))
+        for rows, ids, _ in results:  # after the loop: each copy waits for the device
+            best[rows] = ids.cpu().numpy()
+        near = np.concatenate([rows[near.cpu().numpy()] for rows, _, near in results])
+        if self.processes.dtype == torch.float32 and len(near):
+            self.model.double()
+            try:
+                for rows, scores in self._scores(sequences, masks, near, self.batch_tokens // 2):
+                    scores = scores.round(decimals=DECIMALS)
+                    best[rows] = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].cpu().numpy()
+            finally:
+                self.model.float()  # the very weights that it had
+        return best
+
+    def _scores(self, sequences, masks, rows, tokens):
+        """Yield (some of the rows, their scores over the vocabulary at the masks (B, V)) until all are through."""
+        for part in batches(rows, sequences.lengths, tokens):
+            batch = {**sequences.batch(part), "masks": torch.from_numpy(masks[part])}
+            batch = self.processes.to_device(batch)
+            inputs = (batch[name] for name in ("masks", "input_ids", "token_type_ids", "attention_mask"))
+            with self.processes.autocast():
+                scores = self.model.cls.predictions(states_at(self.model.bert, *inputs))
+            yield part, scores[:, : len(self.tokenizer)]  # a config may round the size up
+
+
+def states_at(bert, positions, input_ids, token_type_ids=None, attention_mask=None):
+    """The last hidden state at one position of each sequence, (B, D): the BertModel's own, for less work.
+
+    Args: positions (B,); then as for BertModel.forward. The last layer has no dropout: for evaluation only.
+    """
+    assert not bert.training
+    hidden, mask_bias = bert.embed(input_ids, token_type_ids, attention_mask)
+    *layers, last = bert.encoder.layer
+    for layer in layers:
+        hidden, _, _ = layer(hidden, mask_bias)
+    asking = hidden[torch.arange(len(hidden), device=hidden.device), positions]  # (B, D)
+    attended = last.attention.output(context_of_one_query(last.attention.self, asking, hidden, mask_bias), asking)
+    return last.output(last.intermediate(attended), attended)
+
+
+def context_of_one_query(attention, asking, hidden, mask_bias):
+    """The context (B, D) that a BertSelfAttention makes for one query a sequence, from `asking` (B, D), where `hidden`
+    (B, L, D) gives keys and values.
+
+    A score is q (W_K h + b) = (W_K^T q) h + q b. The last term is the same for all keys, so softmax ignores it; and
+    W_K is taken to one q, not to L hidden states. W_V likewise: to the mean of the hidden states.
+    """
+    heads = (attention.num_heads, -1)
+    query = attention.query(asking).unflatten(1, heads)  # (B, H, d)
+    key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (attention.key, attention.value))
+    folded = torch.einsum("bhd,hde->bhe", query, key_weight)  # (B, H, D); the weights are (H, d, D)
+    scores = folded @ hidden.transpose(1, 2) / math.sqrt(query.shape[-1])  # (B, H, L)
+    probs = F.softmax(scores if mask_bias is None else scores + mask_bias[:, 0], dim=-1)
+    means = probs @ hidden  # (B, H, D)
+    return torch.einsum("bhe,hde->bhd", means, value_weight).flatten(1) + attention.value.bias
+
+
+def batches(rows, lengths, tokens):
+    """Cut row numbers into batches, the longest sequences first, of at most so many tokens (or one sequence): all of
+    one length where that makes a quarter of `tokens`, else filled up to a quarter with shorter ones."""
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    while len(rows):
+        longest = int(lengths[rows[0]])
+        alike = np.count_nonzero(lengths[rows] == longest)
+        # Padding costs as much as words do, but so does a batch too small for the processor.
+        size = max(min(max(alike, tokens // 4 // longest), tokens // longest), 1)
+        yield rows[:size]
+        rows = rows[size:]

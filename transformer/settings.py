@@ -1,0 +1,259 @@
+"""What a run does: the settings of a step, from the command line, the script's header, the sample, the task, the table.
+
+The first of these that has a value for a flag decides. `settings_for` is a pure function, its result never changes.
+"""
+
+import argparse
+import logging
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from transformer import flags
+from transformer.files import UserError
+from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, PREDICTION, SWITCHES, TASK, flags_of, model
+
+
+def read_command_line(doc, step, argv=None):
+    """{flag: value} of what was given to the script of a step, whose docstring is `doc`."""
+    # SUPPRESS: what was not given stays out, so that other sources may decide.
+    parser = argparse.ArgumentParser(description=doc, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    for (heading, steps), rows in flags.FLAGS.items():
+        group = parser.add_argument_group(heading)
+        for name, flag in rows.items() if step in steps else ():
+            options = {bool: {"action": "store_true"}, list: {"nargs": "+"}}.get(flag.type, {"type": flag.type})
+            options |= {"choices": flag.choices} if flag.choices else {}
+            names = [f"--{each}" for each in (name, flag.alias) if each]
+            group.add_argument(*names, dest=name, help=flag.help + default_text(flag, step), **options)
+    return vars(parser.parse_args(argv))
+
+
+def default_text(flag, step):
+    """What --help says of a flag's default: ` (5e-05; with --do_finetune 3e-05)`."""
+    if flag.type is bool or flag.help.endswith(")"):
+        return ""
+    values = {each: flag.value_at(each) for each in (TASK[:-1] if step in TASK else [step])}
+    first = next(iter(values.values()))
+    text = "off" if first is None else " ".join(first) if isinstance(first, list) else str(first)
+    text += ", or the task's own" if step in flag.by_task else ""
+    others = (f"; with --{SWITCHES[each]} {value}" for each, value in values.items() if value not in (None, first))
+    return f" ({text}{''.join(others)})"
+
+
+DEFAULTS = {name: flag.value_at(INTERMEDIATE) for name, flag in flags_of(INTERMEDIATE).items()}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a training learns."""
+
+    num_train_epochs: float = DEFAULTS["num_train_epochs"]
+    max_steps: int | None = DEFAULTS["max_steps"]
+    learning_rate: float = DEFAULTS["learning_rate"]
+    weight_decay: float = DEFAULTS["weight_decay"]
+    warmup_proportion: float = DEFAULTS["warmup_proportion"]
+    eval_step: int = DEFAULTS["eval_step"]
+    seed: int = DEFAULTS["seed"]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How examples come together: so many a step or an evaluation batch; in how many parts a step is computed."""
+
+    train_batch_size: int = DEFAULTS["train_batch_size"]
+    eval_batch_size: int = DEFAULTS["eval_batch_size"]
+    gradient_accumulation_steps: int = DEFAULTS["gradient_accumulation_steps"]
+    pad_to_max_length: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which teacher layers teach, by which losses, and what each kind of loss weighs."""
+
+    layer_map: str = DEFAULTS["layer_map"]
+    attention_loss: str = DEFAULTS["attention_loss"]
+    attention_weight: float = DEFAULTS["attention_weight"]
+    hidden_weight: float = DEFAULTS["hidden_weight"]
+    pad_to_max_length: bool = False  # and means over the padding, as the reference has them
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a task's files become sequences."""
+
+    data_dir: str
+    max_seq_length: int = DEFAULTS["max_seq_length"]
+    limit: int | None = None  # rows of each file
+    do_lower_case: bool | None = None
+    aug_train: bool | None = None
+    pad_to_max_length: bool | None = None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an output is made with: the settings that change it, what it is made from, and how it is kept."""
+
+    script: str
+    settings: dict
+    counted: frozenset  # the flags that change it, given or not
+    sources: list  # (flag, path or name) of each model, and of each part of a corpus
+    overwrite: bool
+    data_url: str | None
+
+
+NO_TASK = ("", {})
+
+
+class Settings(Mapping):
+    """The settings of one step, {flag: value}, which are attributes too; they never change. `origins`: {flag: where its
+    value comes from}, of those that are not the default."""
+
+    def __init__(self, step, values, origins, given, header, task):
+        self.__dict__.update(step=step, origins=MappingProxyType(origins), _values=MappingProxyType(values))
+        self.__dict__.update(_given=given, _header=header, _task=task)
+
+    def __getitem__(self, name):
+        return self._values[name]
+
+    def __iter__(self):
+        return iter(self._values)
+
+    def __len__(self):
+        return len(self._values)
+
+    def __getattr__(self, name):
+        if name.startswith("_") or name not in self._values:
+            raise AttributeError(f"{name} is no setting of the {self.step} step")
+        return self._values[name]
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"{name}: settings never change")
+
+    def for_step(self, step, recorded=None, **changes):
+        """The settings of another step, or of this one with changes: what was given carries over as the table says.
+        `recorded`: of an earlier run, in place of what is not given; changes: values that win."""
+        heirs = {name for name, flag in flags_of(step).items() if step == self.step or step in flag.heirs}
+        given, header = ({name: layer[name] for name in layer.keys() & heirs} for layer in (self._given, self._header))
+        return settings_for(step, given, header, self._task, recorded, changes)
+
+    def part(self, kind):
+        """A small dataclass whose fields are flags: Schedule, Batching, Matching, Reading or a stage's own."""
+        return kind(**{name: self[name] for name in kind.__dataclass_fields__})
+
+    @property
+    def parts(self):
+        """What a run over a task takes of its settings: (Reading, Schedule, Batching, Provenance)."""
+        return (*map(self.part, (Reading, Schedule, Batching)), self.provenance)
+
+    def each_seed(self):
+        """These settings; with --seeds those of one run for each seed, in a folder each."""
+        if not self.seeds:
+            yield self
+            return
+        for seed in map(int, self.seeds.split(",")):
+            logging.info("seed %d", seed)
+            student = Path(self.student_model) / f"seed_{seed}"  # of a sweep over the step before
+            folders = {"output_dir": str(Path(self.output_dir) / f"seed_{seed}")}
+            folders |= {"student_model": str(student)} if student.is_dir() else {}
+            yield self.for_step(self.step, seed=seed, seeds=None, **folders)
+
+    @property
+    def provenance(self):
+        """What a record of this run holds, and what its outputs need."""
+        rows = flags_of(self.step)
+        counted = frozenset(name for name, flag in rows.items() if flag.result) | {"step"}
+        given = {name: value for name, value in self.items() if value is not None and value is not False}
+        kept = {name: value for name, value in given.items() if name in counted}
+        if self.step in TASK:
+            kept["step"] = self.step
+        sources = [(name, value) for name, value in given.items() if rows[name].type is model]
+        sources += [("train_corpus", file) for file in given.get("train_corpus", ())]
+        script = self.step if self.step in (FINETUNE, BASELINE) else flags.SCRIPTS[self.step].removesuffix(".py")
+        return Provenance(script, kept, counted, sources, bool(self.overwrite_output), self.data_url)
+
+    def next_command(self, **changes):
+        """The command of the next step, to be pasted, with what it would not take by itself anyway; `changes` win."""
+        step, handed_on = flags.NEXT[self.step]
+        values = {name: self[own] for name, own in handed_on.items()} | changes
+        defaults = settings_for(step, {"sample": self.sample, "task_name": self._task[0] or None}, task=self._task)
+        defaults = {**defaults, "task_name": flags.SAMPLE_TASK}
+        words = ["python", flags.SCRIPTS[step], *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
+        for name, value in values.items():
+            if value not in (None, False) and str(value) != str(defaults[name]):
+                words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
+        return " ".join([*words, *(["--sample"] if self.sample else [])])
+
+    def log(self):
+        """Log every value that is not the default, and where it came from."""
+        for name, origin in sorted(self.origins.items(), key=lambda item: (item[1], item[0])):
+            value = self[name]
+            logging.info("  %-28s %-36s %s", name, " ".join(value) if isinstance(value, list) else value, origin)
+
+
+def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=None):
+    """The `Settings` of a step, from what was given and what the table says.
+
+    Args: given: {flag: value} of the command line; header: the script's; task: (name, {flag: value}) of a task's row;
+    recorded, changes: see `Settings.for_step`. Raises UserError: a name that is no flag, a value out of range.
+    """
+    header, changes, rows = header or {}, changes or {}, flags_of(step)
+    for name in header.keys() - rows.keys():
+        raise UserError(f"HEADER: {name!r} is no flag of this script")
+    layers = {
+        "command line": given,
+        "script header": header,
+        "the student's run": recorded or {},
+        "sample": sample_of(step, {**header, **given}),
+        task[0]: {name: value for name, value in task[1].items() if name in rows and step in rows[name].by_task},
+        "": {name: flag.value_at(step) for name, flag in rows.items()},
+    }
+    values, origins = {}, {}
+    for name, flag in rows.items():
+        found = ((origin, layer.get(name)) for origin, layer in layers.items())
+        origin, value = next((each for each in found if each[1] is not None), ("", None))
+        values[name] = [value] if flag.type is list and isinstance(value, str) else value  # as a header may have it
+        if origin and name not in changes:
+            origins[name] = origin
+    values |= changes
+    if task[0]:
+        values["task_name"] = task[0]  # as its row writes it
+    if values.get("fp16"):
+        values["precision"] = "fp16"
+    check(step, values)
+    # Changes are handed on as if given: the seed of a sweep is that of its fine-tuning and its baseline too.
+    return Settings(step, values, origins, {**given, **changes}, header, task)
+
+
+def sample_of(step, asked):
+    """{flag: value} of --sample, {} where it is not `asked` for. Another task than the sample's comes with its own
+    data, which nobody may have augmented; the small models are for all."""
+    rows = flags_of(step) if asked.get("sample") else {}
+    own_task = (asked.get("task_name") or flags.SAMPLE_TASK).lower() != flags.SAMPLE_TASK.lower()
+    return {name: flag.value_at(step, "sample") for name, flag in rows.items() if not (own_task and flag.sample_data)}
+
+
+def check(step, values):
+    """Raise UserError for a value out of range, or values that do not go together."""
+    for name, flag in flags_of(step).items():
+        if flag.type in (int, float) and values[name] is not None and not flags.EXPECTED[flag.expected](values[name]):
+            raise UserError(f"--{name} {values[name]}: expected {flag.expected}")
+    if "hidden_weight" in values and not values["attention_weight"] and not values["hidden_weight"]:
+        raise UserError("--attention_weight 0 --hidden_weight 0: nothing is left to learn")
+    if values.get("baseline") and not (values["do_eval"] or step == PREDICTION):
+        raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
+    if values.get("seeds"):
+        parts = values["seeds"].split(",")
+        if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
+            raise UserError(f"--seeds {values['seeds']}: expected different whole numbers with commas between: 1,2,3")
+        if values["do_predict"] or step == FINETUNE:
+            raise UserError("--seeds: for the two steps of distillation and for --do_eval only")
+
+
+def task_step(given, header):
+    """Which of task_distill.py's steps is asked for."""
+    switches = {"do_finetune": FINETUNE, "do_eval": EVALUATION, "do_predict": EVALUATION, "pred_distill": PREDICTION}
+    return next((step for name, step in switches.items() if given.get(name) or header.get(name)), INTERMEDIATE)

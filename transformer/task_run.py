@@ -1,0 +1,150 @@
+"""One run over a task's data: its files as sequences, its models, its output, its training.
+
+Shapes: N rows, C outputs of the head.
+"""
+
+import logging
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from transformer.checkpoint import WEIGHTS_NAME, check_vocabulary, label_names, stored_outputs
+from transformer.console import format_results
+from transformer.data import Sequences
+from transformer.evaluation import Candidate, Evaluator
+from transformer.files import UserError, atomic_write
+from transformer.outputs import REPORT_NAME, RESULTS_NAME, Output, write_results
+from transformer.own_tasks import DESCRIPTION
+from transformer.tasks.task import TaskFile, label_order
+from transformer.tokenization import BertTokenizer
+from transformer.training import Plan, TrainingRun
+
+OUTPUTS_NAME = "teacher_logits.npy"  # the teacher's outputs, for a stopped prediction step to go on with
+
+
+class Data(NamedTuple):
+    """What a run trains and evaluates on."""
+
+    train: Sequences
+    dev: list  # of (file name, Sequences)
+    plan: Plan
+
+
+class TaskRun:
+    """What a training or an evaluation on a task has at hand. Args: see `settings.Settings.parts`; here: Processes."""
+
+    def __init__(self, task, reading, schedule, batching, provenance, here):
+        self.task, self.reading, self.schedule, self.batching = task, reading, schedule, batching
+        self.provenance, self.here = provenance, here
+        self.folder = Path(reading.data_dir)
+        self.train_file = task.augmented_file if reading.aug_train else task.train_file
+        self.evaluator = Evaluator(batching.eval_batch_size, here)
+
+    def check_train_file(self):
+        """Raise UserError where there is nothing to train on."""
+        task = self.task
+        if task.trained_as:
+            raise UserError(f"--task_name {task.name}: nothing to train on; {task.trained_as}'s models do this task")
+        if self.reading.aug_train and not (self.folder / self.train_file).is_file():
+            made = f"data_augmentation.py --task_name {task.name} makes it"
+            raise UserError(f"{self.folder}/{self.train_file}: no such file; {made}")
+
+    def read(self, names, tokenizer, labels, labelled=True, task=None, folder=None):
+        """Token ids of a task's files (this run's task and folder): a list of (file name, Sequences)."""
+        task, reading, sets = task or self.task, self.reading, []
+        length, limit, pad = reading.max_seq_length, reading.limit, reading.pad_to_max_length
+        for name in names:
+            file = TaskFile((folder or self.folder) / name, task, labelled)
+            sequences = task.kind.encode(file, tokenizer, length, labels, limit, pad)
+            sets.append((name, sequences))
+            skipped = f", {file.skipped} rows left out" if file.skipped else ""
+            logging.info("%s: %d rows, %d tokens%s", file.path, len(sequences), len(sequences.ids), skipped)
+        return sets
+
+    def read_data(self, tokenizer, labels):
+        """The run's `Data`."""
+        [(_, train)] = self.read([self.train_file], tokenizer, labels)
+        dev = self.read(self.task.dev_files, tokenizer, labels)
+        return Data(train, dev, Plan(lambda epoch: train, [len(train)], self.schedule, self.batching))
+
+    def load(self, folder, fresh=(), tokenizer=None, **overrides):
+        """A model with the task's kind of head, and its tokenizer (the folder's, where none is given)."""
+        torch.manual_seed(self.schedule.seed)  # what is drawn anew depends on the seed alone, not on what ran before
+        model = self.task.kind.model.from_pretrained(folder, fresh, **overrides)
+        tokenizer = tokenizer or BertTokenizer.from_pretrained(folder, self.reading.do_lower_case)
+        check_vocabulary(model.config, tokenizer, folder)
+        length, positions = self.reading.max_seq_length, model.config.max_position_embeddings
+        if length > positions:
+            raise UserError(f"--max_seq_length {length}: {folder} has {positions} positions")
+        return model.to(self.here.device), tokenizer
+
+    def load_finished(self, folder, **overrides):
+        """A model that knows the task, and its tokenizer. Raises UserError where its head is not the task's."""
+        task = self.task
+        outputs = stored_outputs(folder, task.kind.head)
+        if outputs != task.num_labels:
+            found = f"a {task.kind.head} of {outputs} classes" if outputs else f"no {task.kind.head}"
+            needs = f"{task.name} needs {task.num_labels}"
+            raise UserError(f"{folder}: has {found}, {needs}; give a model made for the task")
+        return self.load(folder, **overrides)
+
+    def candidate(self, folder):
+        """A model that knows the task, and its answers to the dev sets, as the report wants them."""
+        model, tokenizer = self.load_finished(folder)
+        dev = self.read(self.task.dev_files, tokenizer, label_order(self.task, label_names(model.config)))
+        return Candidate(Path(folder), model, tokenizer, dev, self.evaluator.answers(self.task, model, dev))
+
+    def output(self, folder, inputs, next_command=None):
+        """The model folder that this run makes. `inputs`: {name: path} beside the task's own files."""
+        self.check_train_file()
+        files = {name: self.folder / name for name in (self.train_file, *self.task.dev_files, DESCRIPTION)}
+        if not files[DESCRIPTION].is_file():
+            del files[DESCRIPTION]
+        return Output(Path(folder) / WEIGHTS_NAME, self.provenance, inputs | files, self.here, next_command)
+
+    def train(self, learner, data, tokenizer, rates, evaluate, output):
+        """Train learner.student and leave its model folder in `output`, finished. rates, evaluate: as `TrainingRun`."""
+        run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate)
+        if self.here.first:
+            learner.student.config.save_pretrained(output.folder, learner.student.architecture)
+            tokenizer.save_pretrained(output.folder)
+            (output.folder / REPORT_NAME).unlink(missing_ok=True)  # of weights that are about to change
+        logging.info("%d rows, %d steps", len(data.train), data.plan.total_steps)
+        results = run.train()
+        if self.here.first:
+            write_results(output.folder / RESULTS_NAME, results)
+            (output.folder / OUTPUTS_NAME).unlink(missing_ok=True)
+        run.finish()
+        logging.info("result: %s", format_results(results))
+        steps = f"{data.plan.total_steps} steps of {self.batching.train_batch_size}"
+        output.finish(f"{len(data.train)} rows in, {steps}")
+
+    def teacher_outputs(self, teacher, data, folder):
+        """The teacher's outputs (N, C), computed once for each row that the plan trains on: the teacher never changes.
+
+        They are kept in `folder` until the run is finished, for a stopped run to go on with.
+        """
+        path, here, shape = folder / OUTPUTS_NAME, self.here, (len(data.train), teacher.config.num_labels)
+        kept = here.from_first(lambda: read_outputs(path, shape))
+        if kept is not None:
+            return kept.to(here.device)
+        rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
+        logging.info("teacher's logits of %d rows", len(rows))
+        mine, outputs = rows[here.rank :: here.world_size], torch.zeros(shape)
+        outputs[mine] = self.evaluator.outputs(teacher, data.train, mine, progress=here.first)
+        outputs = here.sum(outputs.to(here.device))
+        if here.first:
+            with atomic_write(path, "wb") as file:
+                np.save(file, outputs.cpu().numpy())
+        return outputs
+
+
+def read_outputs(path, shape):
+    """The outputs that a stopped run left, or None: nothing there, torn, or of other rows."""
+    try:
+        outputs = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return torch.from_numpy(outputs) if outputs.shape == shape and outputs.dtype == np.float32 else None

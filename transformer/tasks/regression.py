@@ -1,0 +1,72 @@
+"""Regression: a score for each text or pair of texts."""
+
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import torch.nn.functional as F
+
+from transformer import drawing
+from transformer.tasks.kind import Kind
+
+
+def correlation(kind):
+    """A function that gives the correlation of predictions and gold scores: scipy's pearsonr or spearmanr."""
+
+    def correlate(predictions, gold):
+        from scipy import stats
+
+        # The correlation with a constant is undefined; a model that answers always the same knows nothing.
+        constant = np.ptp(predictions) == 0 or np.ptp(gold) == 0
+        return 0.0 if constant else getattr(stats, kind)(predictions, gold)[0]
+
+    return correlate
+
+
+class Regression(Kind):
+    """Rows have a number; the head has one output."""
+
+    metrics = {"pearson": correlation("pearsonr"), "spearmanr": correlation("spearmanr")}
+    means = {"corr": ("pearson", "spearmanr")}
+    offered = ("corr", "pearson", "spearmanr")
+    target_type = np.float32
+
+    def num_outputs(self, task):
+        return 1
+
+    def id2label(self, task, labels):
+        return {0: "score"}
+
+    def read_label(self, task, text):
+        with suppress(ValueError):
+            if np.isfinite(float(text)):
+                return text
+        raise ValueError("a number")
+
+    def target(self, label, labels):
+        return float(label)
+
+    def gold_loss(self, outputs, targets):
+        return F.mse_loss(outputs[:, 0].float(), targets)
+
+    def prediction_loss(self, student_outputs, teacher_outputs, temperature):
+        # The student learns from the teacher here too; the reference took the gold score.
+        return F.mse_loss(student_outputs.float(), teacher_outputs.float())
+
+    def answers(self, task, outputs, targets, labels):
+        return outputs[:, 0].numpy(), targets
+
+    def predictions(self, task, outputs, labels):
+        lowest, highest = task.score_range
+        return [f"{value:.3f}" for value in outputs[:, 0].clamp(lowest, highest).tolist()]
+
+    def answer_tables(self, task, answers, results):
+        metrics = results["student"]
+        rows = [[model, *(f"{results[model][metric]:.4f}" for metric in metrics)] for model in answers]
+        return "Answers against gold scores", [[["correlation", *metrics], *rows]]
+
+    def panel(self, task, title, answers):
+        return partial(drawing.scatter, title=title, gold=answers.labels, scores=answers.predictions)
+
+
+REGRESSION = Regression()

@@ -1,0 +1,154 @@
+"""A task: its row, which says what kind it is, and its files, read a row at a time."""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from transformer.files import UserError
+from transformer.flags import at_root
+from transformer.tables import open_table
+from transformer.tasks.classification import CLASSIFICATION
+from transformer.tasks.kind import Kind
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. `labels` are those of the files, () where there are none to choose from; `label_names` what teachers
+    may call them; the first of `metrics` selects the best model."""
+
+    name: str
+    text_columns: tuple
+    label_column: str = "label"
+    labels: tuple = ("0", "1")
+    metrics: tuple = ("acc",)
+    epochs: float | None = None  # of the intermediate step; None = the step's default
+    max_seq_length: int = 128
+    label_names: tuple = ()
+    columns: tuple = ()  # of files without a header row
+    other_columns: dict = field(default_factory=dict)  # {column: its name in some other file}
+    train_file: str = "train.tsv"
+    dev_files: tuple = ("dev.tsv",)
+    test_files: tuple = ("test.tsv",)
+    trained_as: str | None = None  # the task whose models do this one, which has no training data
+    ignored_labels: tuple = ()  # of rows that are left out
+    skip_short_rows: bool = False
+    kind: Kind = CLASSIFICATION
+    score_range: tuple = (-math.inf, math.inf)  # that predictions are written in
+
+    @property
+    def num_labels(self):
+        """The outputs that a head for this task has."""
+        return self.kind.num_outputs(self)
+
+    @property
+    def titles(self):
+        """What models and reports call the labels."""
+        return self.label_names or self.labels
+
+    @property
+    def settings(self):
+        """(name, {flag: value}): what the row says about a run's settings."""
+        epochs = None if self.epochs is None else float(self.epochs)
+        folder = at_root(self.name)
+        return self.name, {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "data_dir": folder}
+
+    @property
+    def augmented_file(self):
+        """What stage 1 writes beside the training file."""
+        path = Path(self.train_file)
+        return f"{path.stem}_aug{path.suffix}"
+
+    @property
+    def submissions(self):
+        """The file of predictions for each test file, as the GLUE site calls them."""
+        return [f"{self.name}{part}.tsv" for part in (("",) if len(self.test_files) == 1 else ("-m", "-mm"))]
+
+
+def label_order(task, names):
+    """The task's labels in the order of a model's logits.
+
+    Args: names: the model's class names by index (`modeling.label_names`), or None. Models trained elsewhere order
+    MNLI's classes in other ways; where the names tell, they decide (the reference never asks them). Names that are
+    not this task's leave the table's order.
+    """
+    if not names or len(names) != task.num_labels:
+        return task.labels
+
+    def plain(name):
+        return name.lower().replace("-", "_").replace(" ", "_")
+
+    for known in (task.labels, task.label_names):
+        by_name = dict(zip(map(plain, known), task.labels, strict=False))
+        if set(by_name) == set(map(plain, names)):
+            return tuple(by_name[plain(name)] for name in names)
+    return task.labels
+
+
+class Row(NamedTuple):
+    """One row of a task file: its line number, its columns as they stand (a list, of JSON Lines a dictionary), its
+    texts and its label."""
+
+    line: int
+    columns: list | dict
+    texts: tuple
+    label: str | None
+
+
+class TaskFile:
+    """A task's file. Iterating yields `Row`s one at a time; `header` is its header line or None.
+
+    Args: labelled: whether the label column must be there (train, dev) or is not read (test). Raises UserError: a
+    missing or empty file, a missing or doubled column, a row with another number of columns, an unknown label.
+    After the iteration `skipped` counts the rows left out: short ones (tasks with skip_short_rows only) and those whose
+    label is to be ignored. `text_keys` tell where in a row's columns its texts are.
+    """
+
+    def __init__(self, path, task, labelled=True):
+        self.path, self.task, self.labelled, self.skipped = Path(path), task, labelled, 0
+        wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
+        self.table = open_table(path, task.columns, wanted)
+        self.header, self.names = self.table.header, self.table.names
+        found = [name if name in self.names else task.other_columns.get(name) for name in wanted]
+        for column, name in zip(wanted, found, strict=True):
+            if name not in self.names:
+                of_task = f" for {task.name}" if task.name else ""
+                raise UserError(f"{path} line 1: no column {column!r}{of_task}; found {', '.join(self.names[:12])}")
+        for name in found:
+            if self.names.count(name) > 1:
+                raise UserError(f"{path} line 1: more than one column {name!r}")
+        keys = [self.table.key(name) for name in found]
+        self.text_keys, self.label_key = keys[: len(task.text_columns)], keys[-1]
+
+    def __iter__(self):
+        self.skipped = rows = 0
+        for line, columns in self.table:
+            if isinstance(columns, list) and len(columns) != len(self.names):
+                if self.task.skip_short_rows and self.labelled and len(columns) < len(self.names):
+                    self.skipped += 1
+                    continue
+                raise UserError(f"{self.path} line {line}: {len(columns)} columns, expected {len(self.names)}")
+            texts = tuple(self._value(columns, key, line, str) for key in self.text_keys)
+            label = None
+            if self.labelled:
+                label = self._value(columns, self.label_key, line, str | int | float)
+                label = json.dumps(label) if not isinstance(label, str) else label  # of JSON Lines: 1, 2.5, true
+                if label in self.task.ignored_labels:
+                    self.skipped += 1
+                    continue
+                try:
+                    label = self.task.kind.read_label(self.task, label)
+                except ValueError as error:
+                    raise UserError(f"{self.path} line {line}: label {label!r}, expected {error}") from None
+            rows += 1
+            yield Row(line, columns, texts, label)
+        if not rows:
+            raise UserError(f"{self.path}: no rows")
+
+    def _value(self, columns, key, line, kinds):
+        value = columns.get(key) if isinstance(columns, dict) else columns[key]
+        if not isinstance(value, kinds):
+            kind = "text" if kinds is str else "text or a number"
+            raise UserError(f"{self.path} line {line}: field {key!r} is {json.dumps(value)[:40]}, expected {kind}")
+        return value
