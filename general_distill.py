@@ -1,12 +1,10 @@
 """Stage 3: general distillation. A pre-trained teacher's layers teach a small student, on any text (section 3.2).
 
-For every batch, teacher and student read the same tokens. Each student layer m is pulled towards the teacher layer g(m)
-that it maps to: its attention scores (equation 7) and, through a linear map, its hidden states (equation 8); the
-student's embeddings towards the teacher's (equation 9). No labels, no masked LM: general distillation has no prediction
-layer.
+Teacher and student read the same batches. Student layer m learns from teacher layer g(m): it matches the attention
+scores (equation 7) and, through a linear map, the hidden states (equation 8). The student's embeddings match the
+teacher's (equation 9). There are no labels, no masked LM and no prediction loss.
 
-Reads:   --pregenerated_data (stage 2), --teacher_model, --student_model (config.json; its weights too with
-         --continue_train)
+Reads:   --pregenerated_data (stage 2), --teacher_model, --student_model (config.json, with --continue_train weights)
 Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, config.json, vocab.txt,
          tokenizer_config.json, log.txt, train_log.jsonl, curves.png (with matplotlib)
 
@@ -37,7 +35,7 @@ from transformer.settings import Batching, Matching, Schedule, read_command_line
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
 
-# Edit for debugging: take the # away. A flag on the command line wins over a line here.
+# For debugging, uncomment lines here. A flag on the command line wins over a line here.
 HEADER = {
     # "sample": True,  # the bundled small models and text
     # "limit": 100,  # sequences of each epoch
@@ -51,16 +49,16 @@ HEADER = {
     # "num_train_epochs": 3.0,
     # "eval_step": 1000,
     # "max_seq_length": 128,
-    # "overwrite_output": True,  # replace what is there
+    # "overwrite_output": True,  # replace existing output
     # "no_cuda": True,  # stay on the CPU
     # "debug": True,  # tracebacks
 }
 
-INIT_SEQUENCES = 256  # that --init_student teacher looks at
+INIT_SEQUENCES = 256  # sequences that --init_student teacher reads
 
 
 def read_settings(argv=None):
-    """The settings of this stage, from the command line, HEADER and the table of flags."""
+    """The settings of this stage, from the command line, HEADER and the flag table."""
     return settings_for(GENERAL, read_command_line(__doc__, GENERAL, argv), HEADER)
 
 
@@ -72,7 +70,8 @@ def main():
     logging.info("general distillation on %s", here)
     settings.log()
 
-    # The teacher, and the text that both models read.
+    # The teacher, and the text that both models read. The student shares the teacher's tokenizer, because it is
+    # compared with the teacher token by token.
     output_dir, length = Path(settings.output_dir), settings.max_seq_length
     teacher_folder = model_folder(settings.teacher_model, settings.cache_dir)
     tokenizer = BertTokenizer.from_pretrained(teacher_folder, settings.do_lower_case)
@@ -81,9 +80,10 @@ def main():
     teacher = TinyBertForPreTraining.from_pretrained(teacher_folder, fit_size=None).to(here.device)
     check_vocabulary(teacher.config, tokenizer, teacher_folder)
 
-    # A student shows what it has learned.
+    # --do_eval: measure the losses of a finished student.
     if settings.do_eval:
         if here.first:
+            # The losses compare hidden states through the trained projection; a new one would make them meaningless.
             student = load_student(output_dir, teacher, tokenizer, fresh_projection=False)
             learner = make_learner(student.to(here.device), teacher, matching, length)
             results = Evaluator(settings.eval_batch_size, here).losses(learner, epochs.read(0))
@@ -91,7 +91,7 @@ def main():
             logging.info("%s", console.format_results(results))
         return here.leave()
 
-    # A student learns.
+    # Otherwise train one.
     student_folder = model_folder(settings.student_model, settings.cache_dir, bool(settings.continue_train))
     student = (load_student if settings.continue_train else new_student)(student_folder, teacher, tokenizer)
     learner = make_learner(student.to(here.device), teacher, matching, length)
@@ -105,16 +105,17 @@ def main():
 
 
 def make_learner(student, teacher, matching, max_seq_length):
-    """What the student learns from a batch that both models read: the sum of two losses over its layers.
+    """The module whose forward gives the losses of a batch: two per student layer, attention and hidden states.
 
-    Student layer m follows teacher layer g(m), which --layer_map chooses, by its attention and its hidden states; the
-    embeddings, layer 0, by the latter alone. Raises UserError where models and sequences do not fit together.
+    --layer_map chooses the teacher layer g(m) for student layer m. Layer 0, the embeddings, has only the second loss.
+    Raises UserError where the models and the sequence length do not fit together.
     """
     for who, config in (("teacher", teacher.config), ("student", student.config)):
         positions = config.max_position_embeddings
         if max_seq_length > positions:
             raise UserError(f"--max_seq_length {max_seq_length}: the {who} has {positions} positions")
-    relations = matching.attention_loss == "relations"  # of MiniLMv2
+    # MiniLMv2's relations do not need equal head counts; the paper's scores do.
+    relations = matching.attention_loss == "relations"
     return distillation.TransformerLearner(
         student,
         teacher,
@@ -125,11 +126,11 @@ def make_learner(student, teacher, matching, max_seq_length):
 
 
 def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_checkpoints, output):
-    """Train the student over the epochs, from the teacher's weights if asked."""
+    """Train the student over the epochs. `from_teacher`: initialize its weights from the teacher's."""
     student, teacher, here = learner.student, learner.teacher, output.processes
     logging.info("teacher %s", describe(teacher))
     logging.info("student %s", describe(student))
-    first = epochs.read(0)  # a file that cannot be used is found before anything is written
+    first = epochs.read(0)  # before output.begin(): bad input must not cost the user an earlier output
     plan = Plan(epochs.read, epochs.sizes, schedule, batching)
     run = TrainingRun(output.folder, learner, plan, here, "warmup_linear", keep_step_files=keep_checkpoints)
     output.begin()
@@ -137,11 +138,11 @@ def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_c
         student.config.save_pretrained(output.folder, student.architecture)
         tokenizer.save_pretrained(output.folder)
     logging.info("%d sequences, %d steps", sum(epochs.sizes), plan.total_steps)
-    if from_teacher and not run.has_state():
+    if from_teacher and not run.has_state():  # a saved state holds weights that have already learned
         logging.info("student's weights from the teacher's, by %d sequences", min(INIT_SEQUENCES, len(first)))
-        # Seed 0 whatever --seed says: two students that differ in their seed start from the same weights.
+        # Seed 0 whatever --seed is, so that runs with different seeds start from the same weights.
         rows = np.random.default_rng(0).permutation(len(first))[:INIT_SEQUENCES]
-        text = replace(first, pad_to=None)
+        text = replace(first, pad_to=None)  # padding is not looked at here and would only cost time
         batches = (here.to_device(text.batch(rows[start : start + 16])) for start in range(0, len(rows), 16))
         initialize_from_teacher(student, teacher, learner.mapping, batches)
     run.train()
@@ -150,19 +151,19 @@ def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_c
 
 
 def new_student(folder, teacher, tokenizer):
-    """A student of the size that config.json says, drawn at random, with a projection onto the teacher's width."""
+    """A randomly initialized student of the size in config.json, with a projection onto the teacher's width."""
     config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size)
     if config.vocab_size != teacher.config.vocab_size:
-        # The student reads with its teacher's vocabulary, whatever the language.
+        # Both models read the same token ids, so the teacher's vocabulary decides, whatever the language.
         logging.info("student: vocab_size %d, as the teacher's, not %d", teacher.config.vocab_size, config.vocab_size)
         config.vocab_size = teacher.config.vocab_size
     return TinyBertForPreTraining(config)
 
 
 def load_student(folder, teacher, tokenizer, fresh_projection=True):
-    """A student with the weights in its folder. Raises UserError where this teacher cannot teach it.
+    """A student with the weights in `folder`. Raises UserError where this teacher cannot teach it.
 
-    `fresh_projection`: draw a new projection where its own is onto another teacher's width.
+    `fresh_projection`: allow a new random projection where the saved one is for a teacher of another width.
     """
     distillation.check_same_vocabulary(tokenizer, folder)
     width, own = teacher.config.hidden_size, BertConfig.from_pretrained(folder).fit_size

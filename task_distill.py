@@ -1,16 +1,16 @@
 """Stage 4: task distillation. A teacher fine-tuned on a task teaches the general student that task, in two steps.
 
     no flag          intermediate step: attention scores and hidden states, as in stage 3, on the task's text
-    --pred_distill   prediction step: the student's logits follow the teacher's softened ones (equation 10)
-    --do_finetune    fine-tune a teacher on the task; done by itself where the teacher has no classifier for it
-    --do_eval        report on a student beside its teacher;  --do_predict  write the test set's predictions
-    --baseline       with --pred_distill or --do_eval: train the same student without distillation, to compare with
+    --pred_distill   prediction step: the student's logits learn from the teacher's, both softened (equation 10)
+    --do_finetune    fine-tune a teacher on the task; happens automatically where the teacher has no classifier for it
+    --do_eval        report on a student beside its teacher;  --do_predict  write predictions for the test set
+    --baseline       with --pred_distill or --do_eval: also train the same student without distillation, to compare
 
 Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model
 Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction step: the best on dev), config.json,
-         vocab.txt, tokenizer_config.json, eval_results.txt, log.txt, train_log.jsonl, curves.png (with matplotlib); a
-         fine-tuned teacher goes to <teacher>/<task>/; prediction step and --do_eval: report.md, report.png (with
-         matplotlib), with --baseline the model folder baseline/
+         vocab.txt, tokenizer_config.json, eval_results.txt, log.txt, train_log.jsonl, curves.png (with matplotlib);
+         prediction step and --do_eval: report.md, report.png (with matplotlib), with --baseline the model folder
+         baseline/; a fine-tuned teacher goes to <teacher>/<task>/
 
     python task_distill.py --data_dir SST-2 --teacher_model teacher_model --student_model 3_general_distill \\
         --task_name SST-2 --output_dir 4_task_distill_mid --aug_train --do_lower_case
@@ -42,7 +42,7 @@ from transformer.settings import Matching, read_command_line, settings_for, task
 from transformer.task_run import TaskRun
 from transformer.tasks.task import label_order
 
-# Edit for debugging: take the # away. A flag on the command line wins over a line here.
+# For debugging, uncomment lines here. A flag on the command line wins over a line here.
 HEADER = {
     # "sample": True,  # the bundled small models and data
     # "limit": 100,  # rows of each file
@@ -59,15 +59,16 @@ HEADER = {
     # "learning_rate": 5e-5,
     # "num_train_epochs": 3.0,
     # "eval_step": 50,
-    # "overwrite_output": True,  # replace what is there
+    # "overwrite_output": True,  # replace existing output
     # "debug": True,  # tracebacks
 }
 
 
 def read_settings(argv=None):
-    """(settings, task) of the step that is asked for, from the command line, HEADER and the table of flags."""
+    """(settings, task) of the requested step, from the command line, HEADER and the flag table."""
     given = read_command_line(__doc__, INTERMEDIATE, argv)
     step = task_step(given, HEADER)
+    # Twice: the first pass finds the task, whose row then supplies defaults to the second.
     asked = settings_for(step, given, HEADER)
     task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name))
     return settings_for(step, given, HEADER, task.settings), task
@@ -82,7 +83,7 @@ def main():
     for own in settings.each_seed():
         run = TaskRun(task, *own.parts, here)
 
-        # The teacher learns the task.
+        # --do_finetune: the teacher learns the task.
         if own.step == FINETUNE:
             teacher = model_folder(own.teacher_model, own.cache_dir)
             finetune(teacher, own.output_dir or teacher / task.name, run, own.next_command())
@@ -90,7 +91,8 @@ def main():
 
         student, output_dir, baseline = model_folder(own.student_model, own.cache_dir), Path(own.output_dir), None
         if own.baseline:
-            # --do_eval looks at a finished student, whose record tells how it was trained.
+            # A fair baseline trains as its student did. With --do_eval the student is finished already, and its record
+            # has those settings.
             compared, recorded = (student, prediction_of(student, task)) if own.do_eval else (output_dir, {})
             folders = {"student_model": str(compared), "output_dir": str(output_dir / BASELINE_FOLDER)}
             training = own.for_step(BASELINE, recorded, **folders)
@@ -98,17 +100,18 @@ def main():
                 training.log()
             baseline = TaskRun(task, *training.parts, here)
 
-        # The student shows what it has learned.
+        # --do_eval, --do_predict: a finished student is measured.
         if own.step == EVALUATION:
             if own.do_predict and here.first:
                 predict(run, student, output_dir)
             if own.do_eval:
+                # The default teacher is optional here: a student can be evaluated without one.
                 found = "teacher_model" in own.origins or Path(own.teacher_model).is_dir()
                 teacher = model_folder(own.teacher_model, own.cache_dir, need_weights=False) if found else None
                 evaluate(run, teacher, student, output_dir, baseline)
             continue
 
-        # The teacher teaches the student.
+        # Distillation. Cheap checks come first: fine-tuning the teacher can take hours.
         run.check_train_file()
         tuning = own.for_step(FINETUNE, overwrite_output=own.overwrite_output)
         teacher = model_folder(own.teacher_model, own.cache_dir)
@@ -124,12 +127,13 @@ def main():
 
 
 def distill(run, teacher_folder, student_folder, output_dir, learn, following, with_report, baseline):
-    """One step of task distillation. `learn`: `learn_layers` or `learn_answers`; baseline: a `TaskRun`, or None."""
+    """Run one step of task distillation. `learn`: `learn_layers` or `learn_answers`; baseline: a `TaskRun` or None."""
     task, known = run.task, {}
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder}
     with run.output(output_dir, inputs, following) as output:
         if not output.finished:
             teacher, tokenizer = run.load_finished(teacher_folder, fit_size=None)
+            # The student takes over the teacher's class order, so that logit i means the same in both.
             labels = label_order(task, label_names(teacher.config))
             distillation.check_same_vocabulary(tokenizer, student_folder)
             id2label, fit_size = task.kind.id2label(task, labels), teacher.config.hidden_size
@@ -138,29 +142,31 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             logging.info("student %s", describe(student))
             data = run.read_data(tokenizer, labels)
             output.begin()
-            # Printed first of all: a teacher near chance teaches nothing, and nothing later would say so.
+            # Logged before training: a teacher near chance teaches nothing, and no later number would show that.
             answers = run.evaluator.answers(task, teacher, data.dev)
             logging.info("teacher on dev: %s", console.format_results(results_of(task, answers)))
             learn(run, student, teacher, data, tokenizer, output)
+            # Kept so that the report need not run the teacher again.
             known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, data.dev, answers)
         if with_report:
             report_student(run, teacher_folder, output.folder, known, baseline)
 
 
 def learn_layers(matching, run, student, teacher, data, tokenizer, output):
-    """The intermediate step: as in general distillation, on the task's text. No score: the last weights are kept."""
+    """The intermediate step: general distillation's losses on the task's text."""
     relations = matching.attention_loss == "relations"
     attention = distillation.relation_loss if relations else distillation.attention_loss  # equation 7
     hidden = distillation.hidden_loss  # equation 8, and at the embeddings equation 9
     learner = distillation.TransformerLearner(student, teacher, attention, hidden, matching)
+    # There is no prediction layer to score yet, so the last weights are kept, and the rate stays constant.
     _, dev = data.dev[0]
     run.train(learner, data, tokenizer, "none", lambda: (None, run.evaluator.losses(learner, dev)), output)
 
 
 def learn_answers(temperature, run, student, teacher, data, tokenizer, output):
-    """The prediction step: the student's answers follow the teacher's. The weights with the best dev score are kept."""
+    """The prediction step: the student's logits learn from the teacher's. The weights with the best dev score stay."""
     teacher_outputs = run.teacher_outputs(teacher, data, output.folder)
-    # Equation 10, soft cross-entropy, for classes; other kinds of tasks have their own.
+    # Equation 10, soft cross-entropy, for classification; every other kind of task has its own loss.
     loss = functools.partial(run.task.kind.prediction_loss, temperature=temperature)
     learner = distillation.PredictionLearner(student, teacher_outputs, loss)
     evaluate_student = functools.partial(run.evaluator.score, run.task, student, data.dev)
@@ -168,13 +174,11 @@ def learn_answers(temperature, run, student, teacher, data, tokenizer, output):
 
 
 def report_student(run, teacher, student, known, baseline):
-    """The prediction step's report, unless it is there. A stopped run does not go on with it: it comes after the end.
-
-    Args: teacher, student: folders; known: {"teacher": Candidate} where the teacher was asked already.
-    """
+    """Write the prediction step's report, unless it exists. `teacher`, `student`: folders; known: {name: Candidate}."""
     folders = {"teacher": teacher, "student": student}
     if baseline:
         folders["baseline"] = train_baseline(student, student / BASELINE_FOLDER, baseline)
+    # Also for a run that had finished before: it may have been killed before its report, or now have a baseline.
     if run.here.first and not set(folders) <= set(report.reported(student)):
         candidates = {name: known.get(name) or run.candidate(folder) for name, folder in folders.items()}
         report.write_report(run.task, candidates, student, run.reading.max_seq_length, run.evaluator)
@@ -182,7 +186,7 @@ def report_student(run, teacher, student, known, baseline):
 
 
 def evaluate(run, teacher, student, output_dir, baseline):
-    """--do_eval: write the student's eval_results.txt, and the report: beside the teacher where one knows the task."""
+    """--do_eval: write the student's eval_results.txt and the report, with the teacher where one knows the task."""
     teacher = teacher and find_fine_tuned(teacher, run.task)
     candidates = {"teacher": run.candidate(teacher)} if teacher else {}
     candidates["student"] = run.candidate(student)
@@ -197,18 +201,18 @@ def evaluate(run, teacher, student, output_dir, baseline):
 
 
 def prediction_of(student, task):
-    """The settings of the prediction step that made a student of this task, as far as they are recorded."""
+    """The recorded settings of the prediction step that made the student; {} for other students."""
     settings = read_record(student).get("settings", {})
     return settings if (settings.get("step"), settings.get("task_name")) == (PREDICTION, task.name) else {}
 
 
 def sum_up_seeds(output_dir, seeds):
-    """--seeds: the mean and the deviation of what the runs in seed_N score, into eval_results.txt."""
+    """--seeds: write the mean and standard deviation of the scores in seed_N to eval_results.txt."""
     runs = {f"seed {seed}": read_results(output_dir / f"seed_{seed}" / RESULTS_NAME) for seed in seeds.split(",")}
     names = [name for name in next(iter(runs.values())) if name != "global_step"]
     columns = {name: np.array([results[name] for results in runs.values()]) for name in names}
     means = {name: values.mean().item() for name, values in columns.items()}
-    # Over seeds that stand for all others: the sample's deviation.
+    # The seeds are a sample of all seeds, hence n - 1 in the denominator.
     deviations = {name: values.std(ddof=min(len(values) - 1, 1)).item() for name, values in columns.items()}
     for title, results in {**runs, "mean": means, "deviation": deviations}.items():
         logging.info("%-12s %s", title, console.format_results({name: results[name] for name in names}))

@@ -1,4 +1,4 @@
-"""What a script says to whoever started it: its log, and how it ends."""
+"""A script on the terminal: log, progress bars, error messages and exit status."""
 
 import contextlib
 import logging
@@ -12,11 +12,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformer.files import UserError
 
 GOES_ON = "the same command goes on from the last saved state"
-FORMAT, TIME = "%(asctime)s  %(message)s", "%H:%M:%S"  # of a line of the log
+FORMAT, TIME = "%(asctime)s  %(message)s", "%H:%M:%S"  # of a log line
 
 
 def run(main):
-    """Call a script's main(). Bad input ends in one line and status 2, an interruption in status 130 or 143."""
+    """Call a script's main(). Bad input exits with one line and status 2, an interruption with status 130 or 143."""
     signal.signal(signal.SIGTERM, _end_at_once)
     signal.signal(signal.SIGINT, _end_at_once)
     try:
@@ -33,24 +33,22 @@ def run(main):
 
 
 def _explain(error):
-    """One line about an error that the user can mend; None for a fault of the code."""
+    """One line about an error that the user can fix; None for a bug."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.strerror is not None:  # a file that may not be read, a disk that is full
+    if isinstance(error, OSError) and error.strerror is not None:  # no permission, a full disk
         place = f"{error.filename}: " if error.filename else "a file cannot be read or written: "
         return f"{place}{error.strerror}; {GOES_ON}"
-    # Compared by name, because torch is loaded only where a model runs.
+    # Compared by name, because not every script loads torch.
     if "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
         return f"out of memory; a smaller batch size, or more --gradient_accumulation_steps, may help; {GOES_ON}"
     return None
 
 
 def _end_at_once(signum, frame):
-    """Ctrl-C and SIGTERM outside a training loop (which saves first).
-
-    An exception raised here could come up in the middle of a library's locks and leave the process waiting for ever.
-    Every file bears an end at any moment, so the process simply ends.
-    """
+    """Handle Ctrl-C and SIGTERM outside a training loop (which saves first)."""
+    # An exception here could surface while a library holds a lock, and the process would hang. All files are safe
+    # against a kill at any moment, so the process can simply end.
     word = "terminated" if signum == signal.SIGTERM else "interrupted"
     os.write(2, f"{word}: {GOES_ON}\n".encode())
     os._exit(128 + signum)
@@ -60,11 +58,11 @@ def set_up_logging(quiet=False):
     """Log to the terminal. `quiet`: warnings only (all processes but the first)."""
     level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(stream=sys.stdout, level=level, format=FORMAT, datefmt=TIME, force=True)
-    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, is no reason for a traceback
+    logging.raiseExceptions = False  # no tracebacks when a full disk stops the log
 
 
 def log_to(path):
-    """From here on log to this file as well, and to no other file; None = to the terminal only."""
+    """Also log to this file from now on, instead of any earlier one; None = to the terminal only."""
     root = logging.getLogger()
     for handler in [each for each in root.handlers if isinstance(each, logging.FileHandler)]:
         root.removeHandler(handler)
@@ -80,8 +78,8 @@ def log_to(path):
 
 @contextlib.contextmanager
 def progress_bar(total, done, unit, shown=True, **options):
-    """A bar where somebody watches the terminal; log lines go above it. `shown`: in this process; options: tqdm's."""
-    bar = tqdm(total=total, initial=done, unit=unit, disable=None if shown else True, **options)  # None: on terminals
+    """A progress bar, on terminals only; log lines appear above it. `shown`: in this process; options: tqdm's."""
+    bar = tqdm(total=total, initial=done, unit=unit, disable=None if shown else True, **options)  # None = no terminal
     with bar, logging_redirect_tqdm():
         yield bar
 

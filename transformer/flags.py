@@ -1,7 +1,7 @@
-"""Every flag of the suite: one table, one row a flag.
+"""Every flag of the suite, one row per flag.
 
-A row is all that is known about a flag; `settings` derives the rest from it: the parsers, the defaults in --help, the
-sample's values, what a record of a run holds, what fine-tuning and the baseline take over.
+`settings` derives the rest from this table: the parsers, the defaults in --help, the sample's values, what a record
+holds, and what fine-tuning and the baseline inherit.
 """
 
 import functools
@@ -12,7 +12,7 @@ from typing import NewType
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The steps of the pipeline; the last five are task_distill.py's, which a switch chooses from.
+# The steps of the pipeline. The last five belong to task_distill.py, where switches choose between them.
 AUGMENTATION, PREGENERATION, GENERAL = "augmentation", "pregeneration", "general"
 INTERMEDIATE, PREDICTION, EVALUATION = "intermediate", "prediction", "evaluation"
 FINETUNE, BASELINE = "finetune", "baseline"
@@ -23,7 +23,7 @@ SCRIPTS = {AUGMENTATION: "data_augmentation.py", PREGENERATION: "pregenerate_tra
 SCRIPTS |= {GENERAL: "general_distill.py"} | dict.fromkeys(TASK, "task_distill.py")
 SWITCHES = {FINETUNE: "do_finetune", EVALUATION: "do_eval", PREDICTION: "pred_distill"}
 
-# What a number must be, as a message says it.
+# What a number must be, in the words of the error message.
 EXPECTED = {
     "a number above 0": lambda value: 0 < value < math.inf,
     "a number that is not negative": lambda value: 0 <= value < math.inf,
@@ -39,17 +39,17 @@ INITIALIZATIONS = ("random", "teacher")
 
 
 def at_root(name):
-    """A path below the repository's root, wherever a script is started; short where it is started there."""
+    """A path in the repository, valid from any working directory; relative if that is the repository's root."""
     return name if Path.cwd() == ROOT else str(ROOT / name)
 
 
-# Types of a flag: a file or folder, whose defaults are below the repository's root; a folder, hub name or address.
+# Types of a flag: a file or folder; a model, given by folder, hub name or address. Defaults are in the repository.
 path, model = NewType("path", str), NewType("model", str)
 
 
 @dataclass(frozen=True)
 class Flag:
-    """One row. `default` and `sample` are a value, or {step: value} in which OTHERWISE stands for all other steps."""
+    """One row. `default` and `sample` are a value or {step: value}, where OTHERWISE stands for all other steps."""
 
     type: object  # int, float, str, path, model; bool = a switch; list = several paths
     help: str
@@ -58,13 +58,13 @@ class Flag:
     expected: str = ABOVE_0  # of a number: one of EXPECTED
     choices: tuple = ()
     alias: str = ""
-    by_task: tuple = ()  # the steps at which a task's row may set it
+    by_task: tuple = ()  # the steps in which a task's row may set it
     sample_data: bool = False  # the sample's value belongs to the sample's own task
-    result: bool = True  # it changes what comes out, so a record holds it
-    heirs: tuple = (FINETUNE, BASELINE)  # the trainings inside another step that take a given value over
+    result: bool = True  # it affects the result, so the record holds it
+    heirs: tuple = (FINETUNE, BASELINE)  # the trainings inside another step that inherit a given value
 
     def value_at(self, step, of="default"):
-        """The default, or the sample's value (`of`), at a step; None without one."""
+        """The default, or with `of` "sample" the sample's value, for a step; None without one."""
         value = getattr(self, of)
         if isinstance(value, dict):
             step = PREDICTION if step == BASELINE else step  # what it is compared with
@@ -74,10 +74,10 @@ class Flag:
         return [value] if self.type is list and value is not None else value
 
 
-own = functools.partial(Flag, heirs=(BASELINE,))  # of a step's own training; fine-tuning has its own
+own = functools.partial(Flag, heirs=(BASELINE,))  # concerns a step's own training; fine-tuning has its own value
 distilling = functools.partial(Flag, heirs=())
-mode = functools.partial(Flag, heirs=(), result=False)  # what a run does, not what comes out
-NO_RESULT = {"result": False}  # where or how fast a run works
+mode = functools.partial(Flag, heirs=(), result=False)  # chooses what a run does, without affecting a result
+NO_RESULT = {"result": False}  # concerns where or how fast a run works
 
 OTHERWISE = "otherwise"
 TEACHER, CORPUS, GLOVE = "teacher_model", "1_pre_data/documents.txt", "1_pre_data/glove.6B.100d.txt"
@@ -101,8 +101,8 @@ SAMPLE_EPOCHS = {GENERAL: 20.0, INTERMEDIATE: 1.5, PREDICTION: 1.0, FINETUNE: 4.
 SAMPLE_STEPS = {OTHERWISE: 100, GENERAL: 200}
 OWN_DATA = {"sample_data": True, "by_task": TASK, **NO_RESULT}
 
-CORPUS_HELP = "files, folders or addresses of the corpus: .txt (a sentence a line, documents apart by an empty line), "
-CORPUS_HELP += ".jsonl (a document a line, field text), both also .gz; what is not here is fetched into the cache"
+CORPUS_HELP = "files, folders or addresses of the corpus: .txt (one sentence per line, empty lines between documents), "
+CORPUS_HELP += '.jsonl (one document per line, field "text"), both also .gz; remote files are fetched into the cache'
 
 # {(heading in --help, steps): {name: row}}
 FLAGS = {
@@ -110,37 +110,37 @@ FLAGS = {
     ("task distillation", TASK): {
         "pred_distill": distilling(bool, "prediction step; without it the intermediate step"),
         "do_finetune": mode(bool, "fine-tune the teacher on the task and stop"),
-        "do_predict": mode(bool, "only write predictions for the test set, as GLUE takes them"),
+        "do_predict": mode(bool, "only write predictions for the test set, in GLUE's format"),
         "no_finetune": mode(bool, "never fine-tune: stop where the teacher does not know the task"),
-        "baseline": mode(bool, "train the same student without distillation too, to compare with it"),
+        "baseline": mode(bool, "also train the same student without distillation, for comparison"),
         "seeds": mode(str, "1,2,3: run once for each seed, in <output_dir>/seed_N, and average the scores"),
-        "data_dir": Flag(path, "folder of train.tsv and dev.tsv (the task's name)", None, SAMPLE_DATA, **OWN_DATA),
+        "data_dir": Flag(path, "folder with train.tsv and dev.tsv (the task's name)", None, SAMPLE_DATA, **OWN_DATA),
         "aug_train": own(bool, "train on train_aug.tsv, stage 1's output", None, SAMPLE_AUGMENTED, sample_data=True),
-        "temperature": distilling(float, "softens both sides' logits in the prediction step", 1.0),
+        "temperature": distilling(float, "softens both models' logits in the prediction step", 1.0),
     },
     ("task", (AUGMENTATION, *TASK)): {
-        "task_name": Flag(str, "a GLUE task, in any case of letters, or a folder of your own data", SAMPLE_TASK),
+        "task_name": Flag(str, "a GLUE task, in upper or lower case, or a folder with your own data", SAMPLE_TASK),
     },
     ("augmentation", (AUGMENTATION,)): {
         "pretrained_bert_model": Flag(model, "a BERT with a masked-LM head", TEACHER, SAMPLE_TEACHER),
         "glove_embs": Flag(path, "word vectors as text; Chinese ones for Chinese text", GLOVE, SAMPLE_VECTORS),
         "glue_dir": Flag(path, "folder of the tasks' folders", ".", SAMPLE, sample_data=True),
-        "N": Flag(int, "tries a sentence; repeated results are dropped", 30, 4, expected=NOT_NEGATIVE),
-        "M": Flag(int, "candidates a word", 15, 8),
+        "N": Flag(int, "tries per sentence; repeated results are dropped", 30, 4, expected=NOT_NEGATIVE),
+        "M": Flag(int, "candidates per word", 15, 8),
         "p": Flag(float, "probability that a word is replaced, 0 to 1", 0.4, expected=FRACTION),
-        "batch_size": Flag(int, "masked sentences of 128 tokens at once; of shorter ones more", 32, **NO_RESULT),
+        "batch_size": Flag(int, "masked sentences of 128 tokens per batch; more if shorter", 32, **NO_RESULT),
     },
     ("pregeneration", (PREGENERATION,)): {
         "train_corpus": Flag(list, CORPUS_HELP, CORPUS),
-        "bert_model": Flag(model, "the model whose tokenizer is used, or a vocabulary file", TEACHER, SAMPLE_TEACHER),
+        "bert_model": Flag(model, "the model that has the tokenizer, or a vocabulary file", TEACHER, SAMPLE_TEACHER),
         "epochs_to_generate": Flag(int, "epoch files, each cut and paired anew", 3, 2),
-        "max_seq_len": Flag(int, "tokens of a sequence, special ones included", 128, 64, expected="8 to 65535"),
+        "max_seq_len": Flag(int, "tokens per sequence, including special ones", 128, 64, expected="8 to 65535"),
         "short_seq_prob": Flag(float, "fraction of sequences made shorter on purpose", 0.1, expected=FRACTION),
-        "one_seq": Flag(bool, "one run of sentences a sequence, no pairs"),
+        "one_seq": Flag(bool, "one run of sentences per sequence, no pairs"),
         "masked_lm_prob": Flag(float, "fraction of tokens to mask, 0 = none", 0.0, expected=FRACTION),
-        "max_predictions_per_seq": Flag(int, "masked tokens a sequence, at most", 20),
+        "max_predictions_per_seq": Flag(int, "most masked tokens per sequence", 20),
         "do_whole_word_mask": Flag(bool, "mask all pieces of a word or none"),
-        "packed": Flag(bool, "write arrays of token ids, a sixth of the size, in place of JSON"),
+        "packed": Flag(bool, "write arrays of token ids instead of JSON, at a sixth of the size"),
         "num_workers": Flag(int, "processes; the output does not depend on their number", 1, **NO_RESULT),
     },
     ("general distillation", (GENERAL,)): {
@@ -148,37 +148,37 @@ FLAGS = {
         "init_student": Flag(
             str, "a new student's weights: random, or projected from the teacher's", "teacher", choices=INITIALIZATIONS
         ),
-        "continue_train": Flag(bool, "go on from the weights in --student_model; --init_student is for a new student"),
-        "keep_checkpoints": Flag(int, "how many of the latest step_N_pytorch_model.bin stay", 2, **NO_RESULT),
+        "continue_train": Flag(bool, "start from the weights in --student_model; --init_student then has no effect"),
+        "keep_checkpoints": Flag(int, "number of latest step_N_pytorch_model.bin to keep", 2, **NO_RESULT),
     },
     ("models and data", TRAINING): {
         "teacher_model": Flag(model, "folder or name of the teacher", TEACHER, SAMPLE_TEACHER, heirs=(FINETUNE,)),
         "student_model": own(model, "folder or name of the student", STUDENTS, SAMPLE_STUDENTS),
-        "max_seq_length": Flag(int, "tokens a sequence; stage 3 refuses more, stage 4 cuts", 128, 64, by_task=TASK),
+        "max_seq_length": Flag(int, "tokens per sequence; stage 3 refuses more, stage 4 cuts", 128, 64, by_task=TASK),
     },
     ("output", (PREGENERATION, *TRAINING)): {
-        "output_dir": own(path, "folder of what comes out", OUTPUTS, **NO_RESULT),
-        "do_lower_case": Flag(bool, "force lower case; without it the model decides"),
+        "output_dir": own(path, "folder for the output", OUTPUTS, **NO_RESULT),
+        "do_lower_case": Flag(bool, "force lower case; by default the model decides"),
     },
     ("training", TRAINING): {
-        "train_batch_size": own(int, "examples of one optimizer step, over all processes", 32),
-        "eval_batch_size": Flag(int, "examples of one evaluation batch", 32, **NO_RESULT),
+        "train_batch_size": own(int, "examples per optimizer step, over all processes", 32),
+        "eval_batch_size": Flag(int, "examples per evaluation batch", 32, **NO_RESULT),
         "learning_rate": own(float, "peak rate of BertAdam", RATES, SAMPLE_RATES, NOT_NEGATIVE),
         "weight_decay": own(float, "decoupled, 0 = off", DECAYS, None, NOT_NEGATIVE, alias="wd"),
-        "num_train_epochs": own(float, "passes over the data, or a part", 3.0, SAMPLE_EPOCHS, by_task=(INTERMEDIATE,)),
-        "warmup_proportion": own(float, "fraction of all steps in which the rate rises", 0.1, expected=BELOW_1),
-        "gradient_accumulation_steps": Flag(int, "parts a batch is computed in, to save memory", 1),
-        "eval_step": own(int, "optimizer steps between two evaluations; each saves all", EVAL_STEPS, SAMPLE_STEPS),
-        "pad_to_max_length": Flag(bool, "pad every batch to the maximum, average over padding too, as the reference"),
-        "compile": Flag(bool, "compile the models: minutes at the start, faster steps on GPUs"),
+        "num_train_epochs": own(float, "passes over the data, e.g. 1.5", 3.0, SAMPLE_EPOCHS, by_task=(INTERMEDIATE,)),
+        "warmup_proportion": own(float, "fraction of all steps with a rising rate", 0.1, expected=BELOW_1),
+        "gradient_accumulation_steps": Flag(int, "parts that a batch is split into, to save memory", 1),
+        "eval_step": own(int, "optimizer steps between evaluations, which also save", EVAL_STEPS, SAMPLE_STEPS),
+        "pad_to_max_length": Flag(bool, "pad batches to the maximum and average over padding, as the reference does"),
+        "compile": Flag(bool, "compile the models: takes minutes at the start, then faster on GPUs"),
     },
     ("what the student learns from", TRAINING): {
-        "layer_map": distilling(str, "teacher layers: uniform, last, top, bottom, or numbers, as 3,6,9,12", "uniform"),
+        "layer_map": distilling(str, "teacher layers: uniform, last, top, bottom, or a list: 3,6,9,12", "uniform"),
         "attention_loss": distilling(
-            str, "the paper's scores, or MiniLMv2's relations, for any head counts", "scores", choices=ATTENTION_LOSSES
+            str, "the paper's scores, or MiniLMv2's relations for any head counts", "scores", choices=ATTENTION_LOSSES
         ),
-        "attention_weight": distilling(float, "factor of attention losses", 1.0, None, NOT_NEGATIVE),
-        "hidden_weight": distilling(float, "factor of hidden states' losses", 1.0, None, NOT_NEGATIVE),
+        "attention_weight": distilling(float, "factor for attention losses", 1.0, None, NOT_NEGATIVE),
+        "hidden_weight": distilling(float, "factor for hidden-state losses", 1.0, None, NOT_NEGATIVE),
     },
     ("device", (AUGMENTATION, *TRAINING)): {
         "no_cuda": Flag(bool, "stay on the CPU", **NO_RESULT),
@@ -190,22 +190,22 @@ FLAGS = {
         "max_steps": Flag(int, "stop after this many optimizer steps, for debugging"),
     },
     ("memory", (PREGENERATION, GENERAL)): {
-        "reduce_memory": Flag(bool, "keep token ids on the disk, not in memory, however many", **NO_RESULT),
+        "reduce_memory": Flag(bool, "keep token ids on disk instead of in memory", **NO_RESULT),
     },
     ("common", ALL): {
-        "sample": Flag(bool, "run on the bundled sample; flags that are given still win", **NO_RESULT),
-        "seed": Flag(int, "all randomness comes from it", 42, expected="0 or more, below 2^63"),
-        "overwrite_output": own(bool, "replace a finished output, or one made otherwise", **NO_RESULT),
+        "sample": Flag(bool, "run on the bundled sample; given flags still win", **NO_RESULT),
+        "seed": Flag(int, "seed of all randomness", 42, expected="0 or more, below 2^63"),
+        "overwrite_output": own(bool, "replace a finished output, or one from other flags or inputs", **NO_RESULT),
         "limit": Flag(int, "read only this many rows (or documents), for debugging"),
         "cache_dir": Flag(path, "for downloads ($TINYBERT_CACHE or ~/.cache/tinybert)", **NO_RESULT),
-        "data_url": Flag(str, "a folder or s3://bucket/prefix that finished outputs are copied to", **NO_RESULT),
+        "data_url": Flag(str, "folder or s3://bucket/prefix to copy finished outputs to", **NO_RESULT),
         "debug": Flag(bool, "show the traceback of an error", **NO_RESULT),
     },
 }
 
 
 def flags_of(step):
-    """The rows that a step has, {name: Flag}; the baseline's are those that it takes over."""
+    """{name: Flag} of a step. The baseline has only the flags that it inherits."""
     groups = (rows.items() for (_, steps), rows in FLAGS.items() if step in steps)
     return {name: flag for rows in groups for name, flag in rows if step != BASELINE or BASELINE in flag.heirs}
 
@@ -217,7 +217,7 @@ def _same(*names):
 _OF_TASK = _same("teacher_model", "task_name", "data_dir", "max_seq_length", "do_lower_case", "cache_dir", "no_cuda")
 _OF_CORPUS = {"pregenerated_data": "output_dir", "teacher_model": "bert_model", "max_seq_length": "max_seq_len"}
 
-# What comes after each step, and {its flag: the flag of this step that it takes over}.
+# {step: (the next step, {its flag: the flag of this step that provides the value})}
 NEXT = {
     AUGMENTATION: (PREGENERATION, {"bert_model": "pretrained_bert_model"}),
     PREGENERATION: (GENERAL, _OF_CORPUS | _same("do_lower_case")),

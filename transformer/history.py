@@ -1,4 +1,4 @@
-"""The log of a training: what it tells while it runs, train_log.jsonl, and curves.png drawn from it."""
+"""The history of a training: log lines, train_log.jsonl, and curves.png drawn from it."""
 
 import contextlib
 import json
@@ -18,15 +18,17 @@ HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
 
 
 class History:
-    """What a training tells: log lines, their numbers (each layer's losses too) in train_log.jsonl, curves.png. Every
-    process adds its steps, the first one writes."""
+    """Logs a training: lines in the log; their numbers, with every layer's losses, in train_log.jsonl; curves.png.
+
+    Every process adds its steps; only the first one writes.
+    """
 
     def __init__(self, folder, total_steps, processes):
         self.path, self.curves = Path(folder) / HISTORY_NAME, Path(folder) / CURVES_NAME
         self.total_steps, self.processes = total_steps, processes
 
     def start(self, step):
-        """Begin at a step, and forget what a killed run noted after it: it comes again."""
+        """Start at a step, and drop a killed run's entries after it, because those steps run again."""
         self.first_step, self.started = step, time.monotonic()
         self._restart()
         if self.processes.first:
@@ -38,7 +40,7 @@ class History:
         self.sums, self.steps, self.examples, self.tokens, self.since = {}, 0, 0, 0, time.monotonic()
 
     def add_step(self, losses, examples, tokens):
-        """Count a step: its losses, {name: scalar tensor}, which stay on the device until they are logged."""
+        """Add a step's losses, {name: scalar tensor}, which stay on the device until they are logged."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value
         self.steps += 1
@@ -46,8 +48,8 @@ class History:
         self.tokens += int(tokens)
 
     def log(self, step, rate):
-        """Log one line about the steps since the last one."""
-        # .item() waits for the device; this is the only place of the loop that does.
+        """Log one line about the steps since the last line."""
+        # .item() waits for the device, so it is called only here.
         losses = {name: self.processes.sum(value).item() / self.steps for name, value in self.sums.items()}
         now, memory = time.monotonic(), peak_memory(self.processes.device)
         examples, tokens = (count / max(now - self.since, 1e-9) for count in (self.examples, self.tokens))
@@ -61,7 +63,7 @@ class History:
         self._restart()
 
     def add_evaluation(self, step, results):
-        """Note what an evaluation found. Its time is no training step's."""
+        """Log an evaluation's results, {name: number}. Its time does not count as training."""
         if results:
             logging.info("step %d | %s", step, format_results(results))
             self._write({"step": step, "evaluation": results})
@@ -76,15 +78,14 @@ class History:
                 raise UserError(f"{self.path}: cannot be written ({error.strerror})") from error
 
     def draw(self):
-        """Losses and evaluations by step, where matplotlib is installed."""
+        """Draw losses and evaluations by step, where matplotlib is installed."""
         found = {kind: curves for kind, curves in read_curves(self.path).items() if curves}
         panels = [partial(drawing.lines, title=kind, curves=found[kind], log=kind == "losses") for kind in found]
         drawing.save_panels(self.curves, panels)
 
 
 def read_history(path):
-    """The entries of a train_log.jsonl, [] of a missing one. Torn lines, as a full disk or a killed run leaves, are
-    skipped."""
+    """The entries of a train_log.jsonl, [] if it is missing. Skips incomplete lines, left by a full disk or a kill."""
     path, entries = Path(path), []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
         with contextlib.suppress(ValueError):
@@ -95,7 +96,7 @@ def read_history(path):
 
 
 def read_curves(path):
-    """The numbers of a train_log.jsonl by kind: {"losses": {name: [(step, value)]}, "evaluation": likewise}."""
+    """The curves in a train_log.jsonl: {"losses": {name: [(step, value)]}, "evaluation": likewise}."""
     curves = {"losses": {}, "evaluation": {}}
     for entry in read_history(path):
         for kind, found in curves.items():
@@ -105,7 +106,7 @@ def read_curves(path):
 
 
 def sum_by_kind(losses):
-    """{"att_loss": the sum over its layers, ...} of {"att_loss/1": ..., "att_loss/2": ..., ...}."""
+    """Sum losses over layers: {"att_loss": ..., ...} from {"att_loss/1": ..., "att_loss/2": ..., ...}."""
     sums = {}
     for name, value in losses.items():
         kind = name.split("/")[0]
@@ -114,7 +115,7 @@ def sum_by_kind(losses):
 
 
 def peak_memory(device):
-    """Peak memory of this process so far in GB: the GPU's where one is used."""
+    """This process's peak memory so far in GB: of the GPU if it uses one, else of the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     try:

@@ -1,15 +1,15 @@
-"""The one way to make anything: an `Output` is claimed, recorded, locked, logged, finished, uploaded and summed up.
+"""Outputs of a run. Every stage makes its output in the same way:
 
     with Output(result, provenance, inputs, processes, next_command) as output:
         if not output.finished:
-            ...                      read every input: an error here leaves what is there untouched
-            output.begin()           the first to write; from here on a killed run goes on
+            ...                      read every input: an error here leaves existing files untouched
+            output.begin()           the first write; from here on a killed run can resume
             ...                      work, with output.save_progress(...) now and then
             output.finish("7 rows in, 30 rows out")
-        ...                          what may come after, a report
+        ...                          optional extras, such as a report
 
-A record beside the output says what it was made with. Every run compares itself with it: the output is new, goes on,
-is finished, or is somebody else's and left alone.
+A record beside the output says what it was made with. A run compares itself with that record and starts a new output,
+resumes its own, skips a finished one, or refuses to touch one that was made differently.
 """
 
 import hashlib
@@ -29,15 +29,15 @@ REPORT_NAME, PICTURE_NAME, BASELINE_FOLDER = "report.md", "report.png", "baselin
 LOG_NAME, RESULTS_NAME = "log.txt", "eval_results.txt"
 MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin")
 MODEL_FILES += ("model.safetensors",)
-# What a training leaves in its folder: the state to go on from, and what is compared with its student, among them.
+# Everything that a training leaves in its folder, including its saved state and the report.
 TRAINED = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin")
 TRAINED += ("training_state.bin", "teacher_logits.npy", "train_log.jsonl", "curves.png")
 TRAINED += (RESULTS_NAME, LOG_NAME, REPORT_NAME, PICTURE_NAME)
-SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # of a large input, by which it is known again: a second's work
+SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # parts of a large input that identify it; this takes about a second
 
 
 class OneProcess:
-    """What an output asks of `processes.Processes`, for a stage that loads no torch."""
+    """The part of `processes.Processes` that an output uses, for a stage that does not load torch."""
 
     first = True
     from_first = staticmethod(lambda function: function())
@@ -46,48 +46,48 @@ class OneProcess:
 
 @dataclass
 class Output:
-    """Something that a run makes, and the record of what it is made with."""
+    """Something that a run makes, and the record of how it was made."""
 
-    result: Path  # the file without which it is not finished
+    result: Path  # the file whose presence a finished output needs
     provenance: object  # settings.Provenance
-    inputs: dict  # {name: path or paths} of what is read, which count by content, not by path
+    inputs: dict  # {name: path or paths} of the inputs, which are compared by content, not by path
     processes: object = OneProcess
     next_command: str | None = None  # what to run next
-    replaces: list | None = None  # the files that a new run removes; None = a model folder's, which has a log too
-    shown: Path | None = None  # what the summary names; None = the result
-    whole_folder: bool = True  # the folder is all the output's own; else the result is, and the record bears its name
+    replaces: list | None = None  # the files that a new run removes; None = a model folder's, which also has a log
+    shown: Path | None = None  # the path in the summary; None = the result
+    whole_folder: bool = True  # the whole folder is the output; else only the result, and the record is named after it
 
     def __post_init__(self):
         self.folder = Path(self.result).parent
         self.path = self.folder / (RECORD_NAME if self.whole_folder else f"{self.result.stem}.{RECORD_NAME}")
-        self.progress = None  # what the run in this output had done when it was last saved
-        self.replaced = None  # files that `begin` removes; None = it goes on with what is there
+        self.progress = None  # as last saved by a run that was killed
+        self.replaced = None  # the files that `begin` removes; None = the run resumes
         self.started, self.finished, self.done = time.monotonic(), False, ""
 
     def __enter__(self):
-        """Compare with what is there. Raises UserError, in every process: made otherwise, or another run is at it."""
+        """Compare with the existing output. Raises UserError, in every process, if it must not be touched."""
         read = ((name, file) for name, file in self.inputs.items() if isinstance(file, Path))
         for name, folder in (*self.provenance.sources, *read):
             if Path(folder).resolve() == self.folder.resolve():
-                raise UserError(f"--output_dir {self.folder}: is the folder of --{name}, choose another")
+                raise UserError(f"--output_dir {self.folder}: is the folder of --{name}; choose another")
         self.finished, self.progress = self.processes.from_first(self._claim)
         return self
 
     def _claim(self):
-        """What is there is finished, goes on, or makes way for a fresh run: (whether it is finished, its progress).
+        """Decide whether to skip, resume or start over: (whether the output is finished, its progress).
 
-        Raises UserError where it is refused: made by something else, or otherwise.
+        Raises UserError for files of another origin, or an output from other flags or inputs.
         """
         settings = {name: value for name, value in self.provenance.settings.items() if name not in self.inputs}
         contents = {name: fingerprint(file) for name, file in self.inputs.items() if file is not None}
         values = {"script": self.provenance.script, "settings": settings, "inputs": contents}
-        self.values = json.loads(json.dumps(values))  # as it will read back
+        self.values = json.loads(json.dumps(values))  # as the record reads back
         lock_folder(make_folder(self.folder))
         replaces = model_outputs(self.folder) if self.replaces is None else self.replaces
         present = [path for path in replaces if Path(path).exists()]
         found, overwrite = self._read_record(), self.provenance.overwrite
         finished = bool(found.get("finished"))
-        # Killed while it removed what it replaces; or somebody removed its result since.
+        # A run was killed while it removed old files, or the result was deleted later.
         gone = found.get("clearing") or (finished and not self.result.exists())
         differences = self._differences(found) if found and not gone else []
 
@@ -98,14 +98,14 @@ class Output:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             told = f"{self.folder}: made with other inputs or flags: {'; '.join(differences[:3])}{more}"
             raise UserError(f"{told}; --overwrite_output replaces it")
-        # What the same command was killed in goes on, --overwrite_output among its flags or not.
+        # A killed run resumes even with --overwrite_output, which replaces only what was there before it.
         if not found or gone or differences or (overwrite and finished):
             self.replaced = present
             return False, None
         return finished, found.get("progress")
 
     def _read_record(self):
-        """The record that is there, {} without one; a broken one is an error unless it is to be replaced."""
+        """The existing record, {} without one. Raises UserError for a broken one, unless it will be replaced."""
         try:
             return read_record(self.path)
         except UserError:
@@ -119,17 +119,17 @@ class Output:
             for part in ("settings", "inputs")
             for name in sorted({*found[part], *self.values[part]})
             if found[part].get(name) != self.values[part].get(name)
-            and (part == "inputs" or name in self.provenance.counted)  # a flag of before may have gone since
+            and (part == "inputs" or name in self.provenance.counted)  # ignore flags that no longer exist
         ]
 
     def begin(self):
-        """Every input was read without an error: note what the output is made with, and remove what it replaces.
+        """Write the record and remove the files that the output replaces. To be called once all inputs have been read.
 
-        The other processes wait, so that none goes on from a state that the first one removes.
+        The other processes wait, so that none resumes from a state that the first one is about to remove.
         """
         if self.processes.first:
             if self.replaced is not None:
-                # A run killed among the removals must not take what is left for its own.
+                # A run killed during the removal must not resume from the remaining files.
                 self._write_record(clearing=True)
                 for path in self.replaced:
                     Path(path).unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class Output:
         self.processes.barrier()
 
     def save_progress(self, files, progress):
-        """Note how far `files` have come, once what was written to them is safely on the disk."""
+        """Record `progress` once everything written to `files` is safely on disk."""
         for file in files:
             file.flush()
             os.fsync(file.fileno())
@@ -146,11 +146,11 @@ class Output:
         self._write_record()
 
     def finish(self, done):
-        """The output is whole from here on. `done`: what came in and went out, for the summary."""
+        """Mark the output as finished. `done`: what went in and came out, for the summary."""
         self.progress, self.done = None, done
         if self.processes.first:
             self._write_record(finished=True)
-        self.processes.barrier()  # what is written here may be read next, by every process
+        self.processes.barrier()  # any process may read the output next
 
     def _write_record(self, finished=False, **more):
         progress = {} if self.progress is None else {"progress": self.progress}
@@ -169,14 +169,14 @@ class Output:
 
 
 def model_outputs(folder):
-    """The files of a training run's output folder that are there."""
+    """The existing files of a training run in `folder`, including its baseline's."""
     folders = [Path(folder), Path(folder) / BASELINE_FOLDER]
     return [path for each in folders for name in TRAINED for path in sorted(each.glob(name))]
 
 
 def fingerprint(path):
-    """A short digest of an input: a file's bytes, of a large one its size and a thousand samples; of a folder, its
-    model files' digests; of a list of files, all of theirs."""
+    """A short digest of an input: of a file's bytes (for a large file its size and a thousand samples), a folder's
+    model files, or a list of files."""
     if isinstance(path, list):
         digests = "+".join(map(fingerprint, path))
         return digests if len(path) == 1 else hashlib.sha256(digests.encode()).hexdigest()[:12]
@@ -197,9 +197,9 @@ def fingerprint(path):
 
 
 def read_record(place):
-    """What an output, by its record, or the model in a folder was made with: script, settings and inputs.
+    """The record at a path or in a model folder: script, settings and inputs; {} without one.
 
-    {} where there is no record. Raises UserError for a broken one.
+    Raises UserError for a broken one.
     """
     path = Path(place) / RECORD_NAME if Path(place).is_dir() else Path(place)
     found = read_json(path) if path.is_file() else None
@@ -208,7 +208,7 @@ def read_record(place):
 
 
 def write_results(path, results):
-    """Write eval_results.txt: one `key = value` line a result."""
+    """Write eval_results.txt: one `key = value` line per result."""
     with atomic_write(path) as file:
         file.writelines(f"{name} = {value}\n" for name, value in results.items())
 

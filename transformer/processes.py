@@ -1,4 +1,4 @@
-"""The processes of a run: device, rank, precision, and everything that several of them do together."""
+"""The processes of a run: device, rank, precision, and communication between them."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 @dataclass
 class Processes:
-    """This process among those that torchrun started (or alone), its device and its arithmetic."""
+    """This process's rank among those that torchrun started (or alone), its device and its precision."""
 
     device: torch.device
     rank: int = 0
@@ -32,34 +32,34 @@ class Processes:
 
     @property
     def first(self):
-        """True in the one process that logs and writes."""
+        """True in the process that logs and writes, rank 0."""
         return self.rank == 0
 
     def autocast(self):
-        """Mixed precision where asked for: weights stay float32, matrix products run in `dtype`."""
+        """A context for mixed precision: weights stay float32, matrix products run in `dtype`."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def to_device(self, batch):
-        """A batch, {name: tensor or None}, on the device."""
+        """Move a batch, {name: tensor or None}, to the device."""
         if self.device.type == "cpu":
             return batch
-        # Only from pinned memory does the copy run beside the computation.
+        # Only copies from pinned memory overlap with computation.
         return {
             name: value.pin_memory().to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
 
     def from_first(self, function):
-        """What `function()` gives in the first process, in every process; an error of it is raised in every process."""
+        """Call `function` in the first process. Every process returns its result or raises its error."""
         if self.world_size == 1:
             return function()
         answer = [None]
         if self.first:
             try:
                 answer = [function()]
-            except Exception as error:  # the others must not wait for an answer that never comes
+            except Exception as error:  # otherwise the others would wait forever
                 answer = [error]
         distributed.broadcast_object_list(answer)
         if isinstance(answer[0], Exception):
@@ -67,7 +67,7 @@ class Processes:
         return answer[0]
 
     def gather(self, value):
-        """The values of all processes in the first one, by rank; None in the others. Not through GPUs' memory."""
+        """The values of all processes by rank, in the first process; None in the others. Uses no GPU memory."""
         if self.world_size == 1:
             return [value]
         values = [None] * self.world_size if self.first else None
@@ -75,13 +75,13 @@ class Processes:
         return values
 
     def sum(self, tensor):
-        """The sum of all processes' tensors, in place, in every process."""
+        """Add up a tensor over all processes, in place. Returns it in every process."""
         if self.world_size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def max_number(self, number):
-        """The largest of all processes' whole numbers, in every process. Nobody waits for a GPU."""
+        """The largest of all processes' integers, in every process. Does not wait for a GPU."""
         if self.world_size == 1:
             return number
         numbers = torch.tensor([number])
@@ -90,22 +90,22 @@ class Processes:
 
     @functools.cached_property
     def cpu_group(self):
-        """The processes as they talk past their GPUs; all of them must ask for the first time together."""
+        """The group for communication on the CPU. All processes must make the first access together."""
         return distributed.new_group(backend="gloo")
 
     def barrier(self):
-        """Let every process come this far."""
+        """Wait until every process is here."""
         if self.world_size > 1:
             distributed.barrier()
 
     def leave(self):
-        """Part from the others, all at once: one that goes while another still listens can make that one abort."""
+        """Leave the process group."""
         if self.world_size > 1:
-            distributed.barrier()
+            distributed.barrier()  # a process that leaves early can make the others abort
             distributed.destroy_process_group()
 
     def wrap(self, module):
-        """The module with gradients that are averaged over the processes."""
+        """The module, with gradients averaged over the processes."""
         if self.world_size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
@@ -113,7 +113,7 @@ class Processes:
 
 
 def start(seed, precision="auto", no_cuda=False, local_rank=-1):
-    """Choose the device, join the other processes where torchrun started several, seed, and tune. Returns Processes."""
+    """Choose the device, join the other processes that torchrun started, and seed. Returns `Processes`."""
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
     cuda = torch.cuda.is_available() and not no_cuda
@@ -131,32 +131,32 @@ def start(seed, precision="auto", no_cuda=False, local_rank=-1):
 
 
 def end_with_parent(parent):
-    """End this process when `parent` has ended: torchrun's processes outlive one that was killed, and would go on
-    writing beside the run that is started in its place."""
+    """End this process when `parent` has ended."""
+    # Workers outlive a killed torchrun, and would keep writing to the output of the run that is started next.
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
 
 
 def choose_precision(name, device):
-    """The dtype of --precision; "auto" is bf16 on a GPU that has it, else float32."""
+    """The dtype for --precision; "auto" is bf16 on a GPU that supports it, else float32."""
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return PRECISIONS[name]
 
 
 def set_seed(seed):
-    """Seed every generator that is not passed on as an argument."""
+    """Seed all global random generators."""
     random.seed(seed)
     np.random.seed(seed % (1 << 32))
     torch.manual_seed(seed)
 
 
 def keep_freed_memory():
-    """Let glibc keep freed blocks. Tensors of a few MiB that come and go otherwise cost a page fault for every 4 KiB of
-    them, each step anew: half of the CPU time on short batches."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library: slower, nothing else
+    """Let glibc keep freed blocks, which its allocator otherwise returns to the system."""
+    # Tensors of a few MiB would cost a page fault per 4 KiB in every step: half of the CPU time on short batches.
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries stay as they are
         mallopt = ctypes.CDLL(None).mallopt
         mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-        mallopt(mmap_threshold, 32 << 20)  # the highest that glibc takes
+        mallopt(mmap_threshold, 32 << 20)  # the highest value that glibc accepts
         mallopt(trim_threshold, 512 << 20)

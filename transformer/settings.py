@@ -1,7 +1,5 @@
-"""What a run does: the settings of a step, from the command line, the script's header, the sample, the task, the table.
-
-The first of these that has a value for a flag decides. `settings_for` is a pure function, its result never changes.
-"""
+"""The settings of a step. Each flag's value comes from the first source that has one: command line, script header,
+sample, task, flag table. `settings_for` is a pure function with an immutable result."""
 
 import argparse
 import logging
@@ -17,8 +15,8 @@ from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, PRED
 
 
 def read_command_line(doc, step, argv=None):
-    """{flag: value} of what was given to the script of a step, whose docstring is `doc`."""
-    # SUPPRESS: what was not given stays out, so that other sources may decide.
+    """{flag: value} as given on a script's command line. `doc`: the script's docstring, for --help."""
+    # SUPPRESS leaves out flags that were not given, so that other sources can set them.
     parser = argparse.ArgumentParser(description=doc, argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     for (heading, steps), rows in flags.FLAGS.items():
@@ -32,7 +30,7 @@ def read_command_line(doc, step, argv=None):
 
 
 def default_text(flag, step):
-    """What --help says of a flag's default: ` (5e-05; with --do_finetune 3e-05)`."""
+    """The default as --help shows it: ` (5e-05; with --do_finetune 3e-05)`."""
     if flag.type is bool or flag.help.endswith(")"):
         return ""
     values = {each: flag.value_at(each) for each in (TASK[:-1] if step in TASK else [step])}
@@ -48,7 +46,7 @@ DEFAULTS = {name: flag.value_at(INTERMEDIATE) for name, flag in flags_of(INTERME
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast a training learns."""
+    """How long and at which rate a training runs."""
 
     num_train_epochs: float = DEFAULTS["num_train_epochs"]
     max_steps: int | None = DEFAULTS["max_steps"]
@@ -61,7 +59,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Batching:
-    """How examples come together: so many a step or an evaluation batch; in how many parts a step is computed."""
+    """Batch sizes, and how a batch is computed."""
 
     train_batch_size: int = DEFAULTS["train_batch_size"]
     eval_batch_size: int = DEFAULTS["eval_batch_size"]
@@ -72,13 +70,13 @@ class Batching:
 
 @dataclass(frozen=True)
 class Matching:
-    """Which teacher layers teach, by which losses, and what each kind of loss weighs."""
+    """Which teacher layers teach, with which losses, and the weight of each kind of loss."""
 
     layer_map: str = DEFAULTS["layer_map"]
     attention_loss: str = DEFAULTS["attention_loss"]
     attention_weight: float = DEFAULTS["attention_weight"]
     hidden_weight: float = DEFAULTS["hidden_weight"]
-    pad_to_max_length: bool = False  # and means over the padding, as the reference has them
+    pad_to_max_length: bool = False  # losses then average over padding too, as in the reference
 
 
 @dataclass(frozen=True)
@@ -95,12 +93,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What an output is made with: the settings that change it, what it is made from, and how it is kept."""
+    """What an output's record holds, and how the output is handled."""
 
     script: str
     settings: dict
-    counted: frozenset  # the flags that change it, given or not
-    sources: list  # (flag, path or name) of each model, and of each part of a corpus
+    counted: frozenset  # the flags that affect the result, given or not
+    sources: list  # (flag, path or name) of each input model and corpus file
     overwrite: bool
     data_url: str | None
 
@@ -109,8 +107,10 @@ NO_TASK = ("", {})
 
 
 class Settings(Mapping):
-    """The settings of one step, {flag: value}, which are attributes too; they never change. `origins`: {flag: where its
-    value comes from}, of those that are not the default."""
+    """The immutable settings of one step: a mapping {flag: value} that also has its flags as attributes.
+
+    `origins`: {flag: source of its value}, for flags that do not have their default.
+    """
 
     def __init__(self, step, values, origins, given, header, task):
         self.__dict__.update(step=step, origins=MappingProxyType(origins), _values=MappingProxyType(values))
@@ -134,36 +134,38 @@ class Settings(Mapping):
         raise AttributeError(f"{name}: settings never change")
 
     def for_step(self, step, recorded=None, **changes):
-        """The settings of another step, or of this one with changes: what was given carries over as the table says.
-        `recorded`: of an earlier run, in place of what is not given; changes: values that win."""
+        """The settings of another step, or of this one with changes. Given values carry over as the table says.
+
+        Args: recorded: {flag: value} of an earlier run, for flags that were not given; changes: values that win.
+        """
         heirs = {name for name, flag in flags_of(step).items() if step == self.step or step in flag.heirs}
         given, header = ({name: layer[name] for name in layer.keys() & heirs} for layer in (self._given, self._header))
         return settings_for(step, given, header, self._task, recorded, changes)
 
     def part(self, kind):
-        """A small dataclass whose fields are flags: Schedule, Batching, Matching, Reading or a stage's own."""
+        """An instance of a dataclass whose fields are flags: Schedule, Batching, Matching, Reading or a stage's own."""
         return kind(**{name: self[name] for name in kind.__dataclass_fields__})
 
     @property
     def parts(self):
-        """What a run over a task takes of its settings: (Reading, Schedule, Batching, Provenance)."""
+        """The arguments of a `TaskRun`: (Reading, Schedule, Batching, Provenance)."""
         return (*map(self.part, (Reading, Schedule, Batching)), self.provenance)
 
     def each_seed(self):
-        """These settings; with --seeds those of one run for each seed, in a folder each."""
+        """Yield these settings, or with --seeds one variant per seed, each with its own output folder."""
         if not self.seeds:
             yield self
             return
         for seed in map(int, self.seeds.split(",")):
             logging.info("seed %d", seed)
-            student = Path(self.student_model) / f"seed_{seed}"  # of a sweep over the step before
+            student = Path(self.student_model) / f"seed_{seed}"  # from a sweep over the previous step
             folders = {"output_dir": str(Path(self.output_dir) / f"seed_{seed}")}
             folders |= {"student_model": str(student)} if student.is_dir() else {}
             yield self.for_step(self.step, seed=seed, seeds=None, **folders)
 
     @property
     def provenance(self):
-        """What a record of this run holds, and what its outputs need."""
+        """The `Provenance` of this run's outputs."""
         rows = flags_of(self.step)
         counted = frozenset(name for name, flag in rows.items() if flag.result) | {"step"}
         given = {name: value for name, value in self.items() if value is not None and value is not False}
@@ -176,7 +178,7 @@ class Settings(Mapping):
         return Provenance(script, kept, counted, sources, bool(self.overwrite_output), self.data_url)
 
     def next_command(self, **changes):
-        """The command of the next step, to be pasted, with what it would not take by itself anyway; `changes` win."""
+        """The next step's command, ready to paste, without flags that already have the right default."""
         step, handed_on = flags.NEXT[self.step]
         values = {name: self[own] for name, own in handed_on.items()} | changes
         defaults = settings_for(step, {"sample": self.sample, "task_name": self._task[0] or None}, task=self._task)
@@ -188,17 +190,17 @@ class Settings(Mapping):
         return " ".join([*words, *(["--sample"] if self.sample else [])])
 
     def log(self):
-        """Log every value that is not the default, and where it came from."""
+        """Log every value that is not the default, with its source."""
         for name, origin in sorted(self.origins.items(), key=lambda item: (item[1], item[0])):
             value = self[name]
             logging.info("  %-28s %-36s %s", name, " ".join(value) if isinstance(value, list) else value, origin)
 
 
 def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=None):
-    """The `Settings` of a step, from what was given and what the table says.
+    """The `Settings` of a step.
 
-    Args: given: {flag: value} of the command line; header: the script's; task: (name, {flag: value}) of a task's row;
-    recorded, changes: see `Settings.for_step`. Raises UserError: a name that is no flag, a value out of range.
+    Args: given: {flag: value} from the command line; header: the script's HEADER; task: (name, {flag: value}) from a
+    task's row; recorded, changes: see `Settings.for_step`. Raises UserError for unknown flags and bad values.
     """
     header, changes, rows = header or {}, changes or {}, flags_of(step)
     for name in header.keys() - rows.keys():
@@ -215,29 +217,29 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     for name, flag in rows.items():
         found = ((origin, layer.get(name)) for origin, layer in layers.items())
         origin, value = next((each for each in found if each[1] is not None), ("", None))
-        values[name] = [value] if flag.type is list and isinstance(value, str) else value  # as a header may have it
+        values[name] = [value] if flag.type is list and isinstance(value, str) else value  # a header may omit the list
         if origin and name not in changes:
             origins[name] = origin
     values |= changes
     if task[0]:
-        values["task_name"] = task[0]  # as its row writes it
+        values["task_name"] = task[0]  # in the row's spelling
     if values.get("fp16"):
         values["precision"] = "fp16"
     check(step, values)
-    # Changes are handed on as if given: the seed of a sweep is that of its fine-tuning and its baseline too.
+    # Changes count as given from here on, so that fine-tuning and the baseline inherit a sweep's seed.
     return Settings(step, values, origins, {**given, **changes}, header, task)
 
 
 def sample_of(step, asked):
-    """{flag: value} of --sample, {} where it is not `asked` for. Another task than the sample's comes with its own
-    data, which nobody may have augmented; the small models are for all."""
+    """{flag: value} for --sample, {} without it. `asked`: {flag: value} from header and command line."""
+    # Any task can use the sample's small models, but a task other than the sample's brings its own data.
     rows = flags_of(step) if asked.get("sample") else {}
     own_task = (asked.get("task_name") or flags.SAMPLE_TASK).lower() != flags.SAMPLE_TASK.lower()
     return {name: flag.value_at(step, "sample") for name, flag in rows.items() if not (own_task and flag.sample_data)}
 
 
 def check(step, values):
-    """Raise UserError for a value out of range, or values that do not go together."""
+    """Raise UserError for a value out of range or a contradiction between values."""
     for name, flag in flags_of(step).items():
         if flag.type in (int, float) and values[name] is not None and not flags.EXPECTED[flag.expected](values[name]):
             raise UserError(f"--{name} {values[name]}: expected {flag.expected}")
@@ -254,6 +256,6 @@ def check(step, values):
 
 
 def task_step(given, header):
-    """Which of task_distill.py's steps is asked for."""
+    """Which of task_distill.py's steps is requested."""
     switches = {"do_finetune": FINETUNE, "do_eval": EVALUATION, "do_predict": EVALUATION, "pred_distill": PREDICTION}
     return next((step for name, step in switches.items() if given.get(name) or header.get(name)), INTERMEDIATE)

@@ -1,6 +1,6 @@
-"""The plan and the loop of every training: which examples come when, gradients, evaluation, saving, going on.
+"""The training loop of every stage: order of examples, gradients, evaluation, saving and resuming.
 
-A script says what is learned: a `learner`, a module whose forward turns a batch into named losses. The loop says how.
+A stage brings a `learner`, a module whose forward turns a batch into named losses.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from transformer.optimization import BertAdam, decay_groups
 from transformer.processes import Processes, set_seed
 from transformer.settings import Batching, Schedule
 
-# The second line: names of before, for whoever imports them from here.
+# The second line keeps older import paths working.
 __all__ = ["Batching", "Plan", "Schedule", "TrainingRun", "step_seed"]
 __all__ += ["HISTORY_NAME", "Launch", "set_seed", "sum_by_kind"]
 
@@ -31,15 +31,15 @@ Launch = Processes
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.bin"
-LOG_STEPS = 50  # steps between two log lines; also the only places where the loop waits for the device
+LOG_STEPS = 50  # steps between log lines, which are also the only points where the loop waits for a GPU
 ADVICE = f"{STATE_NAME} is from before it; a lower --learning_rate or --precision fp32 may help"
 
 
 class Plan:
     """Which examples each step trains on, fixed before the run starts.
 
-    Args: load_epoch(k): the `Sequences` of pass k; sizes: examples of each pass, used in turn. `total_steps` counts
-    optimizer steps, the last short batch included. Raises UserError where that is none.
+    Args: load_epoch(k): the `Sequences` of pass k; sizes: number of examples in each pass, reused in turn.
+    `total_steps`: optimizer steps, including each pass's short last batch. Raises UserError where there are none.
     """
 
     def __init__(self, load_epoch, sizes, schedule, batching):
@@ -47,6 +47,7 @@ class Plan:
         steps = [math.ceil(size / batching.train_batch_size) for size in sizes]
         epochs = schedule.num_train_epochs
         whole = int(epochs)
+        # One entry more than whole passes, for the fraction: 1.5 epochs end in the middle of the second pass.
         self.epoch_steps = [steps[epoch % len(steps)] for epoch in range(whole + 1)]
         self.epoch_steps[whole] = round((epochs - whole) * self.epoch_steps[whole])
         self.total_steps = min(sum(self.epoch_steps), schedule.max_steps or math.inf)
@@ -54,13 +55,14 @@ class Plan:
             raise UserError(f"--num_train_epochs {epochs}: nothing to train on")
 
     def batches(self, epoch):
-        """(Sequences, [indices of a batch]) of one pass."""
+        """(Sequences, [indices of each batch]) for one pass."""
         sequences = self.load_epoch(epoch)
         size, bucketed = self.batching.train_batch_size, not self.batching.pad_to_max_length
         return sequences, epoch_batches(sequences.lengths, size, self.schedule.seed, epoch, bucketed)
 
     def steps(self, start=0):
         """Yield (sequences, indices of the step's examples) from step `start` on."""
+        # The order depends on the seed and the pass alone, so a resumed run skips ahead without reading earlier passes.
         first = 0
         for epoch, count in enumerate(self.epoch_steps):
             stop = min(first + count, self.total_steps)
@@ -72,12 +74,12 @@ class Plan:
 
 
 class TrainingRun:
-    """One training: the state (model, optimizer, step, best score, results), and everything that happens to it.
+    """A training's state (model, optimizer, step, best score, results), the loop, and its files.
 
-    Args: folder: output folder; learner: module with `student` (a BertPreTrainedModel) whose forward(batch) gives
-    {name: loss}, means over the batch's examples; plan: Plan; rates: name of BertAdam's schedule; evaluate(): (score or
-    None, {name: number}), called every `eval_step` steps and at the end; the weights with the best score are kept,
-    without a score the latest; keep_step_files: so many evaluations' weights stay as step_N_pytorch_model.bin.
+    Args: folder: output folder; learner: module with `student` (a BertPreTrainedModel) whose forward(batch) returns
+    {name: mean loss over the batch}; rates: name of a BertAdam schedule; evaluate(): (score or None, {name: number}),
+    called every `eval_step` steps and at the end; the weights with the best score are kept, without scores the latest;
+    keep_step_files: number of evaluations whose weights also stay as step_N_pytorch_model.bin.
     """
 
     def __init__(self, folder, learner, plan, processes, rates, evaluate=None, keep_step_files=0):
@@ -87,14 +89,15 @@ class TrainingRun:
         schedule = plan.schedule
         groups = decay_groups(self.student, schedule.weight_decay)
         self.optimizer = BertAdam(groups, schedule.learning_rate, schedule.warmup_proportion, plan.total_steps, rates)
+        # float16 has too few exponent bits for small gradients; bfloat16 needs no scaling.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=processes.dtype == torch.float16)
         self.step, self.best_score, self.results = 0, None, {}
         self.history = History(self.folder, plan.total_steps, processes)
 
     def train(self):
-        """Run from wherever the state stands to the end of the plan; returns the results of the weights kept."""
+        """Train from the saved state, if any, to the end of the plan. Returns the results of the weights kept."""
         if not self.load_state():
-            self.save_state()
+            self.save_state()  # so that even a failure in the first steps leaves a state to return to
         learner, guard = self.processes.wrap(self.learner.train()), Guard(self)
         if self.plan.batching.compile:
             learner = torch.compile(learner, dynamic=True)  # batches differ in length
@@ -102,15 +105,16 @@ class TrainingRun:
         watched = progress_bar(self.plan.total_steps, self.step, "step", shown=self.processes.first)
         with guard.watching(), watched as bar:
             for step, (sequences, indices) in enumerate(self.plan.steps(self.step), self.step + 1):
-                # Once in so many optimizer steps and always at the end; the reference asks at each part of a batch, and
-                # keeps nothing of what comes after the last multiple.
+                # Counted in optimizer steps, and always at the end. The reference counts parts of batches, and drops
+                # what it learns after the last multiple.
                 evaluating = step == self.plan.total_steps or step % self.plan.schedule.eval_step == 0
                 logging_now = evaluating or step % LOG_STEPS == 0
 
                 losses = self.forward_backward(learner, sequences, indices)
+                # Before the update, while the weights are still those from before a bad loss.
                 guard.note(indices, losses, look=logging_now)
                 self.history.add_step(losses, len(indices), sequences.lengths[indices].sum())
-                rate = self.optimizer.get_lr()
+                rate = self.optimizer.get_lr()  # of this step: the update advances it
                 self.update()
                 bar.update()
                 if logging_now:
@@ -121,12 +125,12 @@ class TrainingRun:
         return self.results
 
     def forward_backward(self, learner, sequences, indices):
-        """Gradient of one global batch, of which this process computes every world_size-th example, in parts.
+        """Compute one batch's gradient: every world_size-th example in this process, in accumulation parts.
 
-        Returns {name: loss}, this process's share of the mean over the global batch.
+        Returns {name: loss}, this process's share of the mean over the whole batch.
         """
         processes = self.processes
-        # Every step draws its dropout from its own seed: a run that goes on draws what this one would have.
+        # Dropout has a seed per step, so that a resumed run draws the same masks as an uninterrupted one.
         torch.manual_seed(step_seed(self.plan.schedule.seed, self.step, processes.rank))
         mine = indices[processes.rank :: processes.world_size]
         size = math.ceil(len(mine) / self.plan.batching.gradient_accumulation_steps)
@@ -134,9 +138,10 @@ class TrainingRun:
         totals = {}
         for number, part in enumerate(parts or [indices[:1]]):
             batch = processes.to_device(sequences.batch(part))
-            # Losses are means over examples; these weights make the parts' sum the mean over the global batch. A
-            # process without examples (in a last short batch) goes through the motions with weight 0.
+            # Each loss is a mean over its part; these weights make their sum the mean over the whole batch. A process
+            # without examples, in a short last batch, computes one with weight 0: the others wait for its gradients.
             weight = len(part) / len(indices) if parts else 0.0
+            # Only the last part sends gradients to the other processes; the earlier ones add up locally.
             last = number == len(parts) - 1 or not parts
             with contextlib.nullcontext() if last or processes.world_size == 1 else learner.no_sync():
                 with processes.autocast():
@@ -145,21 +150,19 @@ class TrainingRun:
                 self.scaler.scale(loss).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0) + value.detach() * weight
-        self.scaler.unscale_(self.optimizer)
+        self.scaler.unscale_(self.optimizer)  # BertAdam clips the gradients at their true size
         return totals
 
     def update(self):
-        """One optimizer step; where float16 overflowed, the step counts and the weights stay."""
+        """Take one optimizer step. Where float16 overflowed, the step counts but the weights stay as they are."""
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.optimizer.advance_to(self.step)
-
-    # --- the one state
+        self.optimizer.advance_to(self.step)  # the optimizer did not count a step that the scaler skipped
 
     def save_state(self):
-        """Write everything the run needs to go on, into one file. Raises UserError for weights that are not finite."""
+        """Write everything that a resumed run needs into one file. Raises UserError for weights that are not finite."""
         self.check_weights()
         if self.processes.first:
             parts = {"model": self.student, "optimizer": self.optimizer, "scaler": self.scaler}
@@ -169,11 +172,11 @@ class TrainingRun:
                 torch.save(state, file)
 
     def has_state(self):
-        """Whether a stopped run left a state to go on from."""
+        """Whether a stopped run left a state to resume from."""
         return (self.folder / STATE_NAME).is_file()
 
     def load_state(self):
-        """Go on from a saved state, if there is one. Returns whether there was."""
+        """Resume from a saved state. Returns False where there is none."""
         path = self.folder / STATE_NAME
         if not self.processes.from_first(self.has_state):
             return False
@@ -185,15 +188,15 @@ class TrainingRun:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.best_score, self.results = state["step"], state["best_score"], state["results"]
-        except Exception as error:  # a damaged file raises many kinds
+        except Exception as error:  # torch.load raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: damaged ({reason}); without that file the run starts again") from error
         logger.info("going on from step %d of %d", self.step, self.plan.total_steps)
         return True
 
     def evaluate_and_save(self):
-        """Evaluate, keep the weights that deserve it, then save the state: a stop in between repeats this step."""
-        self.check_weights()  # ahead of everything that replaces good ones
+        """Evaluate, keep the weights if they are the best so far, then save the state."""
+        self.check_weights()  # before anything overwrites good weights
         self.learner.eval()
         score, results = self.evaluate()
         self.learner.train()
@@ -202,10 +205,10 @@ class TrainingRun:
             self.best_score, self.results = score, {"global_step": self.step, **results}
             if self.processes.first:
                 self.keep_weights()
-        self.save_state()
+        self.save_state()  # last: a run killed before this point repeats the evaluation
 
     def keep_weights(self):
-        """Write the weights as they are, and with `keep_step_files` once more under the step's name."""
+        """Write the current weights, and with `keep_step_files` a copy under the step's name."""
         weights = self.student.state_dict()
         if self.keep_step_files:
             save_weights(weights, self.folder / f"step_{self.step}_{WEIGHTS_NAME}")
@@ -215,32 +218,32 @@ class TrainingRun:
         save_weights(weights, self.folder / WEIGHTS_NAME)
 
     def check_weights(self):
-        """Raise UserError where the last update left weights that are not finite."""
+        """Raise UserError if the last update left weights that are not finite."""
         for name, weight in self.student.state_dict().items():
             if not weight.isfinite().all():
                 raise UserError(f"step {self.step}: its update left {name} with NaN or infinite numbers; {ADVICE}")
 
     def finish(self):
-        """The run's files are complete: nothing is left to go on from."""
+        """Remove the state of a run that is complete, and draw its curves."""
         if self.processes.first:
             (self.folder / STATE_NAME).unlink(missing_ok=True)
             try:
                 self.history.draw()
-            except Exception as error:  # a matplotlib that is there and broken must not cost a run its end
+            except Exception as error:  # a broken matplotlib must not fail a finished run
                 logger.warning("no %s: %s", self.history.curves.name, error)
 
 
 class Guard:
-    """What can go wrong in a loop: losses that are not finite, Ctrl-C and SIGTERM."""
+    """Handles what can go wrong in the loop: losses that are not finite, Ctrl-C and SIGTERM."""
 
     def __init__(self, run):
         self.run, self.processes = run, run.processes
-        self.unseen = []  # (step, its examples, its loss): looking at a loss waits for the device
+        self.unseen = []  # (step, examples, loss) not checked yet: reading a loss waits for the GPU
         self.signal = 0
 
     @contextlib.contextmanager
     def watching(self):
-        """Ctrl-C and SIGTERM end the loop after the step at hand, with a saved state; a second one ends it at once."""
+        """Let Ctrl-C and SIGTERM end the loop after the current step, with a saved state. A second one ends it now."""
 
         def note(signum, frame):
             if self.signal:
@@ -255,19 +258,19 @@ class Guard:
                 signal.signal(signum, handler)
 
     def note(self, indices, losses, look):
-        """Remember a step's losses before its update; `look` at all that are remembered, on a CPU always: no wait."""
+        """Record a step's losses before its update. `look`: check all that are recorded."""
         self.unseen.append((self.run.step, indices, sum(losses.values())))
-        if look or self.processes.device.type == "cpu":
+        if look or self.processes.device.type == "cpu":  # on a CPU checking costs no wait
             self.check()
 
     def check(self):
-        """Raise UserError for the first noted step whose loss is not finite. Where the weights are still good, those
-        before that step, they are saved."""
+        """Raise UserError for the first recorded step whose loss is not finite, after saving weights that still are."""
         if not self.unseen:
             return
         losses = self.processes.sum(torch.stack([loss for *_, loss in self.unseen])).tolist()
         for (step, indices, _), loss in zip(self.unseen, losses, strict=True):
             if not math.isfinite(loss):
+                # On a GPU later updates may have spoiled the weights already; then the last saved state stays.
                 weights = self.run.student.state_dict().values()
                 if step == self.run.step and all(weight.isfinite().all() for weight in weights):
                     self.run.save_state()
@@ -276,7 +279,7 @@ class Guard:
         self.unseen.clear()
 
     def stop_if_asked(self):
-        """End the process where any process got a signal: all at the same step, or the others would wait for ever."""
+        """Save and exit if any process got a signal. All stop at the same step; otherwise some would wait forever."""
         signum = self.processes.max_number(self.signal)
         if signum and self.run.step < self.run.plan.total_steps:
             self.check()
@@ -286,5 +289,5 @@ class Guard:
 
 
 def step_seed(seed, step, rank):
-    """The seed of one step's dropout on one process."""
+    """The seed of one step's dropout in one process."""
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1
