@@ -66,7 +66,7 @@ HEADER = {
 CHUNK_ROWS = 256  # rows per process between saved states; their masked words share batches
 CUDA_CHUNKS = 4  # chunks between saved states on a GPU, which finishes one faster than a state is saved
 REPORT_SECONDS = 60  # between progress lines in the log, where no bar is shown
-# The spaces to remove: between Chinese characters or punctuation; beside those, quotes and dashes count too.
+# The spaces to remove: between Chinese characters or punctuation. Next to these, quotes and dashes count as well.
 _SOLID, _DASHES = CJK + "\u3000-\u30ff\uff01-\uff65", "\u2010-\u2027"
 UNSPACED = re.compile(f"(?<=[{_SOLID}]) (?=[{_SOLID}{_DASHES}])|(?<=[{_DASHES}]) (?=[{_SOLID}])")
 
@@ -155,10 +155,9 @@ def rounds(train_file, start, limit, here):
 
 
 def augment_file(train_file, augment, progress, total, limit, output):
-    """Write the header, then every row and its variants, resuming after the last saved round.
+    """Write the header, then every row and its variants, resuming after the last saved round. Returns a summary.
 
     Args: augment(rows, number of the first row): their lines; progress: from `find_progress`; total: from `prepare`.
-    Returns a summary: rows in, rows out.
     """
     part, here, before = part_of(output.result), output.processes, progress["rows"]
     started = told = time.monotonic()

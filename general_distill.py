@@ -70,8 +70,7 @@ def main():
     logging.info("general distillation on %s", here)
     settings.log()
 
-    # The teacher, and the text that both models read. The student shares the teacher's tokenizer, because it is
-    # compared with the teacher token by token.
+    # The teacher, and the text. The student uses the teacher's tokenizer: they are compared token by token.
     output_dir, length = Path(settings.output_dir), settings.max_seq_length
     teacher_folder = model_folder(settings.teacher_model, settings.cache_dir)
     tokenizer = BertTokenizer.from_pretrained(teacher_folder, settings.do_lower_case)
@@ -161,10 +160,8 @@ def new_student(folder, teacher, tokenizer):
 
 
 def load_student(folder, teacher, tokenizer, fresh_projection=True):
-    """A student with the weights in `folder`. Raises UserError where this teacher cannot teach it.
-
-    `fresh_projection`: allow a new random projection where the saved one is for a teacher of another width.
-    """
+    """A student with the weights in `folder`. Raises UserError where this teacher cannot teach it. `fresh_projection`:
+    allow a new random projection where the saved one is for a teacher of another width."""
     distillation.check_same_vocabulary(tokenizer, folder)
     width, own = teacher.config.hidden_size, BertConfig.from_pretrained(folder).fit_size
     if own != width and not fresh_projection:

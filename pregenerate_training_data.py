@@ -94,8 +94,7 @@ def main():
 def tokenize_corpus(folder, files, contents, tokenizer, limit, fewest, num_workers):
     """Tokenize the corpus files into `folder`, resuming where a killed run stopped. Returns a `Corpus`.
 
-    Args: contents: fingerprints of the files and the tokenizer; limit: maximum number of documents; fewest: minimum.
-    Raises UserError for fewer.
+    Args: contents: fingerprints of files and tokenizer; limit: most documents; fewest: least, else UserError.
     """
     typecode = id_typecode(len(tokenizer.vocab))
     writer = CorpusWriter(folder, typecode, {"inputs": contents, "lower": tokenizer.do_lower_case, "limit": limit})
@@ -162,8 +161,7 @@ def write_epoch(name, epoch, maker, num_workers, output, bar):
     first, count = (0, 0) if files.fresh else (done["documents"], done["sequences"])
     bar.update(first)
     saved = time.monotonic()
-    # Results arrive in document order, whatever the number of workers, so a position and the file sizes are enough to
-    # resume from.
+    # Results arrive in document order, whatever the number of workers, so a position and file sizes suffice to resume.
     made = map_in_workers(maker.make_chunk, chunks(maker.corpus, epoch, first), num_workers)
     for (_, start, stop), (chunk_count, parts) in made:
         files.write(parts)

@@ -91,8 +91,7 @@ def main():
 
         student, output_dir, baseline = model_folder(own.student_model, own.cache_dir), Path(own.output_dir), None
         if own.baseline:
-            # A fair baseline trains as its student did. With --do_eval the student is finished already, and its record
-            # has those settings.
+            # A fair baseline trains as its student did. With --do_eval the student's record has those settings.
             compared, recorded = (student, prediction_of(student, task)) if own.do_eval else (output_dir, {})
             folders = {"student_model": str(compared), "output_dir": str(output_dir / BASELINE_FOLDER)}
             training = own.for_step(BASELINE, recorded, **folders)

@@ -1,5 +1,5 @@
-"""Pictures of a training and of what came out, where matplotlib is installed. A picture is a grid of panels; a panel is
-a function that draws into an axis."""
+"""Pictures of trainings and results, where matplotlib is installed. A picture is a grid of panels, functions that draw
+into an axis."""
 
 import importlib.util
 import math
@@ -8,26 +8,26 @@ from pathlib import Path
 
 from transformer.files import atomic_write
 
-# For labels in Chinese, Japanese and Korean, which matplotlib's own font lacks: how the names of fonts start.
+# Name prefixes of fonts for Chinese, Japanese and Korean labels, which matplotlib's own font cannot show.
 FONTS = ("Noto Sans CJK", "WenQuanYi", "Microsoft YaHei", "SimHei", "PingFang", "Hiragino Sans", "Arial Unicode")
 
 
 def save_panels(path, panels):
-    """Draw the panels side by side into a PNG file. Returns whether there is one now: False without matplotlib."""
+    """Draw the panels into a PNG file. Returns False, without a file, if matplotlib is missing or there is no panel."""
     if importlib.util.find_spec("matplotlib") is None or not panels:
-        Path(path).unlink(missing_ok=True)  # an earlier picture would show something else
+        Path(path).unlink(missing_ok=True)  # an old picture would be wrong
         return False
     import matplotlib
     from matplotlib import font_manager
-    from matplotlib.figure import Figure  # without pyplot: no window, no state that is shared
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     installed = sorted(font_manager.get_font_names(), reverse=True)  # ... SC, simplified Chinese, before ... JP
     fallback = [name for start in FONTS for name in installed if name.startswith(start)]
     fonts = [*matplotlib.rcParams["font.family"], *fallback]
-    # Labels are the user's: a dollar is no formula, and a letter that no font has is no reason to warn.
+    # Labels come from users: a dollar sign is not a formula, and a character without a font is not worth a warning.
     with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
-        # The fewest empty places, then the squarest grid.
+        # The fewest empty cells, then the squarest grid.
         columns = min((3, 2, 4), key=lambda count: (-len(panels) % count, abs(count - math.sqrt(len(panels)))))
         columns = min(columns, len(panels))
         rows = math.ceil(len(panels) / columns)
@@ -40,8 +40,8 @@ def save_panels(path, panels):
 
 
 def lines(axis, title, curves, log=False, levels=(), ordered=False):
-    """Curves by step, {label: [(step, value)]}. `levels`: {label: value} of dashed lines across; `ordered`: the curves
-    are layers, the colours follow them."""
+    """Draw curves by step, {label: [(step, value)]}. `levels`: {label: value} of horizontal lines; `ordered`: curves of
+    layers get graded colours."""
     from matplotlib import colormaps, ticker
 
     for number, (label, points) in enumerate(curves.items()):
@@ -55,14 +55,14 @@ def lines(axis, title, curves, log=False, levels=(), ordered=False):
     if log and positive:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
-        # In less than a power of ten only the ticks between the powers are there to be labelled.
+        # Within a single power of ten there may be no major tick to label, only minor ones.
         axis.yaxis.set_minor_formatter("{x:g}" if max(positive) < 10 * min(positive) else ticker.NullFormatter())
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small", ncols=1 + (len(curves) + len(levels)) // 7)
 
 
 def bars(axis, title, groups):
-    """A group of bars for each metric, {name: {label: value}}, with their values written over them."""
+    """Draw a group of bars per metric, {name: {label: value}}, with the values above them."""
     labels = list(next(iter(groups.values())))
     width, few = 0.8 / len(labels), len(groups) * len(labels) < 7
     for number, label in enumerate(labels):
@@ -79,11 +79,11 @@ def bars(axis, title, groups):
 
 
 def matrix(axis, title, counts, names):
-    """A confusion matrix (C, C) with its numbers: shares of a true class give the colours."""
+    """Draw a confusion matrix (C, C) with its counts. The colour is a cell's share of its true class."""
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     few, size = len(names) < 7, max(10 - len(names) / 3, 4)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(names) if len(names) < 15 else 0):  # of more classes the colours tell
+    for row in range(len(names) if len(names) < 15 else 0):  # for more classes the colours must do
         for column in range(len(names)):
             share = f"\n{shares[row, column]:.1%}" if few else ""
             style = {"fontsize": size, "color": "white" if shares[row, column] > 0.5 else "black"}
@@ -96,7 +96,7 @@ def matrix(axis, title, counts, names):
 
 
 def scatter(axis, title, gold, scores):
-    """Scores (N,) against the gold ones, and the line on which they would be equal."""
+    """Draw scores (N,) against gold scores, and the line where both are equal."""
     axis.scatter(gold, scores, s=9, alpha=0.5)
     axis.axline((float(gold.min()), float(gold.min())), slope=1, linestyle="--", color="gray", label="equal")
     axis.set(title=title, xlabel="gold score", ylabel="answer")

@@ -1,6 +1,6 @@
-"""What a model answers, how right it is, and how fast it answers.
+"""A model's answers, scores and speed.
 
-Shapes: N examples, B of a batch, L tokens, C outputs of the head.
+Shapes: N examples, B batch, L tokens, C head outputs.
 """
 
 import functools
@@ -19,13 +19,13 @@ from transformer.history import sum_by_kind
 from transformer.processes import Processes
 from transformer.tasks.task import label_order
 
-BATCH_SIZES = (1, 32)  # an answer that somebody waits for, and many at once
-# A model is timed in TURNS turns: REPETITIONS batches in all or, where it is slow, those that start within SECONDS.
+BATCH_SIZES = (1, 32)  # for latency and for throughput
+# A model is timed for REPETITIONS batches, or for as many as start within SECONDS, split into TURNS turns.
 TURNS, REPETITIONS, SECONDS = 4, 100, 1.5
 
 
 class Answers(NamedTuple):
-    """What a model says to the rows of one dev file, and the truth, as the task's kind scores them."""
+    """A model's predictions for one dev file and the gold labels, in the form that the task's kind scores."""
 
     file: str
     predictions: np.ndarray  # (N,): class indices in the order of the task's labels, or scores
@@ -34,13 +34,13 @@ class Answers(NamedTuple):
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Runs models without training, in batches of one size, on this process's device."""
+    """Runs models without training, in batches of a fixed size, on this process's device."""
 
     batch_size: int
     processes: Processes
 
     def outputs(self, model, sequences, rows=None, progress=False):
-        """The head's outputs (N, C) for all examples or those of `rows`, on the CPU in float32."""
+        """Head outputs (N, C) for all examples, or those in `rows`, on the CPU in float32."""
         model.eval()
         rows = np.arange(len(sequences)) if rows is None else rows
         outputs = torch.zeros(len(rows), model.config.num_labels)
@@ -50,14 +50,14 @@ class Evaluator:
         return outputs
 
     def batch_outputs(self, model, batch):
-        """Outputs (B, C) for one batch, on the CPU in float32: it waits for the device."""
+        """Head outputs (B, C) for one batch, on the CPU in float32. Waits for the device."""
         batch = self.processes.to_device(batch)
         with torch.inference_mode(), self.processes.autocast():
             outputs, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
         return outputs.float().cpu()
 
     def losses(self, learner, sequences):
-        """A learner's losses over a data set: {kind: mean over the examples}."""
+        """A learner's losses on a data set: {kind: mean over the examples}."""
         learner.eval()
         sums = {}
         for indices in sorted_batches(sequences.lengths, self.batch_size):
@@ -68,7 +68,7 @@ class Evaluator:
         return sum_by_kind({name: value.item() / len(sequences) for name, value in sums.items()})
 
     def answers(self, task, model, sets):
-        """The model's `Answers` to each of the task's dev sets, (file name, Sequences)."""
+        """The model's `Answers` for each dev set in `sets`, [(file name, Sequences)]."""
         labels = label_order(task, label_names(model.config))
         return [
             Answers(name, *task.kind.answers(task, self.outputs(model, sequences), sequences.labels, labels))
@@ -76,13 +76,13 @@ class Evaluator:
         ]
 
     def score(self, task, model, sets):
-        """(the metric that selects the best weights, {name: value of every metric}) on the task's dev sets."""
+        """(value of the metric that selects the best weights, {name: value} of all metrics) on the dev sets."""
         results = results_of(task, self.answers(task, model, sets))
         return results[task.metrics[0]], results
 
 
 class Candidate(NamedTuple):
-    """A model beside others: its folder, its dev sets, (file name, Sequences), and its `Answers` to each of them."""
+    """A model in a comparison, with its dev sets, [(file name, Sequences)], and its `Answers` for each of them."""
 
     folder: Path
     model: torch.nn.Module
@@ -92,8 +92,8 @@ class Candidate(NamedTuple):
 
 
 def results_of(task, answers):
-    """Every metric, {name: value}; MNLI's second set, mismatched, reports under mm_..."""
-    # By name, so that the matched set goes on selecting the weights: in the reference the second set takes its place.
+    """All metrics, {name: value}. Those of MNLI's second dev set, mismatched, start with mm_."""
+    # Separate names keep the matched set as the one that selects the weights. In the reference the second replaces it.
     return {
         f"{prefix}{name}": value
         for prefix, (_, predictions, labels) in zip(("", "mm_"), answers, strict=False)
@@ -102,8 +102,8 @@ def results_of(task, answers):
 
 
 def measure_speed(candidates, length, evaluator):
-    """Time some models, {name: Candidate}, from token ids in memory to outputs in memory. `length`: tokens of every
-    example, none of them padding. Returns {batch size: {name: [seconds of each batch]}}."""
+    """Time models, {name: Candidate}, from token ids to outputs, both in memory. `length`: tokens per example, without
+    padding. Returns {batch size: {name: [seconds of each batch]}}."""
     seconds = {}
     for batch_size in BATCH_SIZES:
         calls = {}
@@ -115,7 +115,7 @@ def measure_speed(candidates, length, evaluator):
 
 
 def full_batch(sequences, batch_size, length, tokenizer):
-    """A batch (B, L) of real text without padding: the sequences' tokens end to end, over again where they are few."""
+    """A batch (B, L) of real text without padding: the sequences' tokens end to end, repeated if there are too few."""
     ids = np.resize(sequences.ids, (batch_size, length)).astype(np.int64)
     ids[:, -1], ids[:, 0] = tokenizer.sep_token_id, tokenizer.cls_token_id
     ids = torch.from_numpy(ids)
@@ -123,9 +123,9 @@ def full_batch(sequences, batch_size, length, tokenizer):
 
 
 def time_by_turns(calls, clock=time.perf_counter):
-    """Time some functions, {name: function}, over and over; returns {name: [seconds of each call]}."""
-    # They take turns, so that what else the machine does falls on all of them alike. A turn is several calls: models
-    # that alternate call by call would drive each other's weights out of the caches.
+    """Time functions, {name: function}, over many calls. Returns {name: [seconds of each call]}."""
+    # They take turns, so that other load on the machine affects all of them alike. A turn is several calls: models that
+    # alternate after every call would evict each other's weights from the caches.
     seconds = {name: [] for name in calls}
     for turn in range(1 + TURNS):
         for name, call in calls.items():
@@ -134,6 +134,6 @@ def time_by_turns(calls, clock=time.perf_counter):
                 started = clock()
                 call()
                 times.append(clock() - started)
-            if turn > 0:  # the first calls allocate, tune and fill caches
+            if turn > 0:  # the first turn only warms up: allocations, tuning, caches
                 seconds[name] += times
     return seconds

@@ -1,4 +1,4 @@
-"""Training on gold labels: a teacher learns its task before it teaches, and the baseline learns without a teacher."""
+"""Training on gold labels: fine-tuning of the teacher, and the baseline, which has no teacher."""
 
 import logging
 from dataclasses import replace
@@ -17,9 +17,9 @@ from transformer.tokenization import BertTokenizer
 
 
 def find_fine_tuned(folder, task):
-    """Where the teacher with a head for the task is: <folder>/<task>, `folder` itself, or None."""
+    """The folder of a teacher with a head for the task: <folder>/<task>, `folder` itself, or None."""
     fine_tuned = Path(folder) / (task.trained_as or task.name)
-    # A record that is not finished belongs to an interrupted fine-tuning.
+    # An unfinished record belongs to an interrupted fine-tuning.
     if weights_file(fine_tuned) and read_record(fine_tuned).get("finished", True):
         return fine_tuned
     if not weights_file(folder) or stored_outputs(folder, task.kind.head) != task.num_labels:
@@ -28,18 +28,17 @@ def find_fine_tuned(folder, task):
 
 
 def ready_teacher(folder, run, tuning, allowed=True, announce=lambda: None):
-    """The folder of a teacher that knows the task; fine-tunes one first where there is none.
+    """The folder of a teacher that is trained on the task; fine-tunes one first where there is none.
 
-    Args: folder: the pre-trained teacher's; run, tuning: `TaskRun`s of the step and of fine-tuning; allowed: else an
-    error; announce(): called before fine-tuning. The reference distilled from a head drawn at random where nobody
-    had fine-tuned the teacher, and ended at chance.
+    Args: folder: the pre-trained teacher; run, tuning: `TaskRun`s of the step and of fine-tuning; allowed: else raises
+    UserError; announce(): called before fine-tuning. The reference does not check: it distills from a random head.
     """
     task, found = run.task, find_fine_tuned(folder, run.task)
     if found == Path(folder) or (found and not is_shorter(found, run)):
         return found
     if not allowed:
         raise UserError(
-            f"{folder}: no {task.kind.head} for {task.name}; --do_finetune makes one (or leave --no_finetune away)"
+            f"{folder}: no {task.kind.head} for {task.name}; --do_finetune makes one (or leave out --no_finetune)"
         )
     if found is None:
         logging.info("the teacher has no %s for %s: fine-tuning it first", task.kind.head, task.name)
@@ -51,14 +50,14 @@ def ready_teacher(folder, run, tuning, allowed=True, announce=lambda: None):
 
 
 def is_shorter(folder, run):
-    """Whether a run that was cut short (--max_steps, --limit) made a model, and this run is not cut short so."""
+    """Whether a model comes from a run with --max_steps or --limit, and this run does not have that flag."""
     recorded = read_record(folder).get("settings", {})
     limits = {"max_steps": run.schedule.max_steps, "limit": run.reading.limit}
     return any(name in recorded and value is None for name, value in limits.items())
 
 
 def finetune(folder, output_dir, run, next_command=None):
-    """Fine-tune the BERT in `folder` on the run's task; returns the folder of the result."""
+    """Fine-tune the BERT in `folder` on the run's task. Returns the folder of the result."""
     task = run.task
     with run.output(output_dir, {"teacher_model": Path(folder)}, next_command) as output:
         if not output.finished:
@@ -71,14 +70,14 @@ def finetune(folder, output_dir, run, next_command=None):
 
 
 def train_baseline(student, output_dir, run):
-    """The architecture of the student in a folder, drawn at random and trained on gold labels with the settings of its
-    prediction step (`run`, a `TaskRun`); returns the folder of the result."""
+    """Train a randomly initialized model of the student's size on gold labels. Returns the folder of the result.
+    `student`: the student's folder; run: a `TaskRun` with the settings of its prediction step."""
     files = [Path(student) / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]
     with run.output(output_dir, {"student_model": files}) as output:
         if not output.finished:
             config = BertConfig.from_pretrained(student)
             tokenizer = BertTokenizer.from_pretrained(student, run.reading.do_lower_case)
-            set_seed(run.schedule.seed)  # what is drawn depends on the seed alone
+            set_seed(run.schedule.seed)  # random weights must not depend on what ran before
             model = run.task.kind.model(config).to(run.here.device)
             logging.info("baseline, trained on gold labels alone: %s", describe(model))
             train_on_labels(model, tokenizer, label_order(run.task, label_names(config)), run, output)
@@ -86,7 +85,7 @@ def train_baseline(student, output_dir, run):
 
 
 def train_on_labels(model, tokenizer, labels, run, output):
-    """Train a model on the gold labels and leave its folder in `output`."""
+    """Train a model on gold labels and write its folder as `output`."""
     data = run.read_data(tokenizer, labels)
     output.begin()
     evaluate = partial(run.evaluator.score, run.task, model, data.dev)

@@ -1,8 +1,8 @@
 """The tasks of GLUE in one table.
 
-A row tells which columns hold the text and the label, the labels in the order of the logits, the metrics (the first
-selects the best model), and the reference's epochs of the intermediate step and sequence length. Files are the official
-archives'. Tasks of one's own (`own_tasks`) are such rows too.
+A row names the columns with text and label, the labels in logit order, the metrics (the first selects the best model),
+and the reference's sequence length and epochs of the intermediate step. The file layout is that of the official
+archives. User-defined tasks (`own_tasks`) are rows of the same kind.
 """
 
 from transformer.tasks.regression import REGRESSION
@@ -17,7 +17,7 @@ ACCEPTABLE = ("unacceptable", "acceptable")
 EQUIVALENT = ("not_equivalent", "equivalent")
 DUPLICATE = ("not_duplicate", "duplicate")
 ACC_F1 = ("acc", "f1")
-COLUMNS = ("source", "label", "mark", "sentence")  # of CoLA's train and dev files, which have no header
+COLUMNS = ("source", "label", "mark", "sentence")  # CoLA's train and dev files have no header
 MNLI_DEV = ("dev_matched.tsv", "dev_mismatched.tsv")
 MNLI_TEST = ("test_matched.tsv", "test_mismatched.tsv")
 AX_COLUMNS = {"sentence1": "Premise", "sentence2": "Hypothesis", "label": "Label"}
@@ -27,23 +27,23 @@ GLUE = (
     Task("CoLA", SENTENCE, metrics=("mcc",), epochs=50, max_seq_length=64, label_names=ACCEPTABLE, columns=COLUMNS),
     Task("SST-2", SENTENCE, epochs=10, max_seq_length=64, label_names=("negative", "positive")),
     Task("MRPC", ("#1 String", "#2 String"), "Quality", metrics=ACC_F1, epochs=20, label_names=EQUIVALENT),
-    # The GLUE site takes scores from 0 to 5 only.
+    # The GLUE site accepts scores from 0 to 5 only.
     Task("STS-B", SENTENCES, "score", (), REGRESSION.offered, epochs=20, kind=REGRESSION, score_range=(0, 5)),
-    # Some rows of the official QQP files lack columns; they are skipped and counted.
+    # Some rows of the official QQP files are short; they are skipped and counted.
     Task("QQP", QUESTIONS, "is_duplicate", metrics=ACC_F1, epochs=5, label_names=DUPLICATE, skip_short_rows=True),
     # Matched and mismatched are two dev sets; the first one selects the model.
     Task("MNLI", SENTENCES, "gold_label", MNLI_LABELS, epochs=5, dev_files=MNLI_DEV, test_files=MNLI_TEST),
     Task("QNLI", ("question", "sentence"), labels=ENTAILMENT, epochs=10),
     Task("RTE", SENTENCES, labels=ENTAILMENT, epochs=20),
     Task("WNLI", SENTENCES, epochs=20, label_names=("not_entailment", "entailment")),
-    # The diagnostic set: MNLI's models answer it. Its labels are published apart, under other columns' names.
+    # The diagnostic set, for MNLI's models. Its labels are published in a separate file with other column names.
     Task("AX", SENTENCES, labels=MNLI_LABELS, metrics=("mcc",), trained_as="MNLI", **AX_FILES),
 )
 TASKS = {task.name.lower(): task for task in GLUE}
 
 
 def names_other_task(task, names):
-    """Whether a model's class names are those of another task of the table, and not of this one."""
+    """Whether a model's class names fit another task of the table but not this one."""
 
     def same(other):
         known = (other.labels if other.labels != ("0", "1") else (), other.label_names)
@@ -53,5 +53,5 @@ def names_other_task(task, names):
 
 
 def compute_metrics(task, predictions, labels):
-    """Every metric of the task, {name: value}, the first the one that selects the best model."""
+    """The task's metrics, {name: value}; the first one selects the best model."""
     return task.kind.score(task, predictions, labels)

@@ -18,10 +18,8 @@ HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
 
 
 class History:
-    """Logs a training: lines in the log; their numbers, with every layer's losses, in train_log.jsonl; curves.png.
-
-    Every process adds its steps; only the first one writes.
-    """
+    """Logs a training: log lines, train_log.jsonl with every layer's losses, curves.png. Every process adds its steps,
+    only the first one writes."""
 
     def __init__(self, folder, total_steps, processes):
         self.path, self.curves = Path(folder) / HISTORY_NAME, Path(folder) / CURVES_NAME

@@ -74,10 +74,8 @@ class Output:
         return self
 
     def _claim(self):
-        """Decide whether to skip, resume or start over: (whether the output is finished, its progress).
-
-        Raises UserError for files of another origin, or an output from other flags or inputs.
-        """
+        """Decide whether to skip, resume or start over: (whether the output is finished, its progress). Raises
+        UserError for files of another origin, or an output from other flags or inputs."""
         settings = {name: value for name, value in self.provenance.settings.items() if name not in self.inputs}
         contents = {name: fingerprint(file) for name, file in self.inputs.items() if file is not None}
         values = {"script": self.provenance.script, "settings": settings, "inputs": contents}
@@ -123,10 +121,7 @@ class Output:
         ]
 
     def begin(self):
-        """Write the record and remove the files that the output replaces. To be called once all inputs have been read.
-
-        The other processes wait, so that none resumes from a state that the first one is about to remove.
-        """
+        """Write the record and remove the files that the output replaces. Call it once all inputs have been read."""
         if self.processes.first:
             if self.replaced is not None:
                 # A run killed during the removal must not resume from the remaining files.
@@ -135,7 +130,7 @@ class Output:
                     Path(path).unlink(missing_ok=True)
                 self._write_record()
             log_to(self.folder / LOG_NAME if self.replaces is None else None)
-        self.processes.barrier()
+        self.processes.barrier()  # no process may resume from a state that the first one is about to remove
 
     def save_progress(self, files, progress):
         """Record `progress` once everything written to `files` is safely on disk."""
@@ -197,10 +192,8 @@ def fingerprint(path):
 
 
 def read_record(place):
-    """The record at a path or in a model folder: script, settings and inputs; {} without one.
-
-    Raises UserError for a broken one.
-    """
+    """The record at a path or in a model folder: script, settings and inputs; {} without one. Raises UserError for
+    broken JSON."""
     path = Path(place) / RECORD_NAME if Path(place).is_dir() else Path(place)
     found = read_json(path) if path.is_file() else None
     known = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("settings", "inputs"))

@@ -1,16 +1,16 @@
-"""Tasks beyond GLUE's: a folder with train, dev and test files, described by its task.json or by the files' headers.
+"""User-defined tasks: a folder with train, dev and test files, described by a task.json or by the files' headers.
 
     my_task/train.csv  my_task/dev.csv  my_task/test.csv  my_task/task.json
 
-task.json may say (all of it is optional):
+The keys of task.json, all optional:
 
     {"text": "review",             the column with the text, or a pair: ["premise", "hypothesis"]
      "label": "stars",             the column with the label
-     "labels": ["bad", "good"],    the labels in the order of the model's outputs; without it those of the training file
-     "label_names": ["-", "+"],    how they are called in models and reports
+     "labels": ["bad", "good"],    the labels in the order of the model's outputs; default: those in the training file
+     "label_names": ["-", "+"],    their names in models and reports
      "ignore_labels": ["?"],       rows with these are left out
-     "regression": false,          true: the label is a number to be predicted
-     "metric": "f1",               what selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression
+     "regression": false,          true: the label is a number to predict
+     "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression
      "max_seq_length": 128, "epochs": 3}
 """
 
@@ -27,11 +27,11 @@ from transformer.tasks.regression import REGRESSION
 from transformer.tasks.task import Task, TaskFile
 
 DESCRIPTION = "task.json"
-# What columns are called where no task.json names them, the likeliest first.
+# Column names to look for where task.json has none, most specific first.
 TEXTS = "sentence1 sentence2|text_a text_b|text1 text2|premise hypothesis|question1 question2|question sentence"
 TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|sentence|text".split("|")]
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score")
-MOST_LABELS = 50  # more different numbers are taken for scores that somebody forgot to call so
+MOST_LABELS = 50  # with more, "regression" was probably forgotten
 
 
 def is_name(value):
@@ -43,7 +43,7 @@ def is_names(value, least=0, most=math.inf):
     return names and least <= len(value) <= most and len(set(map(str, value))) == len(value)
 
 
-KEYS = {  # {key of a task.json: (what is expected, whether a value is that)}
+KEYS = {  # {key of task.json: (expected value in words, function that checks a value)}
     "text": ("a column's name, or a list of two", lambda value: is_name(value) or is_names(value, 1, 2)),
     "label": ("a column's name", is_name),
     "labels": ("a list of different labels, two or more", lambda value: is_names(value, 2)),
@@ -57,11 +57,8 @@ KEYS = {  # {key of a task.json: (what is expected, whether a value is that)}
 
 
 def find_task(name, folder=None):
-    """The `Task` of a name: GLUE's row, in any case of letters, or that of the folder of this name.
-
-    Args: folder: where the task's files are, None = the folder called `name`. Raises UserError: neither one nor the
-    other, a task.json that is none, files that it does not fit.
-    """
+    """The `Task` called `name`, in upper or lower case, from GLUE's table or else from `folder` (None = a folder called
+    `name`). Raises UserError for an unknown name, an invalid task.json, or one that does not fit the files."""
     name = str(name)
     if name.lower() in TASKS:
         return TASKS[name.lower()]
@@ -79,12 +76,12 @@ def find_task(name, folder=None):
 
 
 def find_file(folder, stem):
-    """The file of this stem with one of the suffixes of tables, or None."""
+    """The table file with this stem, or None."""
     return next((path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()), None)
 
 
 def describe_task(name, folder, train):
-    """The `Task` of a folder: what task.json says, the rest from the training file."""
+    """The `Task` of a folder: from task.json, and where that is silent from the training file."""
     where = folder / DESCRIPTION
     said = read_description(where)
     texts, label = find_columns(said, folder, train)
@@ -109,7 +106,7 @@ def describe_task(name, folder, train):
 
 
 def find_columns(said, folder, train):
-    """The names of the columns: (of the text or the two texts, of the label)."""
+    """(names of the text columns, one or two, name of the label column)."""
     texts, label = said.get("text"), said.get("label")
     found = open_table(train).names if train and not (texts and label) else ()
     if texts is None:
@@ -127,7 +124,7 @@ def find_columns(said, folder, train):
 
 
 def read_description(path):
-    """What task.json says, {} without one. Raises UserError for an unknown key or a value of the wrong kind."""
+    """The content of task.json, {} without one. Raises UserError for an unknown key or an invalid value."""
     said = read_json(path) if path.is_file() else {}
     if not isinstance(said, dict):
         raise UserError(f"{path}: expected one JSON object")
@@ -143,9 +140,9 @@ def read_description(path):
 
 
 def labels_of(path, texts, label, ignored, may_be_scores):
-    """The different labels of a training file, in order; () where they are scores: numbers, one of them not whole."""
+    """The distinct labels of a training file, sorted; () if they are scores: numbers, at least one not whole."""
     task = Task("", texts, label, ignored_labels=ignored, kind=Kind())
-    found = {}  # {in lower case: as it came first}
+    found = {}  # {label in lower case: its first spelling}
     for row in TaskFile(path, task):
         found.setdefault(row.label.lower(), row.label)
     labels = sorted(found.values())

@@ -1,4 +1,4 @@
-"""--do_predict: a model's answers to the test sets, in the layout that the GLUE site takes."""
+"""--do_predict: a model's predictions for the test sets, in the format of the GLUE site."""
 
 import logging
 
@@ -10,8 +10,8 @@ from transformer.tasks.task import label_order
 
 
 def predict(run, student, output_dir):
-    """Write the predictions of the model in `student` for every test file of the run's task (a `TaskRun`), and of those
-    that its models answer too, where they are here: MNLI's the diagnostic set AX."""
+    """Write predictions for the test files of the run's task and of other tasks that its models do, if they are there:
+    MNLI's models also answer the diagnostic set AX."""
     model, tokenizer = run.load_finished(student)
     labels, folder, written = label_order(run.task, label_names(model.config)), make_folder(output_dir), []
     found = [(run.task, run.folder)]

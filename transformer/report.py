@@ -1,4 +1,4 @@
-"""The report on a task's student: a table beside its teacher and its baseline, its answers, and how it was trained."""
+"""The report on a task's student: a comparison with teacher and baseline, its answers, and its training."""
 
 import platform
 import re
@@ -17,14 +17,14 @@ from transformer.flags import at_root
 from transformer.history import HISTORY_NAME, read_curves
 from transformer.outputs import PICTURE_NAME, REPORT_NAME, fingerprint, read_record
 
-KINDS = {"att_loss": "attention", "rep_loss": "hidden states"}  # of the losses that every layer has
+KINDS = {"att_loss": "attention", "rep_loss": "hidden states"}  # the losses that each layer has
 STEPS = {
     "general_distill": "general distillation",
     "intermediate": "intermediate step",
     "prediction": "prediction step",
     "finetune": "fine-tuning",
 }
-RATIOS = {  # what the student is to the teacher, in each kind of row
+RATIOS = {  # the student in relation to the teacher, for each kind of row
     "size": lambda teacher, student: f"{teacher / student:.1f}x smaller",
     "score": lambda teacher, student: f"{100 * student / teacher:.1f}% of the teacher's" if teacher > 0 else "",
     "time": lambda teacher, student: f"{teacher / student:.1f}x faster",
@@ -33,7 +33,7 @@ RATIOS = {  # what the student is to the teacher, in each kind of row
 
 
 class Step(NamedTuple):
-    """A training that led to the student, and its curves, [(step, value)]."""
+    """A training that led to the student, with its curves, [(step, value)]."""
 
     title: str
     folder: Path
@@ -44,11 +44,8 @@ class Step(NamedTuple):
 
 
 def write_report(task, candidates, output, length, evaluator):
-    """Measure the candidates, print the table, and write the report's files into the folder `output`; returns them:
-    report.md and, where matplotlib is installed, report.png.
-
-    Args: candidates: {name: Candidate}, a "student" among them, by column; length: tokens of the timed sequences.
-    """
+    """Measure the candidates, {name: Candidate} in column order, print the table, and write report.md and (with
+    matplotlib) report.png to the folder `output`. `length`: tokens of the timed sequences. Returns the files' paths."""
     results = {name: results_of(task, each.answers) for name, each in candidates.items()}
     seconds = measure_speed(candidates, length, evaluator)
     table, conditions = table_of(candidates, results, seconds), f"{length} tokens, {conditions_of(evaluator.processes)}"
@@ -74,17 +71,15 @@ def write_report(task, candidates, output, length, evaluator):
 
 
 def reported(folder):
-    """Which models the report in a folder has a column for; none where there is no report."""
+    """The names of the models in a folder's report; [] without a report."""
     path = Path(folder) / REPORT_NAME
     found = re.search(r"^\| \|(.*)\|$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
     return [name.strip() for name in found[1].split("|")] if found else []
 
 
 def table_of(candidates, results, seconds):
-    """Rows of texts, the head first: a title, a value for each model and, beside a teacher, the student's ratio to it.
-
-    Args: results: {name: {metric: value}}; seconds: see `measure_speed`.
-    """
+    """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio to it.
+    `results`: {name: {metric: value}}; seconds: see `measure_speed`."""
     parameters = {name: each.model.num_parameters() for name, each in candidates.items()}
     megabytes = {name: weights_file(each.folder).stat().st_size / 1e6 for name, each in candidates.items()}
     rows = [("parameters", "{:,}", "size", parameters), ("size on disk, MB", "{:.1f}", "size", megabytes)]
@@ -105,7 +100,7 @@ def table_of(candidates, results, seconds):
 
 
 def format_table(lines, models):
-    """The table for the terminal: titles to the left, the `models` columns of values to the right."""
+    """Format the table for the terminal: titles left-aligned, the `models` columns of values right-aligned."""
     title_width = max(len(line[0]) for line in lines)
     width = max(14, *(len(cell) + 2 for line in lines for cell in line[1 : 1 + models]))
     texts = []
@@ -116,14 +111,14 @@ def format_table(lines, models):
 
 
 def markdown(lines, numbers=True):
-    """A Markdown table from rows of texts, the head first. `numbers`: all but the first column stand to the right."""
+    """A Markdown table from rows of text, header first. `numbers`: right-align all columns but the first."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     head, *rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
     return "\n".join([head, "|---" + ("|---:" if numbers else "|---") * (len(lines[0]) - 1) + "|", *rows])
 
 
 def conditions_of(processes):
-    """What latencies depend on, in one phrase: device, threads, precision, version."""
+    """What latency depends on, in one phrase: device, threads, precision, torch version."""
     threads, precision = torch.get_num_threads(), str(processes.dtype).removeprefix("torch.")
     threads = f"{threads} thread{'s' if threads > 1 else ''}"
     return f"{device_name(processes.device)}, {threads}, {precision}, torch {torch.__version__}"
@@ -139,20 +134,20 @@ def device_name(device):
 
 
 def explanation(task, candidates, results, seconds, conditions):
-    """What the numbers mean and how they came about."""
+    """What the numbers mean and how they were measured."""
     counts = sorted({len(times) for timed in seconds.values() for times in timed.values()})
     batches = f"{counts[0]} to {counts[-1]} batches" if len(counts) > 1 else f"{counts[0]} batches"
     files = ", ".join(f"`{answers.file}` ({len(answers.labels):,} rows)" for answers in candidates["student"].answers)
     text = (
         f"Scores: {files}. Parameters: without the projection onto the teacher's width, which serves training only. "
-        f"Latency: the median and the 95th percentile of {batches}, from token ids to logits, without padding, the "
-        f"models by turns; {conditions}."
+        f"Latency: median and 95th percentile of {batches}, from token ids to logits, without padding, with the models "
+        f"taking turns; {conditions}."
     )
     if "baseline" in candidates:
         metric, settings = task.metrics[0], read_record(candidates["baseline"].folder).get("settings", {})
         text += (
             "\n\nBaseline: the student's architecture, its weights drawn at random and trained on the gold labels "
-            "alone, without distillation, for as many steps on the same rows as the prediction step took (batches of "
+            "alone, without distillation, for as many steps on the same rows as the prediction step (batches of "
             f"{settings.get('train_batch_size')}, learning rate {settings.get('learning_rate')}). The student's "
             f"{metric} differs from the baseline's by {results['student'][metric] - results['baseline'][metric]:+.4f}."
         )
@@ -160,7 +155,7 @@ def explanation(task, candidates, results, seconds, conditions):
 
 
 def step_section(task, step):
-    """What a training's losses came to, layer by layer where it has layers."""
+    """The report's section on one training: settings, first and last losses (by layer where it has them), scores."""
     told = {"num_train_epochs": "epochs", "train_batch_size": "batch size", "learning_rate": "learning rate"}
     told |= {"layer_map": "layers", "attention_loss": "attention"} if step.layered else {"temperature": "temperature"}
     settings = [f"{words} {step.settings[name]}" for name, words in told.items() if name in step.settings]
@@ -186,7 +181,7 @@ def layer_title(layer):
 
 
 def training_steps(folder):
-    """The trainings that led to a model folder, the first one first, as far as they can be found: [Step]."""
+    """The trainings that led to a model folder, oldest first, as far as their folders can be found: [Step]."""
     steps, folder, seen = [], Path(folder), set()
     while folder and (record := read_record(folder)):
         seen.add(folder.resolve())
@@ -200,7 +195,7 @@ def training_steps(folder):
             else:
                 losses[name] = curve
         steps.insert(0, Step(title, folder, settings, layered, losses, curves["evaluation"]))
-        # The record tells by content, not by place, which student the run started from.
+        # The record identifies the run's initial student by content, not by path.
         wanted = record["inputs"].get("student_model")
         places = sorted(path.parent for path in folder.parent.glob(f"*/{HISTORY_NAME}"))
         places += [Path(at_root("4_task_distill_mid")), Path(at_root("3_general_distill"))]
@@ -209,7 +204,7 @@ def training_steps(folder):
 
 
 def make_panels(task, candidates, results, steps):
-    """The picture's panels: scores, answers, dev score by step, and the losses of the steps, the latest first."""
+    """The picture's panels: scores, answers, dev score by step, and the losses of each step, latest step first."""
     scores = {metric: {name: results[name][metric] for name in candidates} for metric in results["student"]}
     panels = [partial(drawing.bars, title="dev scores", groups=scores)]
     for name in ("student", "teacher"):
@@ -228,7 +223,7 @@ def make_panels(task, candidates, results, steps):
             layered.append(partial(drawing.lines, title=title, curves=curves, log=True, ordered=True))
         if step.losses:
             single.append(partial(drawing.lines, title=f"loss, {step.title}", curves=step.losses, log=True))
-    while single or layered:  # in a picture of three columns a step's two layered losses stand side by side
+    while single or layered:  # with three columns, a step's two layered losses are side by side
         panels += [*single[:1], *layered[:2]]
         single, layered = single[1:], layered[2:]
     return panels

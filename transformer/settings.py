@@ -107,10 +107,8 @@ NO_TASK = ("", {})
 
 
 class Settings(Mapping):
-    """The immutable settings of one step: a mapping {flag: value} that also has its flags as attributes.
-
-    `origins`: {flag: source of its value}, for flags that do not have their default.
-    """
+    """The immutable settings of one step: {flag: value}, with the flags also as attributes. `origins`: {flag: source},
+    for flags without their default value."""
 
     def __init__(self, step, values, origins, given, header, task):
         self.__dict__.update(step=step, origins=MappingProxyType(origins), _values=MappingProxyType(values))
@@ -135,9 +133,7 @@ class Settings(Mapping):
 
     def for_step(self, step, recorded=None, **changes):
         """The settings of another step, or of this one with changes. Given values carry over as the table says.
-
-        Args: recorded: {flag: value} of an earlier run, for flags that were not given; changes: values that win.
-        """
+        `recorded`: {flag: value} of an earlier run, for flags that were not given; changes: values that win."""
         heirs = {name for name, flag in flags_of(step).items() if step == self.step or step in flag.heirs}
         given, header = ({name: layer[name] for name in layer.keys() & heirs} for layer in (self._given, self._header))
         return settings_for(step, given, header, self._task, recorded, changes)

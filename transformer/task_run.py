@@ -1,7 +1,4 @@
-"""One run over a task's data: its files as sequences, its models, its output, its training.
-
-Shapes: N rows, C outputs of the head.
-"""
+"""One run on a task: its files as sequences, its models, its output, its training. Shapes: N rows, C head outputs."""
 
 import logging
 from pathlib import Path
@@ -21,19 +18,19 @@ from transformer.tasks.task import TaskFile, label_order
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
 
-OUTPUTS_NAME = "teacher_logits.npy"  # the teacher's outputs, for a stopped prediction step to go on with
+OUTPUTS_NAME = "teacher_logits.npy"  # the teacher's outputs, for resuming the prediction step
 
 
 class Data(NamedTuple):
-    """What a run trains and evaluates on."""
+    """A run's training and dev data."""
 
     train: Sequences
-    dev: list  # of (file name, Sequences)
+    dev: list  # [(file name, Sequences)]
     plan: Plan
 
 
 class TaskRun:
-    """What a training or an evaluation on a task has at hand. Args: see `settings.Settings.parts`; here: Processes."""
+    """The context of a training or an evaluation. Args: as in `settings.Settings.parts`; here: `Processes`."""
 
     def __init__(self, task, reading, schedule, batching, provenance, here):
         self.task, self.reading, self.schedule, self.batching = task, reading, schedule, batching
@@ -43,7 +40,7 @@ class TaskRun:
         self.evaluator = Evaluator(batching.eval_batch_size, here)
 
     def check_train_file(self):
-        """Raise UserError where there is nothing to train on."""
+        """Raise UserError if the task has no training data."""
         task = self.task
         if task.trained_as:
             raise UserError(f"--task_name {task.name}: nothing to train on; {task.trained_as}'s models do this task")
@@ -52,7 +49,7 @@ class TaskRun:
             raise UserError(f"{self.folder}/{self.train_file}: no such file; {made}")
 
     def read(self, names, tokenizer, labels, labelled=True, task=None, folder=None):
-        """Token ids of a task's files (this run's task and folder): a list of (file name, Sequences)."""
+        """Encode a task's files: [(file name, Sequences)]. Task and folder default to the run's own."""
         task, reading, sets = task or self.task, self.reading, []
         length, limit, pad = reading.max_seq_length, reading.limit, reading.pad_to_max_length
         for name in names:
@@ -64,14 +61,14 @@ class TaskRun:
         return sets
 
     def read_data(self, tokenizer, labels):
-        """The run's `Data`."""
+        """Encode the training and dev files: the run's `Data`."""
         [(_, train)] = self.read([self.train_file], tokenizer, labels)
         dev = self.read(self.task.dev_files, tokenizer, labels)
         return Data(train, dev, Plan(lambda epoch: train, [len(train)], self.schedule, self.batching))
 
     def load(self, folder, fresh=(), tokenizer=None, **overrides):
-        """A model with the task's kind of head, and its tokenizer (the folder's, where none is given)."""
-        torch.manual_seed(self.schedule.seed)  # what is drawn anew depends on the seed alone, not on what ran before
+        """(model with the task's kind of head, tokenizer). `tokenizer`: used instead of the folder's own."""
+        torch.manual_seed(self.schedule.seed)  # random weights must not depend on what ran before
         model = self.task.kind.model.from_pretrained(folder, fresh, **overrides)
         tokenizer = tokenizer or BertTokenizer.from_pretrained(folder, self.reading.do_lower_case)
         check_vocabulary(model.config, tokenizer, folder)
@@ -81,7 +78,7 @@ class TaskRun:
         return model.to(self.here.device), tokenizer
 
     def load_finished(self, folder, **overrides):
-        """A model that knows the task, and its tokenizer. Raises UserError where its head is not the task's."""
+        """(model trained on the task, tokenizer). Raises UserError where its head does not fit the task."""
         task = self.task
         outputs = stored_outputs(folder, task.kind.head)
         if outputs != task.num_labels:
@@ -91,13 +88,13 @@ class TaskRun:
         return self.load(folder, **overrides)
 
     def candidate(self, folder):
-        """A model that knows the task, and its answers to the dev sets, as the report wants them."""
+        """Load a model trained on the task and answer the dev sets: a `Candidate` for the report."""
         model, tokenizer = self.load_finished(folder)
         dev = self.read(self.task.dev_files, tokenizer, label_order(self.task, label_names(model.config)))
         return Candidate(Path(folder), model, tokenizer, dev, self.evaluator.answers(self.task, model, dev))
 
     def output(self, folder, inputs, next_command=None):
-        """The model folder that this run makes. `inputs`: {name: path} beside the task's own files."""
+        """The `Output` for a model folder. `inputs`: {name: path} of inputs other than the task's files."""
         self.check_train_file()
         files = {name: self.folder / name for name in (self.train_file, *self.task.dev_files, DESCRIPTION)}
         if not files[DESCRIPTION].is_file():
@@ -105,12 +102,12 @@ class TaskRun:
         return Output(Path(folder) / WEIGHTS_NAME, self.provenance, inputs | files, self.here, next_command)
 
     def train(self, learner, data, tokenizer, rates, evaluate, output):
-        """Train learner.student and leave its model folder in `output`, finished. rates, evaluate: as `TrainingRun`."""
+        """Train learner.student, write its model folder and finish `output`. rates, evaluate: see `TrainingRun`."""
         run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate)
         if self.here.first:
             learner.student.config.save_pretrained(output.folder, learner.student.architecture)
             tokenizer.save_pretrained(output.folder)
-            (output.folder / REPORT_NAME).unlink(missing_ok=True)  # of weights that are about to change
+            (output.folder / REPORT_NAME).unlink(missing_ok=True)  # it describes weights that are about to change
         logging.info("%d rows, %d steps", len(data.train), data.plan.total_steps)
         results = run.train()
         if self.here.first:
@@ -122,10 +119,8 @@ class TaskRun:
         output.finish(f"{len(data.train)} rows in, {steps}")
 
     def teacher_outputs(self, teacher, data, folder):
-        """The teacher's outputs (N, C), computed once for each row that the plan trains on: the teacher never changes.
-
-        They are kept in `folder` until the run is finished, for a stopped run to go on with.
-        """
+        """The teacher's outputs (N, C), computed once for each row that the plan trains on, and kept in `folder` for a
+        resumed run."""
         path, here, shape = folder / OUTPUTS_NAME, self.here, (len(data.train), teacher.config.num_labels)
         kept = here.from_first(lambda: read_outputs(path, shape))
         if kept is not None:
@@ -142,7 +137,7 @@ class TaskRun:
 
 
 def read_outputs(path, shape):
-    """The outputs that a stopped run left, or None: nothing there, torn, or of other rows."""
+    """The outputs that a stopped run saved, or None if they are missing, incomplete or of another shape."""
     try:
         outputs = np.load(path)
     except (OSError, ValueError, EOFError):

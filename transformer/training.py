@@ -125,10 +125,8 @@ class TrainingRun:
         return self.results
 
     def forward_backward(self, learner, sequences, indices):
-        """Compute one batch's gradient: every world_size-th example in this process, in accumulation parts.
-
-        Returns {name: loss}, this process's share of the mean over the whole batch.
-        """
+        """Compute the gradient of a batch, of which this process takes every world_size-th example, in parts. Returns
+        {name: loss}, this process's share of the mean over the whole batch."""
         processes = self.processes
         # Dropout has a seed per step, so that a resumed run draws the same masks as an uninterrupted one.
         torch.manual_seed(step_seed(self.plan.schedule.seed, self.step, processes.rank))

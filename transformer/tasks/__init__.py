@@ -1,1 +1,1 @@
-"""What a task is: its kind (`kind`, `classification`, `regression`), its row and its files (`task`)."""
+"""Tasks: their kinds (`kind`, `classification`, `regression`), table rows and files (`task`)."""

@@ -1,4 +1,4 @@
-"""Classification: one class a text or pair of texts."""
+"""Classification: one class per text or pair of texts."""
 
 from functools import partial
 
@@ -11,14 +11,14 @@ from transformer.tasks.kind import Kind
 
 
 def confusion_matrix(answers, classes):
-    """How often which class was answered: (C, C) counts, a row for each true class, a column for each answer."""
+    """Counts (C, C) of predictions: a row per true class, a column per predicted class."""
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (answers.labels, answers.predictions), 1)
     return counts
 
 
 def f1(predictions, gold):
-    """Of class 1 where there are two classes, as the table's order has it, else the mean over the classes."""
+    """F1 of class 1 (in the table's order) for two classes, else the mean F1 over the classes."""
     from sklearn.metrics import f1_score
 
     average = "binary" if max(gold.max(), predictions.max()) < 2 else "macro"
@@ -32,7 +32,7 @@ def matthews(predictions, gold):
 
 
 class Classification(Kind):
-    """Rows have one of the task's labels; the head has an output for each of them."""
+    """Each row has one of the task's labels; the head has one output per label."""
 
     metrics = {"acc": lambda predictions, gold: (predictions == gold).mean(), "f1": f1, "mcc": matthews}
     means = {"acc_and_f1": ("acc", "f1")}
@@ -58,7 +58,7 @@ class Classification(Kind):
         return F.cross_entropy(outputs.float(), targets)
 
     def answers(self, task, outputs, targets, labels):
-        # Metrics count classes in the table's order, the outputs may have the teacher's.
+        # Metrics use the table's class order; the outputs may have the teacher's.
         to_table = np.array([task.labels.index(label) for label in labels])
         return to_table[outputs.argmax(dim=1).numpy()], to_table[targets]
 

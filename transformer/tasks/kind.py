@@ -1,6 +1,6 @@
-"""What the suite asks of a kind of task. A new kind is a file beside this one with a subclass; nothing else knows it.
+"""The interface of a kind of task. A new kind is a subclass in a file of its own; no other code names it.
 
-Shapes: N examples, B of a batch, C outputs of the head.
+Shapes: N examples, B batch, C head outputs.
 """
 
 import numpy as np
@@ -10,21 +10,21 @@ from transformer.modeling import TinyBertForSequenceClassification
 
 
 class Kind:
-    """A kind of task: how rows become sequences, the head, the losses, the metrics, predictions, what the report shows.
+    """A kind of task: encoding of rows, head, losses, metrics, predictions, and its part of the report.
 
     `labels` in arguments are the task's labels in the order of a model's outputs (`task.label_order`). This base class
-    reads rows of one text or two, and has a head that answers once a sequence.
+    encodes rows of one text or two, for a head with one answer per sequence.
     """
 
     model = TinyBertForSequenceClassification
-    head = "classifier"  # start of the head's keys in a checkpoint
+    head = "classifier"  # prefix of the head's keys in a checkpoint
     metrics = {}  # {name: function of predictions and gold labels, (N,) each}
-    means = {}  # {name: (metric, metric)}: the mean of two
-    offered = ()  # the metrics that a task.json may name, the default first
+    means = {}  # {name: (metric, metric)}, metrics that are the mean of two others
+    offered = ()  # the metrics that a task.json may name, default first
     target_type = np.int64
 
     def num_outputs(self, task):
-        """C, the outputs that a head for the task has."""
+        """C, the number of outputs of a head for the task."""
         raise NotImplementedError
 
     def id2label(self, task, labels):
@@ -32,16 +32,16 @@ class Kind:
         raise NotImplementedError
 
     def read_label(self, task, text):
-        """The label that a file's text stands for: any. A kind raises ValueError that says what it expects instead."""
+        """The label for a text in a file. A subclass may raise ValueError with a phrase that says what it expects."""
         return text
 
     def target(self, label, labels):
-        """A label as a number to learn from."""
+        """The numeric training target for a label."""
         raise NotImplementedError
 
     def encode(self, task_file, tokenizer, max_seq_length, labels, limit=None, pad=False):
-        """The `Sequences` of a `task.TaskFile`, with targets where it is labelled; `pad`: every batch is padded to
-        `max_seq_length`; limit: the first rows only."""
+        """The `Sequences` of a `task.TaskFile`, with targets if it is labelled. `pad`: pad every batch to
+        `max_seq_length`; limit: maximum number of rows."""
         pad_to = max_seq_length if pad else None
         builder = SequencesBuilder(len(tokenizer.vocab), pad_token_id=tokenizer.pad_token_id, pad_to=pad_to)
         for count, row in enumerate(task_file):
@@ -54,19 +54,19 @@ class Kind:
         return builder.build(self.target_type)
 
     def gold_loss(self, outputs, targets):
-        """The loss of a head's outputs (B, C) on gold targets (B,): a scalar, the mean over the examples."""
+        """The loss of head outputs (B, C) on gold targets (B,): a scalar, the mean over the examples."""
         raise NotImplementedError
 
     def prediction_loss(self, student_outputs, teacher_outputs, temperature):
-        """L_pred, the loss on the teacher's outputs, (B, C) each: a scalar, the mean over the examples."""
+        """L_pred of student and teacher outputs, (B, C) each: a scalar, the mean over the examples."""
         raise NotImplementedError
 
     def answers(self, task, outputs, targets, labels):
-        """(predictions, gold), (N,) each, as `score` takes them, from outputs (N, C) and targets (N,)."""
+        """The (predictions, gold) for `score`, (N,) each, from outputs (N, C) and targets (N,)."""
         raise NotImplementedError
 
     def score(self, task, predictions, gold):
-        """Every metric of the task, {name: value}, the first the one that selects the best model."""
+        """The task's metrics, {name: value}; the first one selects the best model."""
         predictions, gold = np.asarray(predictions), np.asarray(gold)
         if len(predictions) != len(gold) or not len(gold):
             raise ValueError(f"{len(predictions)} predictions for {len(gold)} labels")
@@ -77,16 +77,16 @@ class Kind:
         return {name: values[name] for name in (task.metrics[0], *values)}
 
     def predictions(self, task, outputs, labels):
-        """What a file of predictions says of each example, texts, from outputs (N, C)."""
+        """The text for each example in a prediction file, from outputs (N, C)."""
         raise NotImplementedError
 
     def answer_tables(self, task, answers, results):
-        """(heading, tables) of the report: rows of texts, the head first.
+        """(heading, tables) for the report; a table is rows of text, header first.
 
-        Args: answers: {model: [`evaluation.Answers` of each dev file]}; results: {model: {metric: value}}.
+        Args: answers: {model: [`evaluation.Answers` for each dev file]}; results: {model: {metric: value}}.
         """
         raise NotImplementedError
 
     def panel(self, task, title, answers):
-        """A panel of the report's picture (`drawing`) of one model's `evaluation.Answers`."""
+        """A panel (see `drawing`) that shows one model's `evaluation.Answers`."""
         raise NotImplementedError

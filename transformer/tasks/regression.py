@@ -1,4 +1,4 @@
-"""Regression: a score for each text or pair of texts."""
+"""Regression: one score per text or pair of texts."""
 
 from contextlib import suppress
 from functools import partial
@@ -11,12 +11,12 @@ from transformer.tasks.kind import Kind
 
 
 def correlation(kind):
-    """A function that gives the correlation of predictions and gold scores: scipy's pearsonr or spearmanr."""
+    """A function of predictions and gold scores that returns scipy's pearsonr or spearmanr."""
 
     def correlate(predictions, gold):
         from scipy import stats
 
-        # The correlation with a constant is undefined; a model that answers always the same knows nothing.
+        # The correlation with a constant is undefined. A model with constant answers knows nothing, so it gets 0.
         constant = np.ptp(predictions) == 0 or np.ptp(gold) == 0
         return 0.0 if constant else getattr(stats, kind)(predictions, gold)[0]
 
@@ -24,7 +24,7 @@ def correlation(kind):
 
 
 class Regression(Kind):
-    """Rows have a number; the head has one output."""
+    """Each row has a number; the head has one output."""
 
     metrics = {"pearson": correlation("pearsonr"), "spearmanr": correlation("spearmanr")}
     means = {"corr": ("pearson", "spearmanr")}
@@ -50,7 +50,7 @@ class Regression(Kind):
         return F.mse_loss(outputs[:, 0].float(), targets)
 
     def prediction_loss(self, student_outputs, teacher_outputs, temperature):
-        # The student learns from the teacher here too; the reference took the gold score.
+        # The student learns from the teacher here too; in the reference it learns from the gold score.
         return F.mse_loss(student_outputs.float(), teacher_outputs.float())
 
     def answers(self, task, outputs, targets, labels):

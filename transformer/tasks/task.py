@@ -1,4 +1,4 @@
-"""A task: its row, which says what kind it is, and its files, read a row at a time."""
+"""A task: its table row, and its files, read one row at a time."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from transformer.tasks.kind import Kind
 
 @dataclass(frozen=True)
 class Task:
-    """One task. `labels` are those of the files, () where there are none to choose from; `label_names` what teachers
-    may call them; the first of `metrics` selects the best model."""
+    """One task. `labels`: as in its files, () if it has no classes; `label_names`: other names that teachers may use;
+    the first of `metrics` selects the best model."""
 
     name: str
     text_columns: tuple
@@ -26,53 +26,49 @@ class Task:
     epochs: float | None = None  # of the intermediate step; None = the step's default
     max_seq_length: int = 128
     label_names: tuple = ()
-    columns: tuple = ()  # of files without a header row
-    other_columns: dict = field(default_factory=dict)  # {column: its name in some other file}
+    columns: tuple = ()  # column names, for files without a header
+    other_columns: dict = field(default_factory=dict)  # {column: its name in files that name it differently}
     train_file: str = "train.tsv"
     dev_files: tuple = ("dev.tsv",)
     test_files: tuple = ("test.tsv",)
-    trained_as: str | None = None  # the task whose models do this one, which has no training data
-    ignored_labels: tuple = ()  # of rows that are left out
+    trained_as: str | None = None  # for a task without training data: the task whose models do it
+    ignored_labels: tuple = ()  # rows with these are left out
     skip_short_rows: bool = False
     kind: Kind = CLASSIFICATION
-    score_range: tuple = (-math.inf, math.inf)  # that predictions are written in
+    score_range: tuple = (-math.inf, math.inf)  # written predictions are clipped to it
 
     @property
     def num_labels(self):
-        """The outputs that a head for this task has."""
+        """The number of outputs of a head for this task."""
         return self.kind.num_outputs(self)
 
     @property
     def titles(self):
-        """What models and reports call the labels."""
+        """The labels' names in models and reports."""
         return self.label_names or self.labels
 
     @property
     def settings(self):
-        """(name, {flag: value}): what the row says about a run's settings."""
+        """(name, {flag: value}): the row's defaults for a run's settings."""
         epochs = None if self.epochs is None else float(self.epochs)
         folder = at_root(self.name)
         return self.name, {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "data_dir": folder}
 
     @property
     def augmented_file(self):
-        """What stage 1 writes beside the training file."""
+        """The name of stage 1's output, beside the training file."""
         path = Path(self.train_file)
         return f"{path.stem}_aug{path.suffix}"
 
     @property
     def submissions(self):
-        """The file of predictions for each test file, as the GLUE site calls them."""
+        """The GLUE site's names for the prediction files, one per test file."""
         return [f"{self.name}{part}.tsv" for part in (("",) if len(self.test_files) == 1 else ("-m", "-mm"))]
 
 
 def label_order(task, names):
-    """The task's labels in the order of a model's logits.
-
-    Args: names: the model's class names by index (`modeling.label_names`), or None. Models trained elsewhere order
-    MNLI's classes in other ways; where the names tell, they decide (the reference never asks them). Names that are
-    not this task's leave the table's order.
-    """
+    """The task's labels in the order of a model's logits. `names`: its class names by index, or None."""
+    # Models from elsewhere order MNLI's classes in other ways, which the reference ignores.
     if not names or len(names) != task.num_labels:
         return task.labels
 
@@ -83,12 +79,11 @@ def label_order(task, names):
         by_name = dict(zip(map(plain, known), task.labels, strict=False))
         if set(by_name) == set(map(plain, names)):
             return tuple(by_name[plain(name)] for name in names)
-    return task.labels
+    return task.labels  # the names say nothing about this task's classes
 
 
 class Row(NamedTuple):
-    """One row of a task file: its line number, its columns as they stand (a list, of JSON Lines a dictionary), its
-    texts and its label."""
+    """One row of a task file: line number, unchanged columns (a list; a dictionary for JSON Lines), texts and label."""
 
     line: int
     columns: list | dict
@@ -97,12 +92,12 @@ class Row(NamedTuple):
 
 
 class TaskFile:
-    """A task's file. Iterating yields `Row`s one at a time; `header` is its header line or None.
+    """A task's file. Iterating yields its `Row`s; `header` is its header line or None.
 
-    Args: labelled: whether the label column must be there (train, dev) or is not read (test). Raises UserError: a
-    missing or empty file, a missing or doubled column, a row with another number of columns, an unknown label.
-    After the iteration `skipped` counts the rows left out: short ones (tasks with skip_short_rows only) and those whose
-    label is to be ignored. `text_keys` tell where in a row's columns its texts are.
+    Args: labelled: whether to read the label column (train, dev) or not (test). Raises UserError for a missing or empty
+    file, a missing or duplicate column, a row with a wrong number of columns, an unknown label. After an iteration
+    `skipped` counts the rows left out: short ones (only with skip_short_rows) and those with an ignored label.
+    `text_keys`: the keys of the texts in a row's columns.
     """
 
     def __init__(self, path, task, labelled=True):
@@ -133,7 +128,7 @@ class TaskFile:
             label = None
             if self.labelled:
                 label = self._value(columns, self.label_key, line, str | int | float)
-                label = json.dumps(label) if not isinstance(label, str) else label  # of JSON Lines: 1, 2.5, true
+                label = json.dumps(label) if not isinstance(label, str) else label  # JSON Lines: 1, 2.5, true
                 if label in self.task.ignored_labels:
                     self.skipped += 1
                     continue
