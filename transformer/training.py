@@ -203,7 +203,7 @@ class TrainingRun:
             self.best_score, self.results = score, {"global_step": self.step, **results}
             if self.processes.first:
                 self.keep_weights()
-        self.save_state()  # last: a run killed before this point repeats the evaluation
+        self.save_state()  # last: a run killed before this point repeats the steps since the previous one
 
     def keep_weights(self):
         """Write the current weights, and with `keep_step_files` a copy under the step's name."""
