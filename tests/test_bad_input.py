@@ -358,7 +358,7 @@ def test_an_incomplete_epoch_tells_both_numbers(folder):
     path = folder / "2" / "epoch_0.json"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[:-2]) + "\n")
-    assert f"{len(lines) - 2} sequences, its metrics file tells {len(lines)}" in refused(folder, "general")
+    assert f"{len(lines) - 2} sequences, its metrics file says {len(lines)}" in refused(folder, "general")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_a_damaged_gzip_file_is_told(tmp_path):
     whole = gzip.compress(TEXT.encode() * 50)
     for data in (whole[:-20], b"no gzip", whole[:30] + b"\0\0\0\0" + whole[34:]):
         (tmp_path / "a.txt.gz").write_bytes(data)
-        assert "not a sound gzip file" in error_of(tmp_path / "a.txt.gz")
+        assert "not a valid gzip file" in error_of(tmp_path / "a.txt.gz")
 
 
 def test_a_folder_gives_its_corpus_files_in_order(tmp_path):

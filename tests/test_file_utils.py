@@ -620,7 +620,7 @@ def test_a_broken_zip_leaves_no_file(tmp_path):
     archive[2000] ^= 1
     for name, body in {"flipped.zip": archive, "page.zip": b"<html>"}.items():
         (tmp_path / name).write_bytes(body)
-        with pytest.raises(UserError, match="not a sound zip"):
+        with pytest.raises(UserError, match="not a valid zip"):
             unpack(tmp_path / name, ["train.tsv"], tmp_path)
     assert names_in(tmp_path) == ["flipped.zip", "page.zip"]
 

@@ -96,7 +96,7 @@ def document_of(corpus, ids):
 def test_an_empty_line_ends_a_document(corpus):
     corpus, sizes = corpus
     assert [[len(sentence) for sentence in sentences(corpus, index)] for index in range(len(corpus))] == sizes
-    assert (corpus.num_sentences, corpus.num_tokens) == (12, 65)
+    assert (corpus.num_sentences, len(corpus.ids)) == (12, 65)
 
 
 def test_empty_lines_in_a_row_and_at_the_ends_make_no_documents(tmp_path):
@@ -416,7 +416,7 @@ def test_a_packed_epoch_of_another_vocabulary_or_torn_is_refused(folder, tmp_pat
     whole = path.read_bytes()
     for data in (whole[:-7], whole[:-2], b"", b"text", whole[:-2] + b"\xff\xff"):
         path.write_bytes(data)
-        with pytest.raises(UserError, match="no packed sequences"):
+        with pytest.raises(UserError, match="not valid packed sequences"):
             read_epoch(path, metrics, TOKENIZER, 19)
 
 

@@ -1,7 +1,7 @@
-"""Model folders: reading and writing their weights, and what else their files tell. Knows no model class.
+"""Model folders: reading, checking and writing their weights. Knows no model class.
 
-A folder holds config.json, vocab.txt and the weights: pytorch_model.bin (ours, and what Huawei releases) or
-model.safetensors (Hugging Face).
+A folder holds config.json, vocab.txt and the weights: pytorch_model.bin (ours, Huawei's) or model.safetensors
+(Hugging Face).
 """
 
 import logging
@@ -18,13 +18,13 @@ SAFE_WEIGHTS_NAME = "model.safetensors"
 
 
 def weights_file(folder):
-    """The file of `folder` that holds the weights, or None. Ours is preferred where both kinds are there."""
+    """The file of `folder` that holds the weights, or None. Ours comes first if both kinds are there."""
     paths = (Path(folder) / name for name in (WEIGHTS_NAME, SAFE_WEIGHTS_NAME))
     return next(filter(Path.is_file, paths), None)
 
 
 def load_state_dict(folder):
-    """Read a checkpoint's tensors under today's key names. Raises UserError: none there, damaged, code inside, NaN."""
+    """Read a checkpoint's tensors under today's key names. Raises UserError: missing, damaged, code inside, NaN."""
     path = weights_file(folder)
     if path is None:
         raise UserError(
@@ -36,13 +36,13 @@ def load_state_dict(folder):
             from safetensors.torch import load_file
 
             state = load_file(path)
-        else:  # weights_only: a pickle may carry code, and a model that somebody sent must not run any
+        else:  # weights_only: a pickle can contain code, and a downloaded model must not run any
             state = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise UserError(f"{path}: needs the safetensors package: pip install safetensors") from None
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors (or is damaged), refused") from None
-    except Exception as error:  # both readers raise many kinds for a damaged file, none of them documented
+    except Exception as error:  # both readers raise many kinds of errors for a damaged file, none of them documented
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as weights: {reason}") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
@@ -54,22 +54,21 @@ def load_state_dict(folder):
 
 
 def rename_key(key):
-    """Today's name of a checkpoint key: old ones have gamma and beta, DataParallel's prefix, or no `bert.`."""
+    """Today's name of a checkpoint key: old checkpoints have gamma and beta, DataParallel's prefix, or no `bert.`."""
     key = key.removeprefix("module.")
     key = key.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     return f"bert.{key}" if key.startswith(("embeddings.", "encoder.", "pooler.")) else key
 
 
 def read_state(model, state, source):
-    """Copy a state dict into a model. Returns (missing, unexpected) keys. Raises UserError, naming `source`, where a
-    shape does not match."""
+    """Copy a state dict into a model. Returns (missing, unexpected) keys. Raises UserError where shapes differ."""
     own = model.state_dict()
     known = {key: value.to(own[key].dtype) for key, value in state.items() if key in own}
     for key, value in known.items():
         shape, wanted = tuple(value.shape), tuple(own[key].shape)
         if shape != wanted:
             raise UserError(f"{source}: {key} has shape {shape}, {CONFIG_NAME} asks for {wanted}")
-    # The decoder is the word embedding; the copies that some checkpoints carry say nothing new.
+    # The decoder is the word embedding; some checkpoints hold a copy of it, which adds nothing.
     tied = "cls.predictions.decoder."
     missing = [key for key in model.load_state_dict(known, strict=False).missing_keys if not key.startswith(tied)]
     unexpected = [key for key in state if key not in own and not key.startswith(tied)]
@@ -77,8 +76,8 @@ def read_state(model, state, source):
 
 
 def report_keys(source, missing, unexpected, fresh=()):
-    """Say which weights the checkpoint did not have, and which of its weights found no place. Raises UserError where a
-    part of the encoder is missing: drawn at random, it would teach and answer nonsense."""
+    """Log the weights that the checkpoint lacks and those of it that are not used. Raises UserError where a part of the
+    encoder is missing: initialized at random, it would produce nonsense."""
     missing = [key for key in missing if not key.startswith(("fit_dense", *fresh))]
     gaps = [key for key in missing if key.startswith(("bert.embeddings.", "bert.encoder."))]
     if gaps:
@@ -92,22 +91,22 @@ def report_keys(source, missing, unexpected, fresh=()):
 
 
 def save_weights(state, path):
-    """Write a state dict, its tensors on the CPU, atomically: a reader sees the old file or the whole new one."""
-    copies = {}  # by place in memory, so that tied tensors are written once from any device
+    """Write a state dict atomically, its tensors copied to the CPU."""
+    copies = {}  # by address in memory, so that tied tensors are written once from any device
     state = {key: copies.setdefault((value.data_ptr(), value.shape), value.cpu()) for key, value in state.items()}
     with atomic_write(path, "wb") as file:
         torch.save(state, file)
 
 
 def check_vocabulary(config, tokenizer, folder):
-    """Raise UserError when config.json and vocab.txt are not of one model; a config may round up, by less than 128."""
+    """Raise UserError when config.json and vocab.txt do not match; a config may round up, by less than 128."""
     size = len(tokenizer.vocab)
     if not size <= config.vocab_size < size + 128:
         raise UserError(f"{folder}: vocab.txt has {size} tokens, config.json says vocab_size {config.vocab_size}")
 
 
 def label_names(config):
-    """The class names a config gives, in the order of the logits, or None where it has only LABEL_0, LABEL_1, ..."""
+    """The class names in a config, in the order of the logits, or None where it has only LABEL_0, LABEL_1, ..."""
     names = config.__dict__.get("id2label")
     if not names or all(name.startswith("LABEL_") for name in names.values()):
         return None
@@ -115,12 +114,12 @@ def label_names(config):
 
 
 def describe(model):
-    """One phrase for the log: layers, width, heads, parameters."""
+    """A model's layers, width, heads and parameters, for the log."""
     config, millions = model.config, model.num_parameters() / 1e6
     sizes = f"{config.num_hidden_layers} layers, width {config.hidden_size}, {config.num_attention_heads} heads"
     return f"{sizes}, {millions:.1f} M parameters"
 
 
 def stored_outputs(folder, head):
-    """The number of outputs that a head, "classifier" say, has in a model folder's weights; 0 without it."""
+    """The number of outputs of a head ("classifier", say) in a model folder's weights; 0 without the head."""
     return len(load_state_dict(folder).get(f"{head}.weight", ()))

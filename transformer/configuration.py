@@ -1,4 +1,4 @@
-"""What a model is like: the contents of its config.json."""
+"""A model's config.json."""
 
 import math
 from pathlib import Path
@@ -19,11 +19,11 @@ ACTIVATIONS = {
 
 
 class BertConfig:
-    """The contents of `config.json`. Attributes are its keys; keys unknown here are kept and written back.
+    """The contents of `config.json`: its keys are the attributes, and unknown keys are kept and written back.
 
-    `fit_size`: width of the teacher that `fit_dense` projects onto; None = the model has no projection.
-    `fit_per_layer`: one projection for each hidden state (`fit_denses.N`, as Huawei's second release has it).
-    `pooled_relu`: a ReLU between pooler and classifier, as the reference implementation has and Hugging Face has not.
+    `fit_size`: width of the teacher that `fit_dense` projects onto, None = no projection; `fit_per_layer`: a projection
+    for each hidden state (`fit_denses.N`, as in Huawei's second release); `pooled_relu`: a ReLU between pooler and
+    classifier, which the reference has and Hugging Face does not.
     """
 
     DEFAULTS = {
@@ -47,7 +47,7 @@ class BertConfig:
     }
 
     def __init__(self, **values):
-        """Raises UserError for a value of the wrong kind or a width that the heads do not divide."""
+        """Raises UserError for a value of the wrong kind, or a width that is not a multiple of the heads."""
         if names := values.get("id2label"):
             try:
                 values["id2label"] = {int(index): str(name) for index, name in names.items()}
@@ -78,9 +78,8 @@ class BertConfig:
 
     @classmethod
     def from_pretrained(cls, folder, **overrides):
-        """Read `folder`/config.json (or that file itself). Raises UserError when it is missing or malformed."""
-        path = Path(folder)
-        path = path / CONFIG_NAME if path.is_dir() else path
+        """Read `folder`/config.json, or that file itself. Raises UserError when it is missing or malformed."""
+        path = Path(folder, CONFIG_NAME) if Path(folder).is_dir() else Path(folder)
         values = read_json(path)
         if not isinstance(values, dict):
             raise UserError(f"{path}: expected one JSON object")
@@ -93,13 +92,13 @@ class BertConfig:
         return {key: value for key, value in self.__dict__.items() if value != self.DEFAULTS.get(key, self)}
 
     def save_pretrained(self, folder, architecture):
-        """Write config.json such that Hugging Face's AutoConfig picks the same `architecture`."""
+        """Write a config.json from which Hugging Face's AutoConfig picks the same `architecture`."""
         sizes = {key: getattr(self, key) for key in self.DEFAULTS if getattr(self, key) is not None}
         if self.__dict__.get("id2label"):
             sizes.pop("num_labels")  # Hugging Face derives it from id2label
         values = {**sizes, **self.to_dict(), "model_type": "bert", "architectures": [architecture]}
         values["dtype"] = values["torch_dtype"] = "float32"  # the key's old and new name
-        for key in ("finetuning_task", "label2id"):  # of the model that this one started from
+        for key in ("finetuning_task", "label2id"):  # they describe the model that this one started from
             values.pop(key, None)
         if values.get("id2label"):
             values["label2id"] = {name: index for index, name in values["id2label"].items()}

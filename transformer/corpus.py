@@ -1,7 +1,7 @@
-"""A text corpus of any size: where its files are, its documents in pieces, and its token ids on the disk.
+"""A text corpus of any size, only a part of it in memory: its files, its documents, and its token ids on the disk.
 
-Text files hold a sentence a line and an empty line between documents; JSON Lines a document a line, in the field
-`text`. Either may be compressed (`.gz`). Nothing here holds more than a piece of the corpus in memory.
+Text files have a sentence per line and an empty line between documents; JSON Lines have a document per line, in the
+field `text`. Either may be compressed (`.gz`).
 """
 
 import gzip
@@ -21,20 +21,19 @@ from transformer.downloads import cached_path
 from transformer.files import UserError, append_to, read_json, write_json
 from transformer.remote import s3_files
 
-BLOCK_BYTES = 1 << 18  # text that is read, handed to a worker and tokenized at a time
-LONGEST = 1 << 22  # bytes of a document in a text file; what is longer counts as several, so that memory stays bounded
-SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")  # that are looked for in folders
+BLOCK_BYTES = 1 << 18  # text that a worker gets at a time
+LONGEST = 1 << 22  # bytes; a longer document in a text file counts as several, so that memory stays bounded
+SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")  # files to take from folders
 JSON_LINES = {".jsonl", ".json"}
-# JSON Lines hold whole texts: a sentence ends at a line's end, or behind its full stop.
+# JSON Lines hold whole texts: a sentence ends at the end of a line or after its punctuation mark.
 _SENTENCE_END = re.compile(r"\n|(?<=[.!?])\s+|(?<=[。！？])")
 
 
 def corpus_files(names, cache_dir=None):
-    """The files of a corpus, in a fixed order.
+    """The files of a corpus, in a fixed order. Raises UserError: a missing file, a folder without corpus files.
 
-    Args: names: files, folders (of which the files with SUFFIXES are taken, those of folders inside too), https:// or
-    s3:// addresses, s3://bucket/folder among them; what is not here is fetched into the cache. Raises UserError: a
-    name that is not there, a folder without such files.
+    `names`: files, folders (searched for SUFFIXES, with their subfolders), https:// or s3:// addresses, which are
+    downloaded into the cache, and s3://bucket/folder.
     """
     files = []
     for name in names:
@@ -54,20 +53,17 @@ def corpus_files(names, cache_dir=None):
 
 
 class Block(NamedTuple):
-    """Whole documents as they stand in a file: the number of their first line, their bytes, and where the next block
-    starts (number of the file, byte, line)."""
+    """Whole documents, as they are in a file."""
 
     path: Path
-    line: int
+    line: int  # number of the first line
     data: bytes
-    next: tuple
+    next: tuple  # where the next block starts: number of the file, byte, line
 
 
 def read_blocks(files, start=(0, 0, 1)):
-    """Yield the corpus in Blocks of about BLOCK_BYTES, from `start` (the `next` of a block) on.
-
-    A document that is longer comes in one piece all the same, up to LONGEST. Raises UserError for a damaged .gz file.
-    """
+    """Yield the corpus in Blocks of about BLOCK_BYTES, or of one longer document, from `start` (the `next` of a block)
+    on. Raises UserError for a damaged .gz file."""
     for number in range(start[0], len(files)):
         path, (offset, line) = files[number], start[1:] if number == start[0] else (0, 1)
         opener = gzip.open if path.name.endswith(".gz") else open
@@ -79,16 +75,16 @@ def read_blocks(files, start=(0, 0, 1)):
                     yield Block(path, line, data, (number, offset, next_line))
                     line = next_line
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: not a sound gzip file ({error})") from None
+            raise UserError(f"{path}: not a valid gzip file ({error})") from None
 
 
 def _whole_documents(file, json_lines):
-    """Yield the bytes of an open file, cut between two documents.
+    """Yield the bytes of an open file, cut between documents.
 
-    A document of more than LONGEST bytes ends at the line's end after them: by its own length alone, so that a run that
-    goes on in the middle cuts at the same places.
+    A document of more than LONGEST bytes is cut at the next line end. This depends on its own length alone, so that a
+    resumed run cuts at the same places.
     """
-    data, start = bytearray(), 0  # of the document that is read
+    data, start = bytearray(), 0  # `start`: of the current document, in `data`
     for line in file:
         data += line
         ended = json_lines or line.isspace()
@@ -101,7 +97,7 @@ def _whole_documents(file, json_lines):
 
 
 def documents(block):
-    """Yield a block's documents, each a list of sentences. Raises UserError naming the line: not UTF-8, no JSON."""
+    """Yield a block's documents, each a list of sentences. Raises UserError with the line: not UTF-8, not JSON."""
     try:
         text = block.data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -109,7 +105,7 @@ def documents(block):
         line, reason = block.line + block.data.count(b"\n", 0, start), f"{error.reason} at byte {error.start - start}"
         raise UserError(f"{block.path} line {line}: not UTF-8 text ({reason})") from None
     text = text.removeprefix("\ufeff") if block.line == 1 else text
-    lines = text.split("\n")  # not splitlines(): only this ends a line
+    lines = text.split("\n")  # not splitlines(): no other character ends a line
     if JSON_LINES & set(block.path.suffixes):
         for number, line in enumerate(lines, block.line):
             if line.strip():
@@ -126,8 +122,8 @@ def documents(block):
 
 
 def tokenize_block(tokenizer, typecode, block):
-    """Ids of a block's documents end to end, the number of ids of each sentence, of sentences of each document: three
-    `array`s. What gives no ids is left out."""
+    """Three `array`s: the ids of a block's documents end to end, the number of ids in each sentence, and the number of
+    sentences in each document. Sentences and documents without ids are left out."""
     ids, sentences, counts = array(typecode), array("I"), array("I")
     for document in documents(block):
         found = [*filter(None, map(tokenizer.ids, document))]
@@ -139,17 +135,17 @@ def tokenize_block(tokenizer, typecode, block):
 
 
 class CorpusWriter:
-    """Writes a corpus's ids to three files in `folder`, which `Corpus` maps; goes on after a killed run.
+    """Writes a corpus's ids to three files in `folder`, which `Corpus` maps; continues after a killed run.
 
     ids: uint16 or uint32, end to end; sentences: where each sentence starts, and the end (int64); documents: the first
-    sentence of each document, and the number of all (int64).
+    sentence of each document, and the number of sentences (int64).
     """
 
     FILES = ("corpus_ids.part", "corpus_sentences.part", "corpus_documents.part")
     STATE = "corpus.part"
 
     def __init__(self, folder, typecode, made_from):
-        """`made_from`: what the ids depend on, as JSON reads it back; ids of another origin are replaced."""
+        """`made_from`: what the ids depend on, as JSON values; ids made from anything else are replaced."""
         self.folder, self.made_from = Path(folder), made_from
         state = read_json(self.folder / self.STATE) if (self.folder / self.STATE).is_file() else {}
         usable = state.get("made_from") == self.made_from and all(
@@ -158,7 +154,7 @@ class CorpusWriter:
         )
         if not usable:
             self.remove(folder)
-            state = {"complete": False, "position": (0, 0, 1), "sizes": [0, 8, 8]}  # a new file's 8 bytes: offset 0
+            state = {"complete": False, "position": (0, 0, 1), "sizes": [0, 8, 8]}  # 8 bytes of a new file: offset 0
         self.complete, self.position, sizes = state["complete"], tuple(state["position"]), state["sizes"]
         places = [] if self.complete else zip(self.FILES, sizes, strict=True)
         self.files = [append_to(self.folder / name, size) for name, size in places]
@@ -166,7 +162,7 @@ class CorpusWriter:
         self.num_sentences, self.num_documents = sizes[1] // 8 - 1, sizes[2] // 8 - 1
 
     def add(self, ids, sentences, counts, position, limit=None):
-        """Append what `tokenize_block` gave. `position`: the block's `next`; limit: documents to keep in all."""
+        """Append the result of `tokenize_block`. position: the block's `next`; limit: documents in all."""
         if limit is not None and self.num_documents + len(counts) > limit:
             counts = counts[: limit - self.num_documents]
             sentences = sentences[: sum(counts)]
@@ -180,7 +176,7 @@ class CorpusWriter:
         self.position = position
 
     def save(self):
-        """Note how far the files have come, once they are safely on the disk."""
+        """Record the sizes of the files once they are safely on the disk."""
         sizes = []
         for file in self.files:
             file.flush()
@@ -197,7 +193,7 @@ class CorpusWriter:
 
     @classmethod
     def remove(cls, folder):
-        """Take away the files of a writer: no epoch needs them any more, or the corpus cannot be used."""
+        """Remove the files of a writer: no epoch needs them any more, or the corpus is not usable."""
         for name in (cls.STATE, *cls.FILES):
             (Path(folder) / name).unlink(missing_ok=True)
 
@@ -211,32 +207,29 @@ class Corpus:
         self.maps = [np.memmap(self.folder / name, dtype, "r") for name, dtype in dtypes]
         # As plain arrays: a memmap takes longer to index.
         self.ids, self.sentence_offsets, self.document_offsets = map(np.asarray, self.maps)
-        self.num_sentences, self.num_tokens = len(self.sentence_offsets) - 1, len(self.ids)
+        self.num_sentences = len(self.sentence_offsets) - 1
 
-    def __reduce__(self):  # a worker process maps the files for itself
+    def __reduce__(self):  # so that a worker process maps the files itself
         return Corpus, (self.folder, self.typecode)
 
     def __len__(self):
         return len(self.document_offsets) - 1
 
     def release(self):
-        """Give the memory of the mapped pages back; they are read again when they are wanted."""
+        """Free the memory of the mapped pages; they are read again on demand."""
         if hasattr(mmap, "MADV_DONTNEED"):  # Linux, macOS
             for mapped in self.maps:
                 mapped.base.madvise(mmap.MADV_DONTNEED)
 
     def document(self, index):
-        """A document's ids, an array, and a list of where its sentences start in them, and the end."""
+        """A document's ids, an array, and a list of the starts of its sentences and the end."""
         first, last = self.document_offsets[index : index + 2].tolist()
         bounds = self.sentence_offsets[first : last + 1]
         start, stop = int(bounds[0]), int(bounds[-1])
         return self.ids[start:stop], (bounds - start).tolist()
 
     def random_sentences(self, index, length, rng):
-        """At least `length` ids, if there are so many, from a random sentence on of another document than `index`.
-
-        The document is drawn in proportion to its number of sentences.
-        """
+        """A list of at least `length` ids, if there are so many, from a random sentence of another document on."""
         other = self.other_document(index, rng)
         first, last = self.document_offsets[other : other + 2].tolist()
         sentence = rng.randrange(first, last)

@@ -1,8 +1,4 @@
-"""Token sequences as flat arrays, and the batches made from them.
-
-A data set of a million sequences is four NumPy arrays, not a million Python lists: ids end to end, where each sequence
-starts, where its second segment starts, and its label.
-"""
+"""Token sequences as a few flat NumPy arrays, not as a million Python lists, and the batches made from them."""
 
 import io
 import tempfile
@@ -11,26 +7,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Sequences of similar length are looked for among this many batches' worth of shuffled examples.
-BUCKET_BATCHES = 50
+BUCKET_BATCHES = 50  # sequences of similar length are grouped among this many batches' worth of shuffled examples
 
 
 @dataclass(eq=False)
 class Sequences:
-    """N token sequences, and how their batches are padded.
+    """N token sequences, and how their batches are padded. `lengths` (N,) always counts [CLS] and [SEP]."""
 
-    `ids` (total,), `offsets` (N + 1,), `first_lengths` (N,): length of segment 0; `labels` (N,) or None. `special`: the
-    ids of [CLS] and [SEP] where `ids` lacks them (packed epochs); `lengths` (N,) counts them. `pad_to`: the length of
-    every batch, None = that of its longest sequence.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-    first_lengths: np.ndarray
-    labels: np.ndarray | None = None
-    special: tuple | None = None
+    ids: np.ndarray  # (total,), the sequences end to end
+    offsets: np.ndarray  # (N + 1,), where each sequence starts in `ids`, and the end
+    first_lengths: np.ndarray  # (N,), length of segment 0
+    labels: np.ndarray | None = None  # (N,)
+    special: tuple | None = None  # the ids of [CLS] and [SEP] if `ids` lacks them (packed epochs)
     pad_token_id: int = 0
-    pad_to: int | None = None
+    pad_to: int | None = None  # the length of every batch, None = that of its longest sequence
 
     def __post_init__(self):
         self.lengths = np.diff(self.offsets)
@@ -41,18 +31,16 @@ class Sequences:
         return len(self.first_lengths)
 
     def head(self, count):
-        """The first `count` sequences, or all if there are fewer."""
+        """The first `count` sequences, or all of them if there are fewer."""
         labels = None if self.labels is None else self.labels[:count]
         offsets, first_lengths = self.offsets[: count + 1], self.first_lengths[:count]
         return replace(self, offsets=offsets, first_lengths=first_lengths, labels=labels)
 
     def batch(self, indices):
-        """The model's inputs for these examples.
-
-        Returns a dict: input_ids, token_type_ids (B, L); attention_mask (B, L) or None where nothing is padded and
-        `pad_to` is None; rows (B,) the indices; labels (B,) where the data has labels.
+        """A dict: input_ids, token_type_ids (B, L); attention_mask (B, L), None where nothing is padded and `pad_to` is
+        None; rows (B,), the `indices`; labels (B,) if the data has labels.
         """
-        import torch  # late: pregeneration uses this module too, and starts in a tenth of the time without it
+        import torch  # here, because pregeneration uses this module too and starts ten times as fast without torch
 
         lengths = self.lengths[indices]
         positions = np.arange(self.pad_to or lengths.max())
@@ -77,16 +65,18 @@ class Sequences:
 
 
 def id_typecode(vocab_size):
-    """The type of token ids in arrays and files: two bytes where the vocabulary allows, else four."""
+    """The type of token ids in arrays and files: two bytes if the vocabulary allows, else four."""
     return "H" if vocab_size <= 1 << 16 else "I"
 
 
 class SequencesBuilder:
-    """Collects sequences one at a time into flat arrays: 2 or 4 bytes a token, whatever the number of sequences."""
+    """Collects sequences one at a time into flat arrays, with 2 or 4 bytes per token.
+
+    `folder`: keep the ids in a file there, so that memory does not grow with them. The file has no name, so that a
+    killed run leaves nothing behind.
+    """
 
     def __init__(self, vocab_size, folder=None, pad_token_id=0, pad_to=None):
-        """`folder`: the ids go to a file there, so that memory does not grow with them; the file has no name, so that a
-        killed run leaves nothing behind. The others are those of `Sequences`."""
         self.typecode = id_typecode(vocab_size)
         self.ids = io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self.lengths, self.first_lengths, self.labels = array("I"), array("I"), array("d")
@@ -100,12 +90,11 @@ class SequencesBuilder:
             self.labels.append(label)
 
     def build(self, label_type=np.int64):
-        """The finished Sequences."""
         offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
         np.cumsum(self.lengths, out=offsets[1:])
         if isinstance(self.ids, io.BytesIO):
             ids = np.frombuffer(self.ids.getbuffer(), self.typecode)
-        else:  # what is empty cannot be mapped
+        else:  # an empty file cannot be mapped
             ids = np.memmap(self.ids, self.typecode, "r") if offsets[-1] else np.array([], self.typecode)
         labels = np.array(self.labels, label_type) if self.labels else None
         return Sequences(ids, offsets, np.array(self.first_lengths, np.int64), labels, **self.padding)
@@ -114,10 +103,9 @@ class SequencesBuilder:
 def epoch_batches(lengths, batch_size, seed, epoch, bucketed=True):
     """The batches of one epoch: a list of index arrays in which every example occurs once.
 
-    Examples are shuffled, sorted by length inside windows of BUCKET_BATCHES batches, cut, and the batches shuffled:
-    short sequences share batches and little is padding, while each epoch differs. The result depends on the arguments
-    alone, never on the number of processes, so that a run can go on anywhere. Only the last batch cut is short; it is
-    trained on, where the reference skips it.
+    Examples are shuffled, sorted by length within windows of BUCKET_BATCHES batches and cut into batches, which are
+    shuffled again: little is padding, yet every epoch differs. The result depends on the arguments alone, not on the
+    number of processes, so that a run can continue anywhere. The short last batch is used; the reference skips it.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -130,6 +118,6 @@ def epoch_batches(lengths, batch_size, seed, epoch, bucketed=True):
 
 
 def sorted_batches(lengths, batch_size):
-    """Batches for evaluation: all examples by length, the longest first, so that memory runs out at once or never."""
+    """Batches for evaluation, the longest examples first: if memory is too small, it runs out at once."""
     order = np.argsort(-np.asarray(lengths), kind="stable")
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

@@ -1,8 +1,8 @@
-"""What the student learns: which teacher layer teaches which student layer, and TinyBERT's losses, one function each.
+"""The distillation: which teacher layer teaches which student layer, TinyBERT's losses, and the learners.
 
-Equation numbers are the paper's (arXiv 1909.10351, section 3). Shapes: B batch, L length, D width, H heads, C classes.
-Every loss is the mean over the batch's examples of a mean inside each example, so that an example counts the same
-whatever it is batched with: over real tokens by default, over the padding too in the reference's way.
+Equation numbers are those of arXiv 1909.10351, section 3. Shapes: B batch, L length, D width, H heads, C classes.
+Every loss is a mean over the examples of a mean inside each example, so that an example has the same weight in every
+batch. The mean inside is over real tokens; as an option it includes the padding, as in the reference.
 """
 
 import functools
@@ -19,15 +19,14 @@ from transformer.settings import Matching
 from transformer.tokenization import BertTokenizer
 
 MATCHING = Matching()
-MAX_RELATION_HEADS = 48  # as many as MiniLMv2 found best for a teacher of BERT-base's size
+MAX_RELATION_HEADS = 48  # the best number in MiniLMv2 for a teacher of BERT-base's size
 
 
 def layer_map(student_layers, teacher_layers, name="uniform"):
     """{m: g(m)}: layer m of the student learns from layer g(m) of the teacher (equation 6); 0 is the embedding output.
 
-    Args: name: "uniform" g(m) = m * N / M; "top" the teacher's last M layers, "bottom" its first; "last" only the
-    student's last layer learns, from the teacher's last; or M numbers of teacher layers, from 1: "2,5,8,11".
-    Raises UserError where N is not a multiple of M (uniform), or for numbers that do not fit.
+    Args: name: "uniform" g(m) = m * N / M; "top" the teacher's last M layers, "bottom" its first; "last" only the two
+    last layers; or M teacher layers, from 1: "2,5,8,11". Raises UserError for a name that does not fit M and N.
     """
     if student_layers > teacher_layers:
         raise UserError(f"the student has {student_layers} layers, the teacher only {teacher_layers}")
@@ -54,7 +53,7 @@ def layer_map(student_layers, teacher_layers, name="uniform"):
 
 
 def check_pair(student, teacher, matching=MATCHING):
-    """Refuse a student that cannot learn from this teacher (two BertConfigs) in this way. Raises UserError."""
+    """Raise UserError if the student cannot learn from the teacher (two BertConfigs) in this way."""
     layer_map(student.num_hidden_layers, teacher.num_hidden_layers, matching.layer_map)
     if matching.attention_loss == "scores" and student.num_attention_heads != teacher.num_attention_heads:
         raise UserError(
@@ -65,29 +64,29 @@ def check_pair(student, teacher, matching=MATCHING):
 
 
 def relation_heads(student, teacher):
-    """How many heads both widths can be cut into for the relations: the most, up to MAX_RELATION_HEADS."""
+    """The largest number of heads, up to MAX_RELATION_HEADS, that divides both widths."""
     common = math.gcd(student.hidden_size, teacher.hidden_size)
     return max(count for count in range(1, MAX_RELATION_HEADS + 1) if common % count == 0)
 
 
 def check_same_vocabulary(tokenizer, folder):
-    """Refuse a student folder whose vocabulary is not the teacher's: the same ids would mean other words to it."""
+    """Raise UserError if the student's vocabulary is not the teacher's: the same ids would mean other words to it."""
     if (Path(folder) / "vocab.txt").is_file() and BertTokenizer.from_pretrained(folder).vocab != tokenizer.vocab:
         raise UserError(f"{folder}/vocab.txt: differs from the teacher's vocabulary; both must read the same ids")
 
 
 class LossWeights(NamedTuple):
-    """What each position weighs in its example's mean; each tensor sums to 1 over the batch. None = all the same."""
+    """The weight of each position in the loss; each tensor sums to 1 over the batch. None = equal weights."""
 
     tokens: torch.Tensor | None  # (B, L)
     pairs: torch.Tensor | None  # (B, 1, L, L), query by key
 
 
 def loss_weights(attention_mask, over_padding=False):
-    """Weights of tokens and of query-key pairs from an attention mask (B, L), or None where nothing is padded.
+    """The weights of tokens and query-key pairs for an attention mask (B, L), None = no padding.
 
-    `over_padding`: the reference's means. There every position of the padded batch counts as a token and as a query,
-    and a masked key counts as an error of 0: with it and `--pad_to_max_length` a run repeats the reference's numbers.
+    `over_padding`: as in the reference, every position of the padded batch counts as a token and as a query, and a
+    masked key counts as an error of 0. With `--pad_to_max_length` a run then reproduces the reference's numbers.
     """
     if attention_mask is None:
         return LossWeights(None, None)
@@ -102,7 +101,7 @@ def loss_weights(attention_mask, over_padding=False):
 
 
 def attention_loss(student_scores, teacher_scores, pair_weights=None):
-    """L_attn = mean over heads of MSE(A_S, A_T), equation 7 for one layer: scores before the softmax, (B, H, L, L)."""
+    """L_attn = mean over heads of MSE(A_S, A_T), equation 7, for one layer's scores (B, H, L, L) before softmax."""
     if pair_weights is None:
         return F.mse_loss(student_scores.float(), teacher_scores.float())
     errors = (student_scores.float() - teacher_scores.float()).square().mean(dim=1, keepdim=True)  # (B, 1, L, L)
@@ -110,15 +109,14 @@ def attention_loss(student_scores, teacher_scores, pair_weights=None):
 
 
 def relation_loss(student_projections, teacher_projections, num_heads, attention_mask=None):
-    """The relations of MiniLMv2 (arXiv 2012.15828, equations 4 and 5) for one layer, in place of the attention loss.
+    """The loss of MiniLMv2 (arXiv 2012.15828, equations 4 and 5) for one layer, in place of the attention loss.
 
-    Queries, keys and values, (B, L, D) each, are cut into `num_heads` heads of D / num_heads, whatever heads the model
-    has; of each kind the scaled products of all pairs of positions, after the softmax, are compared by their
-    Kullback-Leibler divergence. Neither widths nor head counts of the two models need to be equal.
+    Queries, keys and values, (B, L, D) each, are split into `num_heads` heads. The softmax of the scaled products of
+    all pairs of positions is compared by KL divergence. The models may differ in width and number of heads.
     """
 
     def log_relations(projected):  # (B, L, D) -> (B, A, L, L)
-        with torch.autocast(projected.device.type, enabled=False):  # products in float32: float16's overflow
+        with torch.autocast(projected.device.type, enabled=False):  # in float32, because float16 overflows
             heads = projected.float().unflatten(2, (num_heads, -1)).transpose(1, 2)
             products = heads @ heads.transpose(-1, -2) / math.sqrt(heads.shape[-1])
             if attention_mask is not None:
@@ -129,13 +127,13 @@ def relation_loss(student_projections, teacher_projections, num_heads, attention
     for student, teacher in zip(student_projections, teacher_projections, strict=True):
         targets = log_relations(teacher)
         divergence = F.kl_div(log_relations(student), targets, reduction="none", log_target=True)
-        divergence = divergence.sum(dim=3).mean(dim=1)  # (B, L), a query each
+        divergence = divergence.sum(dim=3).mean(dim=1)  # (B, L), for each query
         total = total + (divergence.mean() if token_weights is None else (divergence * token_weights).sum())
     return total
 
 
 def hidden_loss(projected, teacher_hidden, token_weights=None):
-    """L_hidn = MSE(H_S W_h, H_T), equation 8, and at the embedding output L_embd, equation 9: (B, L, D) each."""
+    """L_hidn = MSE(H_S W_h, H_T), equation 8, or for the embedding output L_embd, equation 9; (B, L, D) each."""
     if token_weights is None:
         return F.mse_loss(projected.float(), teacher_hidden.float())
     errors = (projected.float() - teacher_hidden.float()).square().mean(dim=2)  # (B, L)
@@ -143,17 +141,17 @@ def hidden_loss(projected, teacher_hidden, token_weights=None):
 
 
 def prediction_loss(student_logits, teacher_logits, temperature=1.0):
-    """L_pred = CE(z_T / t, z_S / t), equation 10, (B, C) each: averaged over the classes too, as in the reference."""
+    """L_pred = CE(z_T / t, z_S / t), equation 10, (B, C) each; also averaged over the classes, as in the reference."""
     targets = F.softmax(teacher_logits.float() / temperature, dim=1)
     return -(targets * F.log_softmax(student_logits.float() / temperature, dim=1)).mean()
 
 
 def transformer_losses(student, student_output, teacher_output, mapping, weights, attention=None, hidden=hidden_loss):
-    """L_attn and L_hidn of every mapped layer: equation 6 without the prediction layer is their sum.
+    """{"att_loss/m": scalar, "rep_loss/m": scalar} for each mapped layer m, 0 = the embeddings (equation 6 without the
+    prediction layer is their sum).
 
     Args: student: the model, for its projection; student_output, teacher_output: BertOutput; mapping: `layer_map`;
-    weights: `loss_weights`; attention(student's, teacher's queries, keys and values): in place of `attention_loss`.
-    Returns {"att_loss/m": scalar for each mapped layer, "rep_loss/m": likewise, 0 being the embeddings}.
+    weights: `loss_weights`; attention: a loss of the projections, in place of `attention_loss`.
     """
     if attention is None:
         attention = functools.partial(attention_loss, pair_weights=weights.pairs)
@@ -168,19 +166,19 @@ def transformer_losses(student, student_output, teacher_output, mapping, weights
 
 
 class TransformerLearner(nn.Module):
-    """The learner of general distillation and of the intermediate step: a batch in, attention and hidden losses out.
+    """The learner of general distillation and the intermediate step, with attention and hidden losses, for any models
+    with a `bert` inside; the student also has `project`.
 
-    Works on any models with a `bert` inside; the student also has `project`. Args: attention: `attention_loss` or
-    `relation_loss`; hidden: `hidden_loss`; matching: which layers teach, and what each kind of loss weighs.
-    Raises UserError where layers or heads do not fit.
+    Args: attention: `attention_loss` or `relation_loss`; hidden: `hidden_loss`; matching: which layers teach, and the
+    weight of each kind of loss. Raises UserError if layers or heads do not fit.
     """
 
     def __init__(self, student, teacher, attention=attention_loss, hidden=hidden_loss, matching=MATCHING):
         super().__init__()
         check_pair(student.config, teacher.config, matching)
         self.student, self.attention, self.hidden = student, attention, hidden
-        # In a list, so that the teacher is no submodule: train() must not reach its dropout, nor DDP its weights. The
-        # reference left the teacher in training mode and its dropout blurred every target.
+        # In a list, so that the teacher is not a submodule: train() must not turn on its dropout, nor DDP synchronize
+        # its weights. The reference leaves the teacher in training mode, and its dropout blurs every target.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers, matching.layer_map)
         self.relations = attention is relation_loss
@@ -190,19 +188,18 @@ class TransformerLearner(nn.Module):
 
     @property
     def teacher(self):
-        """The frozen teacher."""
         return self._teacher[0]
 
     def forward(self, batch):
         inputs, mask = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]), batch["attention_mask"]
-        # What the attention loss compares, of layers counted from 0. Layers that do not hand out scores run faster.
+        # Only what the attention loss compares, because layers that return no scores run faster.
         compared = "projection_layers" if self.relations else "score_layers"
-        last = max(self.mapping.values())  # layers above the last one that teaches are not run
+        last = max(self.mapping.values())  # layers above the last one that teaches need not run
         teaching = {"score_layers": (), compared: {g - 1 for m, g in self.mapping.items() if m}}
         learning = {"score_layers": (), compared: {m - 1 for m in self.mapping if m}}
         # Not inference_mode(): the losses keep the teacher's tensors for the backward pass.
         with torch.no_grad():
-            teacher_output = self.teacher.bert(*inputs, **teaching, num_layers=last)
+            teacher_output = self.teacher.bert(*inputs, **teaching, depth=last)
         outputs = self.student.bert(*inputs, **learning), teacher_output
         weights, attention = loss_weights(mask, self.over_padding), None
         if self.relations:
@@ -212,11 +209,8 @@ class TransformerLearner(nn.Module):
 
 
 class PredictionLearner(nn.Module):
-    """The learner of the prediction step: the head's outputs follow the teacher's.
-
-    Args: teacher_outputs (N, C), by row of the training data: once they are known, the teacher itself is not needed;
-    loss(student's, teacher's outputs (B, C)): `prediction_loss` or what the task's kind has in its place.
-    """
+    """The learner of the prediction step. Args: teacher_outputs (N, C), for each row of the training data; loss of the
+    student's and the teacher's outputs (B, C)."""
 
     def __init__(self, student, teacher_outputs, loss=prediction_loss):
         super().__init__()
@@ -228,7 +222,7 @@ class PredictionLearner(nn.Module):
 
 
 class GoldLearner(nn.Module):
-    """The learner of fine-tuning and of the baseline: `loss` of the head's outputs (B, C) and the gold labels (B,)."""
+    """The learner of fine-tuning and the baseline: a `loss` of the head's outputs (B, C) and the gold labels (B,)."""
 
     def __init__(self, model, loss):
         super().__init__()

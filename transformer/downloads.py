@@ -1,4 +1,4 @@
-"""Downloading once: a cache of files at http, https and s3 addresses, and the model folders made from it; uploads."""
+"""Downloads: a cache of files from http, https and s3 addresses, and model folders made from it. Uploads."""
 
 import contextlib
 import hashlib
@@ -14,15 +14,15 @@ from transformer.files import UserError, copy_file, make_folder, read_json, wait
 from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, upload_s3
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-TRIES = 5  # in a row without one new byte
-BACKOFF = 1.0  # seconds before the second try, doubled for each further one
+TRIES = 5  # in a row without a new byte
+BACKOFF = 1.0  # seconds before the second try, doubled for each later one
 
 
 def cached_path(url_or_path, cache_dir=None, sha256=None):
-    """The path of a local file, or of the cached copy of an http://, https:// or s3:// address.
+    """The path of a local file, or of the cached copy of an http://, https:// or s3:// address. Raises UserError.
 
-    A cached copy is kept as long as the server says that it is current (ETag), and used as it is when the server cannot
-    be reached. `cache_dir` defaults to $TINYBERT_CACHE or ~/.cache/tinybert. Raises UserError in one line.
+    A cached copy is used while the server says that it is current (ETag), and when the server cannot be reached.
+    `cache_dir` defaults to $TINYBERT_CACHE or ~/.cache/tinybert.
     """
     address = str(url_or_path)
     if re.match("(https?|s3)://", address):
@@ -40,15 +40,15 @@ def cached_path(url_or_path, cache_dir=None, sha256=None):
 
 
 def _fetch(url, target, sha256=None, offline=False):
-    """Make `target` the file at `url`; False when the server could not be asked and the copy had to do."""
+    """Make `target` the file at `url`; False when the server was not available and the old copy is used."""
     offline = offline or (is_hub(url) and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))
     make_folder(target.parent)
     try:
         with open(_beside(target, "lock"), "w") as lock:
             wait_for_lock(lock)  # two processes do not download the same file
             copy = read_record(_beside(target, "json"))
-            held = target.is_file() and target.stat().st_size == copy.get("size")
-            if not held or copy["url"] != url or sha256 not in (None, copy["sha256"]):
+            complete = target.is_file() and target.stat().st_size == copy.get("size")
+            if not complete or copy["url"] != url or sha256 not in (None, copy["sha256"]):
                 copy = {}
             if sha256 and copy:
                 return True
@@ -68,14 +68,14 @@ def _fetch(url, target, sha256=None, offline=False):
 
 
 def _download(url, target, copy, sha256, tries):
-    """Bring `target` up to date in at most so many tries in a row without one new byte."""
+    """Bring `target` up to date; give up after `tries` attempts in a row without a new byte."""
     part, failures, farthest = _beside(target, "part"), 0, 0
     while True:
         try:
             return _try(url, target, copy, sha256)
         except Transient as error:
             size = part.stat().st_size if part.exists() else 0
-            failures = failures + 1 if size <= farthest else 1  # a poor line that still moves is no failure
+            failures = failures + 1 if size <= farthest else 1  # a slow line that makes progress may go on
             farthest = max(size, farthest)
             if failures >= tries:
                 raise
@@ -85,11 +85,11 @@ def _download(url, target, copy, sha256, tries):
 
 
 def _try(url, target, copy, sha256):
-    """Bring `target` up to date through a .part file that a later try, or run, goes on with."""
+    """Bring `target` up to date through a .part file, which a later try or run continues."""
     part, part_record = _beside(target, "part"), _beside(target, "part.json")
     start = part.stat().st_size if part.exists() else 0
     version = read_record(part_record).get("validator")
-    headers = {"Accept-Encoding": "identity"}  # so that lengths are the file's
+    headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file
     if copy.get("validator"):  # an ETag or a date
         headers["If-None-Match" if '"' in copy["validator"] else "If-Modified-Since"] = copy["validator"]
     if start and version and not version.startswith("W/"):
@@ -100,7 +100,7 @@ def _try(url, target, copy, sha256):
     if status != 304 and not (status == 200 and same):
         resumed = status == 206 and validator == version and f"bytes {start}-" in received.get("content-range", "")
         outdated = "Range" in headers and status in (206, 412, 416) and not resumed
-        if outdated or status == 200:  # before the record of another version is written
+        if outdated or status == 200:  # before a record of the new version is written beside it
             part.unlink(missing_ok=True)
         if outdated:
             return _try(url, target, copy, sha256)
@@ -114,7 +114,7 @@ def _try(url, target, copy, sha256):
         found, expected = sha256_of(part), sha256 or linked
         if expected and found != expected:
             part.unlink()
-            raise UserError(f"{url}: the sha256 sum of what came is {found}, expected {expected}; run it again")
+            raise UserError(f"{url}: the download has the sha256 sum {found}, expected {expected}; run it again")
         os.replace(part, target)
         write_json(_beside(target, "json"), {**about, "size": target.stat().st_size, "sha256": found})
     part.unlink(missing_ok=True)
@@ -122,14 +122,14 @@ def _try(url, target, copy, sha256):
 
 
 def _receive(url, chunks, part, start, size):
-    """Append the bytes that come to `part`, which holds `start`; `size` is the whole file's (None: unknown)."""
+    """Append the received bytes to `part`, which holds `start` bytes; `size` is that of the whole file, if known."""
     from tqdm import tqdm
 
     small = size is not None and size < 1_000_000
     if not small:
         logging.info("downloading %s (%s)", url, f"{size / 1e6:.0f} MB" if size else "size unknown")
     shown = {"desc": url.rpartition("/")[2], "total": size, "initial": start, "unit": "B", "unit_scale": True}
-    with open(part, "ab") as file, tqdm(**shown, disable=small or None) as bar:  # None: where nobody watches
+    with open(part, "ab") as file, tqdm(**shown, disable=small or None) as bar:  # None: no bar without a terminal
         for chunk in chunks:
             file.write(chunk)
             bar.update(len(chunk))
@@ -142,7 +142,7 @@ def _beside(target, suffix):
 
 
 def read_record(path):
-    """The object in a JSON file that this module wrote; empty when there is none, or it is broken."""
+    """The object in a JSON file that this module wrote; {} if it is missing or not valid."""
     with contextlib.suppress(UserError):
         return read_json(path)
     return {}
@@ -167,10 +167,8 @@ def sha256_of(path):
 
 
 def model_folder(name_or_path, cache_dir=None, need_weights=True):
-    """The folder of a model: a local one, or the cached copy of a hub name, an https:// or an s3:// folder.
-
-    With `need_weights` a folder without weights is a UserError that says where to get them.
-    """
+    """The folder of a model: a local one, or the cached copy of a hub name, an https:// or an s3:// folder. Raises
+    UserError where there is no model, or `need_weights` and no weights."""
     name = str(name_or_path).rstrip("/") or "/"
     local, models = Path(name).expanduser(), cache_folder(cache_dir) / "models"
     if local.is_dir():
@@ -187,7 +185,7 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
     try:
         return fetch_model(f"{hub()}/{name}/resolve/main", models / name.replace("/", "--"), need_weights)
     except UserError as error:
-        raise UserError(f"{name}: no such folder here, and no such model to be had ({error})") from error
+        raise UserError(f"{name}: no such folder here, and no such model to download ({error})") from error
 
 
 def _advice(folder):
@@ -200,16 +198,16 @@ def _advice(folder):
 
 
 def weights_in_order():
-    """The names to try for weights: safetensors only where it can be read."""
+    """The names of weights to try: safetensors first if it can be read."""
     return WEIGHTS if importlib.util.find_spec("safetensors") else WEIGHTS[::-1]
 
 
 def fetch_model(address, folder, need_weights):
     """Fetch the files of the model at `address` into `folder`, which is returned; the weights last."""
-    offline = False  # after the first file, so that an unreachable server costs one wait and one line
+    offline = False  # true after the first file that fails, so that an unreachable server costs one wait and one line
     for file in ("config.json", "vocab.txt"):
         offline = not _fetch(f"{address}/{file}", folder / file, offline=offline)
-    # Without it the casing follows the vocabulary. The weights come last: a copy with weights has all that there is.
+    # Without it the vocabulary decides the casing. The weights come last: a copy with weights is complete.
     with contextlib.suppress(Missing):
         offline = not _fetch(f"{address}/tokenizer_config.json", folder / "tokenizer_config.json", offline=offline)
     for file in weights_in_order() if need_weights else ():
@@ -217,15 +215,13 @@ def fetch_model(address, folder, need_weights):
             _fetch(f"{address}/{file}", folder / file, offline=offline)
             return folder
     if need_weights:
-        raise UserError(f"{address}: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is to be had")
+        raise UserError(f"{address}: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is there")
     return folder
 
 
 def upload(paths, data_url):
-    """Copy finished files and folders to `data_url`, a folder or `s3://bucket/prefix`; nothing when that is empty.
-
-    A file keeps its name, a folder its own and its files' relative ones, as with `cp -r`.
-    """
+    """Copy finished files and folders to `data_url`, a folder or s3://bucket/prefix, as `cp -r` does; nothing if that
+    is empty."""
     if not data_url:
         return
     scheme, found, _ = str(data_url).partition("://")

@@ -1,6 +1,6 @@
 """The epochs that `pregenerate_training_data.py` writes and `general_distill.py` reads.
 
-An epoch is epoch_N.json, a JSON object a line, or packed: .npy files of token ids, which are mapped without parsing.
+An epoch is epoch_N.json, one JSON object per line, or packed: .npy files of token ids, which are mapped, not parsed.
 epoch_N_metrics.json is written last: an epoch without it is not complete.
 """
 
@@ -19,15 +19,15 @@ from transformer.files import UserError, append_to
 
 
 def vocabulary_digest(tokenizer):
-    """What tells one vocabulary from another: packed ids mean nothing under a different one."""
+    """A digest of the vocabulary, because packed ids mean nothing under a different one."""
     return hashlib.sha256("\n".join(tokenizer.ids_to_tokens).encode()).hexdigest()[:16]
 
 
 def packed_dtypes(typecode, masked):
-    """The files of a packed epoch, {end of the name: dtype of its one-dimensional array}.
+    """The files of a packed epoch: {end of the name: dtype of its one-dimensional array}.
 
-    _ids: the ids of all sequences end to end, without [CLS] and [SEP]; _sequences: a row a sequence, its lengths with
-    them; _masked (where there is masking): positions and original ids of the masked tokens, `num_masked` a sequence.
+    _ids: the ids of all sequences end to end, without [CLS] and [SEP]; _sequences: a row per sequence, whose lengths
+    include them; _masked (with masking): positions and original ids of the masked tokens, `num_masked` per sequence.
     """
     ids = np.dtype(typecode).newbyteorder("<")
     row = [("length", "<u2"), ("first_length", "<u2"), ("is_random_next", "?")]
@@ -36,10 +36,10 @@ def packed_dtypes(typecode, masked):
 
 
 class EpochFiles:
-    """Writes the files of an epoch side by side, from where a killed run left them.
+    """Writes the files of an epoch side by side and continues those of a killed run; `fresh`: there was none.
 
     Args: name: folder and start of the names; dtypes: {end of the name: dtype of a .npy file's array, None for text};
-    sizes: what of each file a killed run had safely written, None = nothing. `fresh` tells that they start anew.
+    sizes: bytes of each file that a killed run has safely written, None = none.
     """
 
     def __init__(self, name, dtypes, sizes=None):
@@ -69,7 +69,7 @@ class EpochFiles:
 
 
 def write_header(file, dtype, length):
-    """Write the start of a .npy file of one dimension; its size does not depend on the length. Without dtype: text."""
+    """Write the header of a one-dimensional .npy file, whose size does not depend on the length. No dtype: text."""
     if dtype is not None:
         file.seek(0)
         description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
@@ -77,9 +77,8 @@ def write_header(file, dtype, length):
 
 
 def pregenerated_epochs(folder):
-    """The complete epochs of a folder of `pregenerate_training_data.py`: [(epoch file, metrics)], by number; the file
-    is epoch_N.json, or epoch_N_ids.npy of a packed epoch. Raises UserError when there is none.
-    """
+    """The complete epochs of a folder, in order: [(epoch_N.json or a packed epoch's epoch_N_ids.npy, metrics)]. Raises
+    UserError if there is none."""
     epochs = []
     while (Path(folder) / f"epoch_{len(epochs)}_metrics.json").is_file():
         name = Path(folder) / f"epoch_{len(epochs)}"
@@ -98,10 +97,9 @@ def pregenerated_epochs(folder):
 
 
 class Epochs:
-    """The epochs of a folder, used in turn, one at a time in memory.
+    """The epochs of a folder, used in turn, one at a time in memory. Args: see `read_epoch`.
 
-    Args: folder: of `pregenerate_training_data.py`; tokenizer: the teacher's; ids_folder, limit, pad: see `read_epoch`.
-    `sizes`: the sequences of each; `inputs`: {name: path} of their files. Raises UserError where there are none.
+    `sizes`: the sequences of each epoch; `inputs`: {name: path} of their files. Raises UserError if there are none.
     """
 
     def __init__(self, folder, tokenizer, max_seq_length, ids_folder=None, limit=None, pad=False):
@@ -112,7 +110,7 @@ class Epochs:
         self.latest = {}
 
     def read(self, number):
-        """The Sequences of a pass over the data."""
+        """The Sequences of pass `number` over the data."""
         index = number % len(self.epochs)
         if index not in self.latest:
             self.latest.clear()
@@ -121,12 +119,11 @@ class Epochs:
 
 
 def read_epoch(path, metrics, tokenizer, max_seq_length, folder=None, limit=None, pad=False):
-    """The Sequences of one epoch of `pregenerate_training_data.py`: a packed one is mapped, a JSON one parsed.
+    """The Sequences of one epoch. Raises UserError: damaged files, ids of another vocabulary, a sequence longer than
+    `max_seq_length`, or a number of sequences that differs from `metrics`.
 
-    Args: path, metrics: of `pregenerated_epochs`; folder: where the ids of JSON go, None = into memory; limit: the
-    first sequences only; pad: every batch to `max_seq_length`, as the reference does.
-    Raises UserError: damaged files, ids of another vocabulary, a sequence over `max_seq_length`, or another number of
-    sequences than `metrics` tells.
+    Args: path, metrics: from `pregenerated_epochs`; tokenizer: the teacher's; folder: for the ids of a JSON epoch, None
+    = in memory; limit: use only the first sequences; pad: pad every batch to `max_seq_length`, as the reference does.
     """
     if path.suffix == ".npy":
         sequences = map_packed(path, metrics["vocabulary"], tokenizer)
@@ -135,7 +132,7 @@ def read_epoch(path, metrics, tokenizer, max_seq_length, folder=None, limit=None
         sequences = parse_epoch(path, tokenizer.vocab, folder, limit)
     expected = metrics["num_training_examples"]
     if limit is None and len(sequences) != expected:
-        raise UserError(f"{path}: {len(sequences)} sequences, its metrics file tells {expected}")
+        raise UserError(f"{path}: {len(sequences)} sequences, its metrics file says {expected}")
     over = np.flatnonzero(sequences.lengths > max_seq_length)
     if len(over):
         length = sequences.lengths[over[0]]
@@ -156,24 +153,22 @@ def map_packed(path, vocabulary, tokenizer):
         if ids.dtype.kind != "u" or ids.ndim != 1 or offsets[-1] != len(ids) or ids.max(initial=0) >= len(tokenizer):
             raise ValueError("its arrays do not fit together")
     except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
-        raise UserError(f"{path}, {sequences_path}: no packed sequences ({error})") from None
+        raise UserError(f"{path}, {sequences_path}: not valid packed sequences ({error})") from None
     return Sequences(ids, offsets, first_lengths, special=(tokenizer.cls_token_id, tokenizer.sep_token_id))
 
 
 def parse_epoch(path, vocab, folder=None, limit=None):
-    """The Sequences of an epoch file in JSON. Raises UserError: a line that is no such object, a token outside the
-    vocabulary."""
+    """The Sequences of a JSON epoch. Raises UserError: a malformed line, a token that is not in the vocabulary."""
     builder = SequencesBuilder(len(vocab), folder)
-    with open(path, "rb") as file:  # json.loads decodes, so that text which is not UTF-8 is an error of its line
+    with open(path, "rb") as file:  # json.loads decodes, so that text that is not UTF-8 is an error in its line
         for count, line in enumerate(itertools.islice(file, limit), 1):
-            place = f"{path} line {count}"
             try:
                 instance = json.loads(line)
                 ids = [vocab[token] for token in instance["tokens"]]
                 first_length = len(ids) - sum(instance["segment_ids"])
             except KeyError as error:
-                raise UserError(f"{place}: {error} is neither a field there nor in the vocabulary") from None
+                raise UserError(f"{path} line {count}: {error} is neither a field nor in the vocabulary") from None
             except (ValueError, TypeError):
-                raise UserError(f"{place}: expected a JSON object with tokens and segment_ids") from None
+                raise UserError(f"{path} line {count}: expected a JSON object with tokens and segment_ids") from None
             builder.add(ids, first_length)
     return builder.build()

@@ -1,8 +1,8 @@
 """Step 0: fetch the teacher (bert-base-uncased), the GloVe vectors and GLUE tasks into their folders.
 
-Reads public addresses (the table SOURCES); writes teacher_model/, 1_pre_data/glove.6B.100d.txt and a folder a task.
-A download that was cut off goes on where it stopped; a file that is there and intact is not fetched again.
-Without a name it lists what it can fetch and what is there already.
+Reads public addresses (the table SOURCES); writes teacher_model/, 1_pre_data/glove.6B.100d.txt and a folder per task.
+An interrupted download continues where it stopped; a file that is there and intact is not fetched again.
+Without a name it lists what it can fetch and what is already there.
 第 0 步:下载教师模型、GloVe 词向量和 GLUE 任务数据(支持断点续传)。
 
     python -m transformer.file_utils teacher glove SST-2
@@ -25,11 +25,10 @@ from transformer.downloads import WEIGHTS, cached_path, model_folder, upload
 from transformer.files import UserError, atomic_write, copy_file, make_folder, read_json, write_json
 from transformer.remote import hub, s3_files
 
-# What was here before, for whoever imports it from here.
+# Older code imports these from here.
 __all__ = ["UserError", "atomic_write", "cached_path", "model_folder", "read_json", "s3_files", "upload", "write_json"]
 
-# What step 0 can fetch: the files that it makes in a folder, the size of the download, the addresses that it reads.
-Source = namedtuple("Source", ["folder", "files", "megabytes", "addresses"])
+Source = namedtuple("Source", ["folder", "files", "megabytes", "addresses"])  # megabytes: size of the download
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
@@ -38,10 +37,9 @@ TSV = ("train.tsv", "dev.tsv", "test.tsv")
 MNLI_TSV = ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv", "test_mismatched.tsv")
 MRPC_RAW = (SENTEVAL + "msr_paraphrase_train.txt", SENTEVAL + "msr_paraphrase_test.txt", GLUE + "mrpc_dev_ids.tsv")
 
-# The states of a file, as the list says them.
-MISSING, INTACT, CHANGED, OWN = "missing", "intact", "changed", "there (your own files)"
+MISSING, INTACT, CHANGED, OWN = "missing", "intact", "changed", "there (your own files)"  # the states of a file
 
-# TINYBERT_MIRROR=https://host/folder stands in for the scheme and host of every address here.
+# TINYBERT_MIRROR=https://host/folder replaces the scheme and host of every address here.
 SOURCES = {
     "teacher": Source("teacher_model", ("config.json", "vocab.txt", "tokenizer_config.json", "weights"), 441, ()),
     "glove": Source("1_pre_data", ("glove.6B.100d.txt",), 862, ("https://nlp.stanford.edu/data/glove.6B.zip",)),
@@ -57,7 +55,7 @@ SOURCES = {
     "AX": Source("AX", ("AX.tsv",), 0.2, (GLUE + "AX.tsv",)),
 }
 
-# The teacher's weights are checked against the sum that the hub sends, GloVe against the archive's own.
+# The hub sends a sum for the teacher's weights; the GloVe archive contains its own.
 CHECKSUMS = {
     "CoLA.zip": "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
     "SST-2.zip": "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa",
@@ -73,10 +71,8 @@ CHECKSUMS = {
 
 
 def unpack(archive, names, folder):
-    """Write the members of a zip archive that are called `names` (at its top or one folder down) into `folder`.
-
-    Only these names are ever written, so no member can land elsewhere. Raises UserError when one is missing or broken.
-    """
+    """Write the members `names` of a zip archive (at its top or one folder down) into `folder`. Raises UserError when
+    one is missing or damaged. Only these names are written, so no member can land elsewhere."""
     try:
         with zipfile.ZipFile(archive) as bundle:
             for name in names:
@@ -86,11 +82,11 @@ def unpack(archive, names, folder):
                 with bundle.open(member) as source, atomic_write(folder / name, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{archive}: not a sound zip archive ({error})") from error
+        raise UserError(f"{archive}: not a valid zip archive ({error})") from error
 
 
 def make_mrpc(train, test, dev_ids, names, folder):
-    """Write `names` (of train.tsv, dev.tsv, test.tsv) in GLUE's layout, from the corpus as Microsoft released it."""
+    """Write `names` (of train.tsv, dev.tsv, test.tsv) in GLUE's layout, from the corpus that Microsoft released."""
     ids = set(_lines(dev_ids))
     columns = "#1 ID\t#2 ID\t#1 String\t#2 String"
     out = {"train.tsv": [f"Quality\t{columns}"], "dev.tsv": [f"Quality\t{columns}"], "test.tsv": [f"index\t{columns}"]}
@@ -99,7 +95,7 @@ def make_mrpc(train, test, dev_ids, names, folder):
             row = line.split("\t")
             if len(row) != 5:
                 raise UserError(f"{path}, line {number}: {len(row)} columns, expected 5 (quality, 2 ids, 2 sentences)")
-            if path == test:  # GLUE keeps the test labels to itself and numbers the rows instead
+            if path == test:  # GLUE hides the test labels and numbers the rows instead
                 out["test.tsv"].append("\t".join([str(number - 2), *row[1:]]))
             else:
                 out["dev.tsv" if "\t".join(row[1:3]) in ids else "train.tsv"].append(line)
@@ -109,7 +105,7 @@ def make_mrpc(train, test, dev_ids, names, folder):
 
 
 def _lines(path):
-    # Split at "\n" only: the sentences hold other characters that some take for line ends.
+    # Split at "\n" only: the sentences contain other characters that Python counts as line ends.
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         return [line.strip("\r\n") for line in file if line.strip()]
 
@@ -120,7 +116,7 @@ def _mirrored(url):
 
 
 def _file_states(name, root, cache):
-    """{file of a source: MISSING, INTACT, CHANGED since it was fetched, or OWN (not fetched by us, taken as it is)}."""
+    """{file of a source: MISSING, INTACT, CHANGED since it was fetched, or OWN (not fetched by us, used as it is)}."""
     folder, states = root / SOURCES[name].folder, {}
     fetched = downloads.read_record(cache / "fetched.json")
     for file in SOURCES[name].files:
@@ -139,7 +135,7 @@ def _file_states(name, root, cache):
 
 
 def fetch_source(name, root, cache):
-    """Fetch what is missing of one row of SOURCES into its folder under `root`."""
+    """Fetch the files of a source that are missing or changed into its folder under `root`."""
     source, folder = SOURCES[name], root / SOURCES[name].folder
     states = _file_states(name, root, cache)
     wanted = [file for file, state in states.items() if state in (MISSING, CHANGED)]
@@ -148,7 +144,7 @@ def fetch_source(name, root, cache):
         return
     make_folder(folder)
     if name == "teacher":
-        weights = downloads.weights_in_order() if {*wanted} & {*WEIGHTS} else ()  # in whichever format they are there
+        weights = downloads.weights_in_order() if {*wanted} & {*WEIGHTS} else ()  # in either format
         copy = downloads.fetch_model(_mirrored(f"{hub()}/{TEACHER}/resolve/main"), cache / "teacher", bool(weights))
         made = [file for file in dict.fromkeys((*wanted, *weights)) if (copy / file).is_file()]
         raw = [copy / file for file in made]
@@ -166,17 +162,17 @@ def fetch_source(name, root, cache):
     else:
         for path, file in zip(raw, made, strict=True):
             copy_file(path, folder / file)
-    for path in raw:  # what is unpacked is not kept twice
-        if cache in path.parents:  # a mirror may be a folder here
+    for path in raw:  # do not keep a second copy of what is unpacked
+        if cache in path.parents:  # a mirror may be a local folder
             path.unlink(missing_ok=True)
     paths = [(folder / file).resolve() for file in made]
     sums = {str(path): {"size": path.stat().st_size, "sha256": downloads.sha256_of(path)} for path in paths}
-    write_json(cache / "fetched.json", downloads.read_record(cache / "fetched.json") | sums)  # to tell what is intact
+    write_json(cache / "fetched.json", downloads.read_record(cache / "fetched.json") | sums)
     logging.info("%s: %s in %s/", name, ", ".join(made), source.folder)
 
 
 def print_table(root, cache):
-    """Print what can be fetched, where it goes, its size and whether it is there."""
+    """Print what can be fetched, where it goes, its size and its state."""
     print(f"{'name':<9}{'goes to':<34}{'download':>9}  state")
     for name, source in SOURCES.items():
         states = _file_states(name, root, cache)
@@ -194,8 +190,8 @@ def main(argv=None):
     root = Path(__file__).resolve().parent.parent
     parser.add_argument("names", nargs="*", help=f"what to fetch: {', '.join(SOURCES)}, or all (every GLUE task)")
     parser.add_argument("--dir", type=Path, default=root, help="folder of teacher_model/, SST-2/ ... (this suite's)")
-    parser.add_argument("--cache_dir", help="where unfinished downloads lie ($TINYBERT_CACHE or ~/.cache/tinybert)")
-    parser.add_argument("--list", action="store_true", help="only print what there is to fetch and what is there")
+    parser.add_argument("--cache_dir", help="folder of unfinished downloads ($TINYBERT_CACHE or ~/.cache/tinybert)")
+    parser.add_argument("--list", action="store_true", help="only list what can be fetched and what is already there")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")

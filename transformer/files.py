@@ -1,4 +1,4 @@
-"""The ground floor: the error that users see, atomic writes, JSON, folders and their locks."""
+"""What everything else stands on: the error that users see, atomic writes, JSON, folders and their locks."""
 
 import contextlib
 import glob
@@ -11,11 +11,11 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs in one folder are the user's care
+except ImportError:  # on Windows the user has to keep two runs out of one folder
     fcntl = None
 
-LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice its end
-LOCKS = {}  # {folder that this process writes into: its open descriptor}; the process's end, however it comes, unlocks
+LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice that it is gone
+LOCKS = {}  # {folder that this process writes into: its descriptor}; the system releases the lock when the process ends
 
 
 class UserError(Exception):
@@ -24,11 +24,10 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def atomic_write(path, mode="w", durable=True):
-    """Open a temporary file that takes the place of `path` when the block ends without an error.
+    """Open a temporary file that replaces `path` when the block ends without an error; a kill leaves the old file.
 
-    `mode` is "w" (UTF-8, "\\n" line ends) or "wb"; the folder must exist. A killed or failed write leaves the old file.
-    `durable`: a power cut leaves the old file or the new one too; what can be made again and is checked need not wait.
-    Raises UserError naming `path` when it cannot be written (disk full, read-only, no such folder).
+    `mode` is "w" (UTF-8, "\\n" line ends) or "wb". `durable`: wait until the data is on the disk, so that a power cut
+    leaves the old file or the new one. Raises UserError when `path` cannot be written (disk full, no such folder).
     """
     path = Path(path)
     text = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
@@ -42,7 +41,7 @@ def atomic_write(path, mode="w", durable=True):
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        # The block may fail over another file, or a connection: that is not this path's fault.
+        # The block may fail because of another file or a connection; that error is not about this path.
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
@@ -52,8 +51,8 @@ def atomic_write(path, mode="w", durable=True):
 
 
 def _remove_leftovers(path):
-    """Remove the temporary files of writers of `path` that were killed."""
-    if os.name != "posix":  # elsewhere os.kill(pid, 0) is no question: it ends the process
+    """Remove the temporary files that killed writers of `path` left behind."""
+    if os.name != "posix":  # elsewhere os.kill(pid, 0) ends the process instead of looking for it
         return
     for temporary in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
         try:
@@ -71,7 +70,7 @@ def write_json(path, obj):
 
 
 def read_json(path):
-    """The object in a JSON file; UserError naming file and line when it is missing or broken."""
+    """The object in a JSON file. Raises UserError with file and line when it is missing or not valid."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -83,7 +82,7 @@ def read_json(path):
 
 
 def append_to(path, size):
-    """Open a file for binary writing behind its first `size` bytes; what stands after them is dropped."""
+    """Open a file for binary writing after its first `size` bytes; the rest is cut off."""
     file = open(path, "r+b" if Path(path).exists() and size else "wb")  # noqa: SIM115 (the caller closes it)
     file.truncate(size)
     file.seek(size)
@@ -91,7 +90,7 @@ def append_to(path, size):
 
 
 def make_folder(path):
-    """Create a folder. Raises UserError where that cannot be done."""
+    """Create a folder and return its Path. Raises UserError when it cannot be created."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -100,7 +99,7 @@ def make_folder(path):
 
 
 def copy_file(file, target):
-    """Copy a file, atomically; the folder of `target` is made."""
+    """Copy a file atomically, creating the folder of `target`."""
     if target.exists() and target.samefile(file):
         return
     make_folder(target.parent)
@@ -109,7 +108,7 @@ def copy_file(file, target):
 
 
 def lock_folder(folder):
-    """Keep other runs out of an output folder until this process ends. Raises UserError where another is in it."""
+    """Keep other runs out of an output folder until this process ends. Raises UserError if another run is using it."""
     folder = Path(folder).resolve()
     if fcntl is None or folder in LOCKS:
         return
@@ -118,21 +117,21 @@ def lock_folder(folder):
     while not _take_lock(LOCKS[folder]):
         if time.monotonic() > stop:
             os.close(LOCKS.pop(folder))
-            raise UserError(f"{folder}: another run is writing there; wait for its end or stop it")
+            raise UserError(f"{folder}: another run is writing there; wait until it ends or stop it")
         time.sleep(0.05)
 
 
 def wait_for_lock(file):
-    """Take the lock of an open file, which closing it frees, as soon as no other process holds it."""
+    """Lock an open file, waiting for any process that holds the lock; closing the file releases it."""
     if fcntl is not None and not _take_lock(file):
-        logging.info("%s: another process is at it, waiting", file.name)
+        logging.info("%s: another process is using it, waiting", file.name)
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _take_lock(file):
-    """Lock an open file, or a folder by its descriptor; False where another process holds the lock."""
+    """Lock an open file, or a folder by its descriptor; False if another process holds the lock."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # without locks in the file system two processes do the work twice; the last rename wins
+    except OSError as error:  # a file system without locks: two processes do the work twice, and the last rename wins
         return not isinstance(error, BlockingIOError)
     return True

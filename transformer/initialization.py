@@ -1,9 +1,9 @@
 """A student that starts from its teacher: the teacher's weights, projected onto the student's width.
 
-Shapes: B batch, L length, D teacher's width, d student's width, N and M their layers, R the rank of a head, I units.
-The teacher's hidden states h on a sample of text, all mapped layers together, have mean mu and principal directions
-V (D, d). The student's hidden state s stands for V'h, so that h is near V s + r with r = mu - V V' mu. Every weight of
-the student is the teacher's, seen through this map; `fit_dense` is the map itself, and the hidden losses start small.
+Shapes: B batch, L length, D teacher's width, d student's width, R student's width of a head, I intermediate units.
+On a sample of text the teacher's hidden states h of all mapped layers have mean mu and principal directions V (D, d).
+The student's hidden state s stands for V'h, so that h is near V s + r with r = mu - V V' mu. Every weight of the
+student is the teacher's under this map; `fit_dense` is the map itself, so the hidden losses start small.
 """
 
 import torch
@@ -12,7 +12,7 @@ from transformer.files import UserError
 
 
 class Moments:
-    """Mean (n,) and second moment (n, n) of vectors that come in batches, in float64; `diagonal`: only its (n,)."""
+    """Mean (n,) and second moment (n, n), or its `diagonal` (n,), of vectors that come in batches, in float64."""
 
     def __init__(self, diagonal=False):
         self.count, self.sum, self.products, self.diagonal = 0, 0.0, 0.0, diagonal
@@ -29,12 +29,11 @@ class Moments:
 
 @torch.no_grad()
 def initialize_from_teacher(student, teacher, mapping, batches):
-    """Set the weights of `student` (all but pooler and heads) from those of `teacher`, in place.
+    """Set the weights of `student` (all but pooler and heads) from those of `teacher`, in place. Raises UserError if
+    the student does not project onto the teacher's width.
 
-    Args: student, teacher: models with a `bert` inside, the student with a projection onto the teacher's width;
-    mapping: {m: g} of `distillation.layer_map`; a layer that is not in it starts from the nearest teacher layer;
-    batches: an iterable of `Sequences.batch`, a few thousand tokens in all. The result depends on nothing else.
-    Raises UserError where the projection has another width.
+    Args: student, teacher: models with a `bert` inside; mapping: from `distillation.layer_map`, other layers start from
+    the teacher's layer at the same relative depth; batches: dicts of `Sequences.batch`, a few thousand tokens in all.
     """
     config, depth = student.config, teacher.config.num_hidden_layers
     if config.fit_size != (width := teacher.config.hidden_size):
@@ -57,8 +56,8 @@ def initialize_from_teacher(student, teacher, mapping, batches):
 
 
 def collect(teacher, layers, batches):
-    """Moments over real tokens: {layer: hidden states} of `layers`, their inputs and the embeddings, {layer: outputs of
-    the attention} and {layer: activations of the intermediate units}."""
+    """{layer: Moments} over real tokens of the hidden states (of `layers`, their inputs, and the embeddings), the
+    attention's outputs, and the activations of the intermediate units."""
     hidden = {layer: Moments() for g in (0, *layers) for layer in (g, max(g - 1, 0))}
     attended, units = ({g: Moments(diagonal) for g in layers} for diagonal in (False, True))
     was_training, bert = teacher.training, teacher.eval().bert
@@ -79,32 +78,32 @@ def collect(teacher, layers, batches):
 
 
 class View:
-    """What the student's width sees of the teacher's: V (D, d) and r (D,), for a teacher's weights in float64."""
+    """The map between the teacher's width and the student's: V (D, d) and r (D,), in float64."""
 
     def __init__(self, moments, width):
         mean = torch.stack([each.mean for each in moments]).mean(dim=0)
         self.teacher_width, self.width, self.padded = len(mean), width, width >= len(mean)
-        if self.padded:  # all of it, and nothing in the dimensions beyond
+        if self.padded:  # the identity, and 0 in the student's additional dimensions
             self.directions = torch.eye(len(mean), width, dtype=mean.dtype, device=mean.device)
         else:
             second = torch.stack([each.second for each in moments]).mean(dim=0)
             vectors = torch.linalg.eigh(second - torch.outer(mean, mean)).eigenvectors.flip(1)[:, :width]
-            # An eigenvector's sign is free: the largest component counts as positive.
+            # An eigenvector may have either sign: make the largest component positive.
             largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
             self.directions = vectors * largest.sign()
         self.rest = mean - self.directions @ (self.directions.T @ mean)
 
     def into(self, linear):
-        """A linear map of the teacher's h as one of u = [s; 1]: W (n, D), b (n,) -> (n, d + 1)."""
+        """A linear map of the teacher's h as a matrix for u = [s; 1]: W (n, D), b (n,) -> (n, d + 1)."""
         weight, bias = linear.weight.double(), linear.bias.double()
         return torch.cat([weight @ self.directions, (weight @ self.rest + bias)[:, None]], dim=1)
 
     def onto(self, weight):
-        """A map to the teacher's h as one to s: V'W, (D, n) -> (d, n), or (D,) -> (d,)."""
+        """A map to the teacher's h as a map to s: V'W, (D, n) -> (d, n), or (D,) -> (d,)."""
         return self.directions.T @ weight.double()
 
     def metric(self, moments):
-        """S^(1/2) and its inverse, (d + 1, d + 1), with S = E[u u']: how much an error in each direction matters."""
+        """S^(1/2) and its inverse, (d + 1, d + 1), with S = E[u u'], which weighs the error in each direction."""
         second, mean = self.onto(moments.second) @ self.directions, self.onto(moments.mean)
         whole = torch.cat([torch.cat([second, mean[:, None]], dim=1), torch.cat([mean, mean.new_ones(1)])[None]])
         values, vectors = torch.linalg.eigh(whole)
@@ -124,13 +123,13 @@ def low_rank(product, rank):
 def put_embeddings(embeddings, source, view, moments):
     for name in ("word_embeddings", "position_embeddings", "token_type_embeddings"):
         rows, parameter = getattr(source, name).weight.double() @ view.directions, getattr(embeddings, name).weight
-        count = min(len(parameter), len(rows))  # as many as both have; the others stay as they were drawn
+        count = min(len(parameter), len(rows))  # the student's additional rows stay random
         parameter[:count].copy_(rows[:count])
     put_norm(embeddings.LayerNorm, source.LayerNorm, view, moments)
 
 
 def put_norm(norm, source, view, moments):
-    """A LayerNorm whose output, before its bias, has the size of V'(h - b), h the teacher's output there."""
+    """A LayerNorm whose output, before its bias, has the size of V'(h - b), where h is the teacher's output."""
     bias = source.bias.double()
     if view.padded:
         size = view.onto(source.weight) * (view.teacher_width / view.width) ** 0.5
@@ -142,7 +141,7 @@ def put_norm(norm, source, view, moments):
 
 
 def put_attention(attention, source, view, moments):
-    """Per head the best low-rank factors, in the metric of the data, of the scores' and of the output's products."""
+    """For each head the best low-rank factors, in the metric of the data, of query-key and output-value products."""
     own, theirs, heads = attention.self, source.self, source.self.num_heads
     width = view.width // own.num_heads  # R
     half, inverse = view.metric(moments)
@@ -151,10 +150,10 @@ def put_attention(attention, source, view, moments):
     chosen = [head * heads // own.num_heads for head in range(own.num_heads)]
     for head, taken in enumerate(chosen):
         query, key, value = (each[taken] for each in maps)  # (D / H, d + 1) each
-        # u'A u are the teacher's scores; the student divides by the root of its own head width.
+        # u' scores u are the teacher's scores; the student divides by the root of its own head width.
         scores = query.T @ key * (width / query.shape[0]) ** 0.5
         query, key = (factor @ inverse for factor in low_rank(half @ scores @ half, width))
-        # A teacher's head that several of the student's take is shared out among them.
+        # Student heads that take the same teacher head share its output.
         product = outputs[:, taken] @ value / chosen.count(taken)  # (d, d + 1)
         output, value = low_rank(product @ half, width)
         rows = slice(head * width, (head + 1) * width)
@@ -166,14 +165,14 @@ def put_attention(attention, source, view, moments):
 
 
 def put_feed_forward(layer, source, view, moments):
-    """The units whose loss would cost most; of the others, their mean goes into the bias."""
+    """Keep the units whose removal would cost most; the mean of the others goes into the bias."""
     inner, outer = source.intermediate.dense, source.output.dense
     incoming, outgoing = view.into(inner), view.onto(outer.weight)  # (I, d + 1), (d, I)
     deviation = (moments.second - moments.mean.square()).clamp(min=0).sqrt()
     order = (deviation * outgoing.norm(dim=0)).argsort(descending=True, stable=True)
     count = len(layer.intermediate.dense.bias)
     kept, dropped = order[:count].sort().values, order[count:]
-    layer.output.dense.weight.zero_()  # units beyond the teacher's say nothing at first
+    layer.output.dense.weight.zero_()  # additional units have no effect at first
     layer.intermediate.dense.weight[: len(kept)].copy_(incoming[kept, :-1])
     layer.intermediate.dense.bias[: len(kept)].copy_(incoming[kept, -1])
     layer.output.dense.weight[:, : len(kept)].copy_(outgoing[:, kept])

@@ -1,6 +1,6 @@
 """Training sequences from documents: how they are cut and paired, masked, and written.
 
-What comes out of a document depends on seed, epoch and document alone, whichever process makes it.
+The sequences of a document depend on seed, epoch and document alone, whichever process makes them.
 """
 
 import json
@@ -17,27 +17,21 @@ from transformer.epochs import packed_dtypes
 
 @dataclass(frozen=True)
 class InstanceSettings:
-    """What a sequence is like: the flags of `pregenerate_training_data.py`, by their names.
+    """Flags of `pregenerate_training_data.py`, under their names."""
 
-    max_seq_len: tokens, special ones included; one_seq: [CLS] A [SEP] only; masked_lm_prob: 0 masks nothing, all else
-    at least one token of a sequence; packed: arrays, not JSON.
-    """
-
-    max_seq_len: int
+    max_seq_len: int  # in tokens, with [CLS] and [SEP]
     short_seq_prob: float
-    one_seq: bool
-    masked_lm_prob: float
+    one_seq: bool  # [CLS] A [SEP] only
+    masked_lm_prob: float  # 0 masks nothing; any other value masks at least one token
     max_predictions_per_seq: int
     do_whole_word_mask: bool
     seed: int
-    packed: bool
+    packed: bool  # arrays, not JSON
 
 
 class InstanceMaker:
-    """Cuts the documents of a `Corpus` into training sequences; `dtypes` is what `EpochFiles` takes.
-
-    `reduce_memory`: give the corpus's pages back after each chunk.
-    """
+    """Cuts the documents of a `Corpus` into training sequences, for `EpochFiles` with `dtypes`. `reduce_memory`: free
+    the corpus's pages after each chunk."""
 
     def __init__(self, corpus, tokenizer, settings, reduce_memory=False):
         self.corpus, self.tokenizer, self.settings, self.reduce_memory = corpus, tokenizer, settings, reduce_memory
@@ -51,7 +45,7 @@ class InstanceMaker:
         self.dtypes = packed_dtypes(self.typecode, masked) if settings.packed else {".json": None}
 
     def make_chunk(self, chunk):
-        """The sequences of documents start..stop of an epoch: (how many, the bytes that each file gets)."""
+        """The sequences of a chunk, (epoch, first document, end): (their number, the bytes for each file)."""
         epoch, start, stop = chunk
         instances = []
         for index in range(start, stop):
@@ -64,10 +58,10 @@ class InstanceMaker:
         return len(instances), self.packed(instances) if self.settings.packed else [self.json_lines(instances)]
 
     def instances(self, index, rng):
-        """Yield (ids of A, ids of B or None, B is random) for one document, lists."""
+        """Yield (list of the ids of A, of B or None, whether B is random) for one document."""
         document, bounds = self.corpus.document(index)
 
-        def ids(first, last):  # of some sentences
+        def ids(first, last):  # of the sentences first..last
             return document[bounds[first] : bounds[last]].tolist()
 
         start, end = 0, len(bounds) - 1  # in sentences
@@ -84,7 +78,7 @@ class InstanceMaker:
             is_random = stop - start == 1 or rng.random() < 0.5
             if is_random:
                 segment_b = self.corpus.random_sentences(index, target - len(segment_a), rng)
-                start = middle  # the sentences that B would have been come next
+                start = middle  # the sentences that B replaces are used next
             else:
                 segment_b = ids(middle, stop)
                 start = stop
@@ -96,7 +90,7 @@ class InstanceMaker:
         return ids if segment_b is None else [*ids, *segment_b, self.tokenizer.sep_token_id], len(ids)
 
     def json_lines(self, instances):
-        """The sequences as the reference writes them, UTF-8."""
+        """The sequences in the reference's format, UTF-8."""
         names, lines = self.json_tokens, []
         zeros, ones = "0, " * self.settings.max_seq_len, "1, " * self.settings.max_seq_len
         for ids, first_length, is_random, positions, labels in instances:
@@ -109,21 +103,19 @@ class InstanceMaker:
         return "".join(lines).encode()
 
     def packed(self, instances):
-        """The bytes of the sequences in each of the packed files."""
+        """The bytes of the sequences for each packed file."""
         ids, rows, masked = array(self.typecode), [], []
         for whole, first, is_random, positions, labels in instances:
             ids.extend(whole[1 : first - 1])
             ids.extend(whole[first:-1])
             rows.append((len(whole), first, is_random, len(positions))[: len(self.dtypes["_sequences.npy"])])
             masked.extend(zip(positions, labels, strict=True))
-        # Without masking there is no third file.
-        parts = zip((ids, rows, masked), self.dtypes.values(), strict=False)
+        parts = zip((ids, rows, masked), self.dtypes.values(), strict=False)  # no third file without masking
         return [np.array(values, dtype).tobytes() for values, dtype in parts]
 
     def mask(self, ids, rng):
-        """Mask `ids` in place: 80% [MASK], 10% another word, 10% as it was. Returns (positions, original ids)."""
-        # The reference masks at least one token even when the probability is 0; here 0 masks nothing.
-        if self.settings.masked_lm_prob == 0:
+        """Mask `ids` in place: 80% [MASK], 10% a random token, 10% unchanged. Returns (positions, original ids)."""
+        if self.settings.masked_lm_prob == 0:  # the reference masks at least one token even then
             return [], []
         words = []
         for position, token in enumerate(ids):
@@ -149,15 +141,15 @@ class InstanceMaker:
 
 
 def truncate_pair(segment_a, segment_b, room, rng):
-    """Cut the longer of two segments, one token at a time from a random end, until both fit into `room`."""
+    """Cut the longer of two segments, one token at a time from a random end, until both fit into `room` tokens."""
     excess = len(segment_a) + len(segment_b) - room
     if excess <= 0:
         return segment_a, segment_b
-    # Tokens go from the longer one until both are equally long, from then on by turns, from B first.
+    # The longer one loses tokens until both are equally long; then they take turns, B first.
     difference = len(segment_a) - len(segment_b)
     alone = min(abs(difference), excess)
     cuts = [(excess - alone) // 2, (excess - alone + 1) // 2]
     cuts[difference <= 0] += alone
-    fronts = [rng.getrandbits(cut).bit_count() for cut in cuts]  # heads of so many coins
+    fronts = [rng.getrandbits(cut).bit_count() for cut in cuts]  # heads among `cut` coin tosses
     segments = zip((segment_a, segment_b), cuts, fronts, strict=True)
     return tuple(segment[front : len(segment) - (cut - front)] for segment, cut, front in segments)

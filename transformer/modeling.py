@@ -1,8 +1,7 @@
-"""BERT and TinyBERT, from leaf to root. Its sizes come from `configuration`, its files are read by `checkpoint`.
+"""BERT (arXiv 1810.04805) and TinyBERT (arXiv 1909.10351), from leaf to root.
 
-Shapes, once for all:  B batch, L sequence length, D hidden size, H attention heads, d = D / H, V vocabulary, C classes.
+Shapes: B batch, L sequence length, D hidden size, H attention heads, d = D / H, V vocabulary, C classes.
 Module names are the checkpoint's keys, which is why `LayerNorm`, `self` and `fit_dense` look the way they do.
-Paper: TinyBERT, arXiv 1909.10351; BERT, arXiv 1810.04805.
 """
 
 import logging
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from transformer.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_state_dict, read_state, report_keys, save_weights
-from transformer.checkpoint import SAFE_WEIGHTS_NAME as SAFE_WEIGHTS_NAME  # this and the rest: for importers
+from transformer.checkpoint import SAFE_WEIGHTS_NAME as SAFE_WEIGHTS_NAME  # these, because older code imports them here
 from transformer.checkpoint import check_vocabulary as check_vocabulary
 from transformer.checkpoint import describe as describe
 from transformer.checkpoint import label_names as label_names
@@ -43,7 +42,7 @@ class BertEmbeddings(nn.Module):
 
 
 class BertSelfAttention(nn.Module):
-    """Scaled dot-product attention in H heads; hands out its scores (equation 1 of the paper) when asked for them."""
+    """Scaled dot-product attention in H heads; returns its scores (equation 1 of the paper) on request."""
 
     def __init__(self, config):
         super().__init__()
@@ -55,12 +54,13 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, hidden, mask_bias, want_scores=False, want_projections=False):
         """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None. Returns the context
-        (B, L, D), the scores (B, H, L, L) and (query, key, value), (B, L, D) each: the last two None unless wanted."""
+        (B, L, D), the scores (B, H, L, L) and (query, key, value), (B, L, D) each; the last two are None unless wanted.
+        """
         projections = self.query(hidden), self.key(hidden), self.value(hidden)  # (B, L, D) each; below (B, H, L, d)
         query, key, value = (each.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for each in projections)
         dropout_prob, scores = self.dropout_prob if self.training else 0.0, None
         if want_scores:
-            # Scores leave without the mask: the losses choose by themselves which pairs of positions count.
+            # The scores are returned without the mask: each loss chooses which pairs of positions count.
             scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, L, L)
             probs = F.softmax(scores if mask_bias is None else scores + mask_bias, dim=-1)
             context = F.dropout(probs, dropout_prob, training=self.training) @ value  # (B, H, L, d)
@@ -70,7 +70,7 @@ class BertSelfAttention(nn.Module):
 
 
 class BertResidualOutput(nn.Module):
-    """Linear, dropout, residual, LayerNorm: the end of both halves of a layer."""
+    """Linear, dropout, residual, LayerNorm: both halves of a layer end like this."""
 
     def __init__(self, config, input_size):
         super().__init__()
@@ -133,18 +133,14 @@ class BertPooler(nn.Module):
 
 
 class BertOutput(NamedTuple):
-    """hidden_states: 1 + layers tensors (B, L, D), the embedding output first. attention_scores: one (B, H, L, L) for
-    each layer, before mask and softmax. projections: (query, key, value) for each layer, (B, L, D) each. Both have None
-    for a layer that was not asked for them. pooled: (B, D)."""
-
-    hidden_states: list
-    attention_scores: list
-    projections: list
-    pooled: torch.Tensor
+    hidden_states: list  # 1 + layers tensors (B, L, D), the embedding output first
+    attention_scores: list  # (B, H, L, L) for each layer, before mask and softmax; None where not requested
+    projections: list  # (query, key, value) for each layer, (B, L, D) each; None where not requested
+    pooled: torch.Tensor  # (B, D)
 
 
 class BertModel(nn.Module):
-    """The encoder. Equal to Hugging Face's BertModel on every output."""
+    """The encoder. All its outputs equal those of Hugging Face's BertModel."""
 
     def __init__(self, config):
         super().__init__()
@@ -154,22 +150,16 @@ class BertModel(nn.Module):
         self.pooler = BertPooler(config)
 
     def forward(
-        self,
-        input_ids,
-        token_type_ids=None,
-        attention_mask=None,
-        score_layers=None,
-        projection_layers=(),
-        num_layers=None,
+        self, input_ids, token_type_ids=None, attention_mask=None, score_layers=None, projection_layers=(), depth=None
     ):
-        """Args: input_ids (B, L) whole numbers; token_type_ids (B, L), 0 where None; attention_mask (B, L), 1 at real
-        tokens and 0 at padding, None = no padding; score_layers: the layers (from 0) whose attention scores are wanted,
-        None = all; projection_layers: those whose queries, keys and values are; num_layers: run only so many layers,
-        None = all. Layers without scores run fused attention, which is faster and keeps no (L, L) matrix.
+        """Args: input_ids (B, L); token_type_ids (B, L), None = all 0; attention_mask (B, L), 1 at real tokens and 0 at
+        padding, None = no padding; score_layers: the layers (from 0) whose attention scores are wanted, None = all;
+        projection_layers: those whose queries, keys and values are wanted; depth: run only the first layers, None =
+        all. A layer without scores runs fused attention, which is faster and stores no (L, L) matrix.
         """
         hidden, mask_bias = self.embed(input_ids, token_type_ids, attention_mask)
         hidden_states, attention_scores, all_projections = [hidden], [], []
-        for index, layer in enumerate(self.encoder.layer[:num_layers]):
+        for index, layer in enumerate(self.encoder.layer[:depth]):
             want_scores = score_layers is None or index in score_layers
             hidden, scores, projections = layer(hidden, mask_bias, want_scores, index in projection_layers)
             hidden_states.append(hidden)
@@ -178,7 +168,7 @@ class BertModel(nn.Module):
         return BertOutput(hidden_states, attention_scores, all_projections, self.pooler(hidden))
 
     def embed(self, input_ids, token_type_ids=None, attention_mask=None):
-        """The embeddings' output (B, L, D), and what attention adds to its scores: (B, 1, 1, L) or None."""
+        """The output of the embeddings (B, L, D) and the mask bias that attention takes, (B, 1, 1, L) or None."""
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(input_ids)
         hidden, mask_bias = self.embeddings(input_ids, token_type_ids), None
@@ -203,7 +193,7 @@ class BertPredictionHeadTransform(nn.Module):
 
 
 class BertLMPredictionHead(nn.Module):
-    """Scores over the vocabulary; the output matrix is the word embedding itself."""
+    """Scores over the vocabulary; the output matrix is the word embedding."""
 
     def __init__(self, config, word_embeddings):
         super().__init__()
@@ -229,9 +219,9 @@ def projection_key(config):
 
 
 class BertPreTrainedModel(nn.Module):
-    """What all models with a `bert` inside share: initialisation, the projection onto a teacher, reading, writing."""
+    """A model with a `bert` inside: initialization, the projection onto a teacher, reading and writing folders."""
 
-    architecture = None  # the Hugging Face class that reads the same keys; each model has it and `add_heads`
+    architecture = None  # the Hugging Face class with the same keys; each subclass sets it and defines `add_heads`
 
     def __init__(self, config):
         super().__init__()
@@ -255,16 +245,16 @@ class BertPreTrainedModel(nn.Module):
         return [fit(hidden) for fit, hidden in zip(fits, hidden_states, strict=True)]
 
     def num_parameters(self):
-        """Number of weights, without the projection, which serves training only."""
+        """Number of weights without the projection, which only training uses."""
         return sum(value.numel() for name, value in self.named_parameters() if not name.startswith("fit_dense"))
 
     @classmethod
     def from_pretrained(cls, folder, fresh=(), **overrides):
-        """Read a model folder: ours, Hugging Face's, or Huawei's.
+        """Read a model folder: ours, Hugging Face's, or Huawei's. Raises UserError: no weights, an unreadable file, a
+        shape that does not match.
 
-        Args: folder: path with config.json and weights; fresh: key prefixes to draw anew instead of reading (a new
-        `classifier`, say); overrides: config values. `fit_size` that differs from the checkpoint's draws the projection
-        anew and says so. Raises UserError: no weights, an unreadable file, a shape that does not match.
+        Args: fresh: key prefixes to initialize instead of reading (a new `classifier`, say); overrides: config values.
+        A `fit_size` other than the checkpoint's initializes the projection and logs a warning.
         """
         folder = Path(folder)
         state = {key: value for key, value in load_state_dict(folder).items() if not key.startswith(tuple(fresh))}
@@ -280,7 +270,7 @@ class BertPreTrainedModel(nn.Module):
 
     @classmethod
     def read_config(cls, folder, state, overrides):
-        """The config of a model folder. Where neither config.json nor `overrides` say it, the weights do (`state`)."""
+        """A model folder's config; what neither config.json nor `overrides` says comes from its weights (`state`)."""
         if any(key.startswith("fit_denses.") for key in state):
             overrides = {"fit_per_layer": True, **overrides}
         config = BertConfig.from_pretrained(folder, **overrides)
@@ -289,7 +279,7 @@ class BertPreTrainedModel(nn.Module):
         return config
 
     def save_pretrained(self, folder):
-        """Write config.json and the weights, each atomically. The folder then loads in Hugging Face transformers."""
+        """Write config.json and the weights, each atomically. Hugging Face transformers can load the folder too."""
         self.config.save_pretrained(folder, self.architecture)
         save_weights(self.state_dict(), Path(folder) / WEIGHTS_NAME)
 
@@ -310,14 +300,14 @@ class BertForMaskedLM(BertPreTrainedModel):
 
 
 class TinyBertForPreTraining(BertForMaskedLM):
-    """Teacher and student of general distillation; `fit_dense` where config.fit_size is set."""
+    """Teacher and student of general distillation; with `fit_dense` if config.fit_size is set."""
 
     architecture = "BertForPreTraining"
     next_sentence = True
 
 
 class TinyBertForSequenceClassification(BertPreTrainedModel):
-    """Encoder and classifier (or, with one label, regressor): teachers and students of every task."""
+    """Encoder and classifier (with one label, a regressor): teachers and students of every task."""
 
     architecture = "BertForSequenceClassification"
 
@@ -326,9 +316,9 @@ class TinyBertForSequenceClassification(BertPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=()):
-        """Returns (logits (B, C), BertOutput). No attention scores unless `score_layers` asks for them (None = all)."""
+        """Returns (logits (B, C), BertOutput). `score_layers`: as in BertModel.forward, but none by default."""
         output = self.bert(input_ids, token_type_ids, attention_mask, score_layers)
-        # The reference puts a ReLU here; Hugging Face teachers never saw one and score lower with it.
+        # The reference has a ReLU here; Hugging Face teachers are trained without it and score lower with it.
         pooled = F.relu(output.pooled) if self.config.pooled_relu else output.pooled
         return self.classifier(self.dropout(pooled)), output
 
@@ -338,7 +328,7 @@ class TinyBertForSequenceClassification(BertPreTrainedModel):
         if "classifier.weight" in state:
             if "id2label" not in config.__dict__ and "num_labels" not in overrides:
                 config.num_labels = len(state["classifier.weight"])
-            # Huawei's releases, known by these keys, have classifiers trained behind the reference's extra ReLU.
+            # Huawei's releases, which have these keys, were trained with the reference's extra ReLU.
             if "pooled_relu" not in {**read_json(folder / CONFIG_NAME), **overrides}:
                 config.pooled_relu = hasattr(config, "pre_trained") or hasattr(config, "training")
         return config

@@ -1,7 +1,5 @@
-"""BertAdam and its schedules: Adam without bias correction, with decoupled weight decay and clipping tensor by tensor.
-
-Bias correction would divide the moments by (1 - beta^t); BERT's recipe warms the rate up instead.
-"""
+"""BertAdam and its schedules: Adam with decoupled weight decay, clipping per tensor, and a warm-up of the rate in place
+of bias correction (the division of the moments by 1 - beta^t)."""
 
 import math
 
@@ -11,22 +9,21 @@ from torch.optim.adamw import adamw
 
 
 def constant(progress, warmup):
-    """1 throughout; `warmup` is not used."""
     return 1.0
 
 
 def warmup_constant(progress, warmup):
-    """A linear rise over the warm-up, then 1."""
+    """A linear rise during the warm-up, then 1."""
     return progress / warmup if progress < warmup else 1.0
 
 
 def warmup_linear(progress, warmup):
-    """A linear rise over the warm-up, then a linear fall that reaches 0 at the end."""
+    """A linear rise during the warm-up, then a linear fall to 0 at the end."""
     return progress / warmup if progress < warmup else max((progress - 1.0) / (warmup - 1.0), 0.0)
 
 
 def warmup_cosine(progress, warmup):
-    """A linear rise over the warm-up, then half a cosine down to 0 at the end."""
+    """A linear rise during the warm-up, then half a cosine down to 0 at the end."""
     rest = min((progress - warmup) / (1.0 - warmup), 1.0)
     return progress / warmup if progress < warmup else 0.5 * (1.0 + math.cos(math.pi * rest))
 
@@ -35,11 +32,10 @@ SCHEDULES = {"none": constant, **{each.__name__: each for each in (warmup_consta
 
 
 class BertAdam(Optimizer):
-    """The reference's optimizer, run on all tensors of a group at once; a step clips the gradients in place.
+    """The reference's optimizer, applied to all tensors of a group at once; a step clips the gradients in place.
 
-    Args: params; lr: peak rate; warmup: fraction of `t_total` steps, 0 = none; t_total: steps of the whole run;
-    schedule: a name in SCHEDULES; weight_decay: decoupled, applied at the current rate; max_grad_norm: each tensor's
-    gradient is scaled down to this norm, 0 = off. A group may have its own values, `betas` and `eps` too.
+    Args: lr: peak rate; warmup: fraction of the run's `t_total` steps; schedule: a name in SCHEDULES; max_grad_norm: of
+    each tensor, 0 = no clipping. A group may have its own values, also of `betas` and `eps`.
     """
 
     def __init__(
@@ -54,12 +50,12 @@ class BertAdam(Optimizer):
         super().__init__(params, {**rates, **update, "step": 0})
 
     def get_lr(self, group=None):
-        """The rate of the next step, of the first group where none is named."""
+        """The rate of the next step, for the first group by default."""
         group = group or self.param_groups[0]
         return group["lr"] * SCHEDULES[group["schedule"]](group["step"] / group["t_total"], group["warmup"])
 
     def advance_to(self, step):
-        """Let the next step be number `step`, whether or not every one before it made an update."""
+        """Make the next step number `step`, even if some steps before it made no update."""
         for group in self.param_groups:
             group["step"] = step
 
@@ -78,21 +74,21 @@ class BertAdam(Optimizer):
         moments = ([self.state[param][name] for param in params] for name in ("next_m", "next_v"))
         grads = [param.grad for param in params]
         if group["max_grad_norm"] > 0:
-            # Each tensor by its own norm, as the reference does, not all of them by their common one.
+            # Each tensor by its own norm, as in the reference, not all by their common norm.
             norms = torch.stack(torch._foreach_norm(grads))
             scales = (group["max_grad_norm"] / (norms + 1e-6)).clamp(max=1.0)
             torch._foreach_mul_(grads, list(scales.unbind()))
-        # AdamW divides the moments by 1 - beta^step, which is 1 for a step that never comes: no bias correction.
-        never = [torch.full((), math.inf, device=params[0].device)] * len(params)  # made there: no wait for a copy
+        # AdamW divides the moments by 1 - beta^step. An infinite step makes that 1: no bias correction.
+        never = [torch.full((), math.inf, device=params[0].device)] * len(params)  # made on the device, not copied
         beta1, beta2 = group["betas"]
         rates = {"lr": self.get_lr(group), "beta1": beta1, "beta2": beta2}
         rates |= {name: group[name] for name in ("eps", "weight_decay")}
-        # Fused: in one pass over the memory.
+        # Fused: one pass over the memory.
         adamw(params, grads, *moments, [], never, fused=True, amsgrad=False, maximize=False, **rates)
 
 
 def decay_groups(model, weight_decay):
-    """Parameter groups of a model: weight decay on all but biases and LayerNorm weights, which are scales, not maps."""
+    """Parameter groups of a model: no weight decay on biases and LayerNorm weights, as in BERT's recipe."""
     decay, no_decay = [], []
     for name, param in model.named_parameters():
         if param.requires_grad:

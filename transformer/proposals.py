@@ -1,4 +1,4 @@
-"""Candidates for words: a masked language model's for a word of one piece, its nearest word vectors for a longer one.
+"""Candidates for words: from a masked language model for words of one piece, from word vectors for longer ones.
 
 Shapes: B batch, L length, D width, H heads, d = D / H, V vocabulary, N masked words, M candidates a word.
 """
@@ -14,18 +14,18 @@ from transformer.data import SequencesBuilder, id_typecode
 from transformer.tokenization import CJK
 from transformer.vectors import is_special
 
-FULL_LENGTH = 128  # tokens of the sentences that a batch size counts
+FULL_LENGTH = 128  # tokens of a sentence, in the unit of `batch_size`
 
-# Two scores of one mask nearer to each other than this, in standard deviations of its scores over the vocabulary, are
-# compared in float64. Float32's noise in the same unit, largest of 1.5 million scores: 3e-6 in a random BERT-base with
-# weights of deviation 0.02, 6e-6 with 0.05 (a trained one's are between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
-# Two scores err by at most 1.2e-5 in a trained model, then, and this is 1.7 times that, a model of deviation 0.1 left
-# aside. It sends 0.7% of a random BERT-base's words through float64; 1e-4 would send 6%.
+# Two scores of a mask that differ by less than this, in standard deviations of its scores over the vocabulary, are
+# compared in float64. The largest float32 error in this unit, among 1.5 million scores: 3e-6 in a random BERT-base with
+# weights of deviation 0.02, 6e-6 with 0.05 (a trained model is between), 3e-5 with 0.1; 3e-6 in the sample's teacher.
+# The difference of two scores of a trained model thus errs by 1.2e-5 at most, and this is 1.7 times that. It computes
+# 0.7% of a random BERT-base's words in float64; 1e-4 would be 6%.
 TIE = 2e-5
-DEVIATION_SCORES = 2000  # or more of a mask's scores tell their deviation, to 2%; over all of them it costs 1% or 2%
-DECIMALS = 9  # scores equal to so many places in float64 (its noise is 1e-14) are equal: the lower id comes first
+DEVIATION_SCORES = 2000  # at least so many scores give a mask's deviation, to 2%; taking all costs 1% to 2% of the time
+DECIMALS = 9  # float64 scores (noise 1e-14) that agree to this many places are equal; then the lower id comes first
 
-# Words that stay: they hold a sentence together and carry little of its meaning.
+# Words that are not replaced: they carry grammar rather than meaning.
 _STOP_WORDS = """
     i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
     it its itself they them their theirs themselves what which who whom this that these those am is are was were be
@@ -38,7 +38,7 @@ _STOP_WORDS = """
     所以 如果 虽然 但是 而且 吗 呢 吧 啊 个 之 其 過 著 與 還 沒 沒有 們 我們 你們 他們 這 這個 那個 個 嗎 從 對 為
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-WORD = re.compile(f"[a-z]+|[{CJK}]+")  # only such words are replaced, in any case of letters
+WORD = re.compile(f"[a-z]+|[{CJK}]+")  # only these words are replaced, in upper or lower case
 
 
 def replaceable(word):
@@ -48,8 +48,8 @@ def replaceable(word):
 class CandidateProposer:
     """Proposes substitutes for the words of texts.
 
-    Args: model: a BertForMaskedLM in evaluation mode; vectors: WordVectors; num_candidates: M; processes: where and how
-    precisely the model runs; batch_size: masked sentences of FULL_LENGTH tokens computed at once.
+    Args: model: a BertForMaskedLM in evaluation mode; vectors: WordVectors; num_candidates: M; processes: device and
+    precision; batch_size: masked sentences of FULL_LENGTH tokens computed at once.
     """
 
     def __init__(self, model, tokenizer, vectors, num_candidates, processes, batch_size=32):
@@ -57,17 +57,16 @@ class CandidateProposer:
         self.num_candidates, self.batch_tokens = num_candidates, batch_size * FULL_LENGTH
         self.max_length = model.config.max_position_embeddings
         self.chinese_words, self.neighbours = vectors.chinese_words, {}
-        self.repeated, self.kept = set(), {}  # hashes of texts that come several times; what was proposed for them
-        # Neither [UNK] and its kin nor half words are substitutes; the reference drops the half words only.
+        self.repeated, self.kept = set(), {}  # hashes of texts that occur several times; the ids proposed for them
+        # Special tokens and word pieces are not substitutes; the reference drops the pieces only.
         tokens = tokenizer.ids_to_tokens
         self.offered = [None if token.startswith("##") or is_special(token) else token for token in tokens]
 
     def prepare(self, texts):
-        """See once all texts that are to come, an iterable. Their neighbours are looked up, all words together, and the
-        vectors, the largest thing in memory beside the model, are let go. What the model proposes for a text that comes
-        several times will be kept.
+        """Go through all texts once, before `candidates`: look up the neighbours of all words together, free the
+        vectors (after the model the largest object in memory), and note the repeated texts, to propose for them once.
         """
-        seen = set()  # hashes: one that two texts share costs memory, no more
+        seen = set()  # hashes: a collision costs some memory, nothing else
 
         def split_all():
             for text in texts:
@@ -78,17 +77,17 @@ class CandidateProposer:
         self.vectors = None
 
     def candidates(self, texts):
-        """{text: (its words, {word index: candidates})}; words without candidates are left out."""
+        """{text: (its words, {word index: candidates})}, without the words that have no candidates."""
         split = {text: self.split(text) for text in sorted(set(texts))}
         self._look_up(split.values())
         known = {text: self.kept[text] for text in split if text in self.kept}
         proposed = known | self._propose({text: words for text, words in split.items() if text not in known})
-        # A copy: the arrays of one call are parts of a large one.
+        # Copies, because the arrays of one call are views of a large one.
         self.kept |= {text: ids.copy() for text, ids in proposed.items() if hash(text) in self.repeated}
         return {text: self._choices(words, proposed[text]) for text, words in split.items()}
 
     def split(self, text):
-        """[(word, its pieces' ids)]: the tokenizer's words; runs of Chinese characters as the longest words known."""
+        """[(word, ids of its pieces)]: the tokenizer's words, with Chinese characters joined to long known words."""
         words = self.tokenizer.words_and_ids(text)
         if not self.chinese_words or text.isascii():
             return words
@@ -103,18 +102,18 @@ class CandidateProposer:
         return joined
 
     def _look_up(self, texts):
-        """Find the neighbours of the words of several pieces in texts, (word, ids) each."""
+        """Find the neighbours of the words of several pieces in split texts."""
         words = {word.lower() for text in texts for word, ids in text if len(ids) > 1 and replaceable(word)}
         if unknown := sorted(words - self.neighbours.keys()):
             self.neighbours |= self.vectors.neighbours(unknown, self.num_candidates, self.processes.device)
 
     def _choices(self, split, proposed):
-        """(words, {word index: candidates}) of one text; `proposed` (masked words, M): the ids proposed for each."""
+        """(words, {word index: candidates}) of one text; `proposed`: the ids for each masked word (N, M)."""
         candidates, proposed = {}, iter(proposed.tolist())
         for index, (word, ids) in enumerate(split):
             if not replaceable(word):
                 continue
-            if len(ids) == 1:  # the word itself is no substitute
+            if len(ids) == 1:  # the word itself is not a substitute
                 choices = [token for id in next(proposed) if (token := self.offered[id]) not in (None, word)]
             else:
                 choices = self.neighbours[word.lower()]
@@ -123,7 +122,7 @@ class CandidateProposer:
         return [word for word, _ in split], candidates
 
     def _propose(self, texts):
-        """{text: the ids proposed for its masked words, the most likely first (N, M)} of {text: its (word, ids)}."""
+        """{text: the ids proposed for its masked words (N, M), the most likely first} for {text: its (word, ids)}."""
         builder = SequencesBuilder(len(self.tokenizer), pad_token_id=self.tokenizer.pad_token_id)
         masks, ends = [], []
         for words in texts.values():
@@ -142,8 +141,8 @@ class CandidateProposer:
         return dict(zip(texts, np.split(best, ends[:-1]), strict=True))
 
     def _masked_pair(self, pieces, position):
-        """[CLS] sentence with the mask [SEP] sentence as it was [SEP], a window around the mask if it is too long."""
-        # The reference cuts the sequence at its end, and with it the masks of a long sentence's last words.
+        """[CLS] masked sentence [SEP] original sentence [SEP]; of a long sentence, a window around the mask."""
+        # The reference cuts off the end of the sequence, and with it the masks of a long sentence's last words.
         room = (self.max_length - 3) // 2
         start = min(max(position - room // 2, 0), max(len(pieces) - room, 0))
         window = pieces[start : start + room]
@@ -154,10 +153,9 @@ class CandidateProposer:
 
     @torch.inference_mode()
     def _run_masked_lm(self, sequences, masks):
-        """The most likely ids at `masks` (N,), one of each sequence, the most likely first: (N, M).
+        """The most likely ids (N, M) at `masks` (N,), one position of each sequence, the most likely first.
 
-        In float32 the ranking is that of exact arithmetic: batches of other shapes round differently, so near scores
-        are compared once more in float64.
+        Rounding in float32 depends on the shape of the batch, so scores that are close are compared again in float64.
         """
         count = min(self.num_candidates, len(self.tokenizer))
         every = max(len(self.tokenizer) // DEVIATION_SCORES, 1)
@@ -167,7 +165,7 @@ class CandidateProposer:
             values, ids = scores.topk(min(count + 1, scores.shape[1]))
             near = (values[:, :-1] - values[:, 1:] < TIE * scores[:, ::every].std(dim=1, keepdim=True)).any(dim=1)
             results.append((rows, ids[:, :count], near))
-        for rows, ids, _ in results:  # after the loop: each copy waits for the device
+        for rows, ids, _ in results:  # after the loop, because each copy waits for the device
             best[rows] = ids.cpu().numpy()
         near = np.concatenate([rows[near.cpu().numpy()] for rows, _, near in results])
         if self.processes.dtype == torch.float32 and len(near):
@@ -177,25 +175,22 @@ class CandidateProposer:
                     scores = scores.round(decimals=DECIMALS)
                     best[rows] = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].cpu().numpy()
             finally:
-                self.model.float()  # the very weights that it had
+                self.model.float()  # restores its weights exactly
         return best
 
     def _scores(self, sequences, masks, rows, tokens):
-        """Yield (some of the rows, their scores over the vocabulary at the masks (B, V)) until all are through."""
+        """Yield (some of the rows, their scores over the vocabulary at the masks (B, V)) for all rows."""
         for part in batches(rows, sequences.lengths, tokens):
-            batch = {**sequences.batch(part), "masks": torch.from_numpy(masks[part])}
-            batch = self.processes.to_device(batch)
+            batch = self.processes.to_device({**sequences.batch(part), "masks": torch.from_numpy(masks[part])})
             inputs = (batch[name] for name in ("masks", "input_ids", "token_type_ids", "attention_mask"))
             with self.processes.autocast():
                 scores = self.model.cls.predictions(states_at(self.model.bert, *inputs))
-            yield part, scores[:, : len(self.tokenizer)]  # a config may round the size up
+            yield part, scores[:, : len(self.tokenizer)]  # a config may round vocab_size up
 
 
 def states_at(bert, positions, input_ids, token_type_ids=None, attention_mask=None):
-    """The last hidden state at one position of each sequence, (B, D): the BertModel's own, for less work.
-
-    Args: positions (B,); then as for BertModel.forward. The last layer has no dropout: for evaluation only.
-    """
+    """The last hidden state (B, D) of a BertModel at `positions` (B,), one in each sequence, with less work than in
+    BertModel.forward. The last layer has no dropout: for evaluation only."""
     assert not bert.training
     hidden, mask_bias = bert.embed(input_ids, token_type_ids, attention_mask)
     *layers, last = bert.encoder.layer
@@ -207,11 +202,11 @@ def states_at(bert, positions, input_ids, token_type_ids=None, attention_mask=No
 
 
 def context_of_one_query(attention, asking, hidden, mask_bias):
-    """The context (B, D) that a BertSelfAttention makes for one query a sequence, from `asking` (B, D), where `hidden`
-    (B, L, D) gives keys and values.
+    """The context (B, D) of a BertSelfAttention for one query per sequence, from `asking` (B, D); keys and values come
+    from `hidden` (B, L, D).
 
-    A score is q (W_K h + b) = (W_K^T q) h + q b. The last term is the same for all keys, so softmax ignores it; and
-    W_K is taken to one q, not to L hidden states. W_V likewise: to the mean of the hidden states.
+    A score is q (W_K h + b) = (W_K^T q) h + q b. The last term is the same for all keys, so softmax ignores it, and
+    W_K is applied to one q, not to L hidden states. Likewise W_V is applied to the mean of the hidden states.
     """
     heads = (attention.num_heads, -1)
     query = attention.query(asking).unflatten(1, heads)  # (B, H, d)
@@ -224,13 +219,13 @@ def context_of_one_query(attention, asking, hidden, mask_bias):
 
 
 def batches(rows, lengths, tokens):
-    """Cut row numbers into batches, the longest sequences first, of at most so many tokens (or one sequence): all of
-    one length where that makes a quarter of `tokens`, else filled up to a quarter with shorter ones."""
+    """Cut row numbers into batches of at most `tokens` tokens (or one sequence), the longest sequences first: all of
+    one length if they make a quarter of `tokens`, else filled up to a quarter with shorter ones."""
     rows = rows[np.argsort(-lengths[rows], kind="stable")]
     while len(rows):
         longest = int(lengths[rows[0]])
         alike = np.count_nonzero(lengths[rows] == longest)
-        # Padding costs as much as words do, but so does a batch too small for the processor.
+        # Padding costs time, but so does a batch that is too small for the processor.
         size = max(min(max(alike, tokens // 4 // longest), tokens // longest), 1)
         yield rows[:size]
         rows = rows[size:]

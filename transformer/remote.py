@@ -1,4 +1,4 @@
-"""Asking a server: http, https and s3, what it answers, and which failures are worth another try."""
+"""Requests over http, https and s3: the server's answer, and which failures are worth another try."""
 
 import contextlib
 import os
@@ -9,13 +9,13 @@ from transformer.files import UserError
 
 HUB = "https://huggingface.co"  # HF_ENDPOINT replaces it
 TIMEOUT = 20.0  # seconds without an answer
-CHUNK = 1 << 16  # bytes; what a cut connection can lose
-# The headers that S3 knows, by its own names. If-Range is not one of them; If-Match refuses where that sends the whole.
+CHUNK = 1 << 16  # bytes; the most that a broken connection can lose
+# The headers that S3 supports, under its own names. It has no If-Range; If-Match refuses where If-Range sends all.
 S3_NAMES = {"Range": "Range", "If-Range": "IfMatch", "If-None-Match": "IfNoneMatch"}
 
 
 class Missing(UserError):
-    """The server does not have the file or does not give it, or it is not asked and the cache has no copy."""
+    """The server does not have the file or refuses it; or we are offline and the cache has no copy."""
 
 
 class Transient(Exception):
@@ -23,7 +23,7 @@ class Transient(Exception):
 
 
 def ask_http(url, headers):
-    """GET an address: status, headers, the sha256 sum that the hub names (or None), chunks. All may raise Transient."""
+    """GET an address: (status, headers, the hub's sha256 sum or None, chunks). All of it may raise Transient."""
     import requests
 
     if os.environ.get("HF_TOKEN") and is_hub(url):
@@ -32,7 +32,7 @@ def ask_http(url, headers):
         response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
     except requests.RequestException as error:
         raise Transient(f"cannot be reached ({type(error).__name__})") from error
-    # The hub names the file's sum on its redirect; the storage behind it may have an ETag of its own kind.
+    # The hub gives the file's sum in its redirect; the storage behind it may use another kind of ETag.
     sums = [one.headers.get("X-Linked-Etag", "").strip('"') for one in (*response.history, response)]
     sha256 = next((value for value in sums if re.fullmatch("[0-9a-f]{64}", value)), None)
     chunks = _chunks(response.iter_content(CHUNK), requests.RequestException)
@@ -40,7 +40,7 @@ def ask_http(url, headers):
 
 
 def ask_s3(url, headers):
-    """As `ask_http`, for an s3:// address."""
+    """Like `ask_http`, for an s3:// address."""
     with s3_client(url, f"{url}: cannot be read") as (client, bucket, key):
         from botocore import exceptions
 
@@ -63,7 +63,7 @@ def _chunks(chunks, failure):
 
 
 def failure_of(url, status):
-    """The error for an HTTP status that is no success."""
+    """The error for an HTTP status other than success."""
     if status in (404, 410):
         return Missing(f"{url}: no such file on the server ({status})")
     if status in (401, 403):
@@ -76,11 +76,11 @@ def failure_of(url, status):
 
 @contextlib.contextmanager
 def s3_client(url, failure):
-    """A client, the bucket and the key of an s3:// address; an error of boto3's becomes a UserError named `failure`."""
+    """(client, bucket, key) of an s3:// address; an error from boto3 becomes a UserError that starts with `failure`."""
     import boto3
     from botocore import UNSIGNED, config, exceptions
 
-    bucket, _, key = url.removeprefix("s3://").partition("/")  # not urlsplit(): a key may have '?' and '#' in it
+    bucket, _, key = url.removeprefix("s3://").partition("/")  # not urlsplit(): a key may contain '?' and '#'
     try:
         session = boto3.session.Session()
         # Public buckets are readable without an account.
@@ -91,7 +91,7 @@ def s3_client(url, failure):
 
 
 def s3_files(url):
-    """The addresses of all objects under s3://bucket/prefix, in order. Raises UserError where they cannot be listed."""
+    """The addresses of all objects under s3://bucket/prefix, sorted. Raises UserError if they cannot be listed."""
     with s3_client(url, f"{url}: cannot be listed") as (client, bucket, prefix):
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return sorted(f"s3://{bucket}/{item['Key']}" for page in pages for item in page.get("Contents", ()))

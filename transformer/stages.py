@@ -1,4 +1,4 @@
-"""Names of before, for whoever imports them from here; they live in `flags`, `outputs`, `files` and `console` now."""
+"""Names that older code imports from here; they live in the modules below now."""
 
 from transformer.console import format_seconds, log_to, run, set_up_logging
 from transformer.files import LOCKS, append_to, lock_folder

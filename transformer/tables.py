@@ -1,9 +1,9 @@
-"""Tables of text: tab-separated, comma-separated, and JSON Lines, read a row at a time and written back as they were.
+"""Tables of text: tab-separated, comma-separated, and JSON Lines, read row by row and written back unchanged.
 
-TSV is read and written without quoting, as GLUE's files are: a quote is a character like any other, so text with quotes
-comes back as it went out. The reference quotes when it writes and not when it reads. CSV has the usual quoting.
-Each table has `header` (its header line, None without one), `names` of its columns, `key(name)`: where a row has that
-column, and `line(row)`: a row as text. Iterating yields (number of the row's first line, row), the header left out.
+TSV has no quoting, as in GLUE's files: a quote is an ordinary character. (The reference quotes when it writes but not
+when it reads.) CSV has the usual quoting. Each table has `header` (its header line or None), the `names` of its
+columns, `key(name)`: the index of a column in a row, and `line(row)`: a row as text. Iterating yields (number of the
+row's first line, row) without the header.
 """
 
 import csv
@@ -15,13 +15,13 @@ from pathlib import Path
 
 from transformer.files import UserError
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # of tables; a .json file holds an object a line too
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # a .json file has an object per line too
 
 
 def open_table(path, columns=(), wanted=()):
-    """The table in a file, by its suffix. Raises UserError: a missing or empty file, a first line that is none.
+    """The table in a file, by its suffix. Raises UserError for a missing, empty or malformed file.
 
-    Args: columns: names of the columns where a TSV file has no header, one whose first line lacks some of `wanted`.
+    `columns`: the names of the columns of a TSV file without header, that is, whose first line lacks some of `wanted`.
     """
     suffix = Path(path).suffix
     if suffix in (".jsonl", ".json"):
@@ -30,7 +30,7 @@ def open_table(path, columns=(), wanted=()):
 
 
 def read_lines(path):
-    """Yield (line number, text without its end); UserError for a missing file or one that is not UTF-8."""
+    """Yield (line number, text without line end). Raises UserError for a missing file and text that is not UTF-8."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     with open(path, "rb") as file:
@@ -39,13 +39,12 @@ def read_lines(path):
                 # utf-8-sig on the first line only: some official files start with a byte-order mark.
                 yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path} line {number}: not UTF-8 text ({error.reason} at byte {error.start})"
-                ) from None
+                reason = f"{error.reason} at byte {error.start}"
+                raise UserError(f"{path} line {number}: not UTF-8 text ({reason})") from None
 
 
 class Table:
-    """What the kinds of tables share; they have `_rows`, which yields the first line too, and `line`."""
+    """What the tables share. A subclass has `_rows`, which yields the first line too, and `line`."""
 
     def __init__(self, path):
         self.path = path
@@ -64,13 +63,13 @@ class Table:
 class TabSeparated(Table):
     def __init__(self, path, columns, wanted):
         super().__init__(path)
-        # A file without header is one whose first line lacks the columns' names: CoLA's train and dev, not its test.
+        # CoLA's train and dev files have no header, its test file has one.
         if columns and not set(wanted) <= set(self.names):
             self.names, self.header = list(columns), None
 
     def _rows(self):
         for number, text in read_lines(self.path):
-            if text or number == 1:  # a trailing empty line is no row
+            if text or number == 1:  # a trailing empty line is not a row
                 yield number, text.split("\t")
 
     @staticmethod
@@ -80,7 +79,7 @@ class TabSeparated(Table):
 
 class CommaSeparated(Table):
     def _rows(self):
-        csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))  # the module's own limit is 128 KiB a field
+        csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))  # the default limit of a field is 128 KiB
         rows, before = csv.reader((f"{text}\n" for _, text in read_lines(self.path)), strict=True), 0
         try:
             for row in rows:
@@ -93,12 +92,12 @@ class CommaSeparated(Table):
     @staticmethod
     def line(row):
         text = io.StringIO()
-        csv.writer(text, lineterminator="\r\n").writerow(row)  # what it would end a line with, it quotes in a field
+        csv.writer(text, lineterminator="\r\n").writerow(row)  # so that it quotes fields with "\r" or "\n" in them
         return text.getvalue().removesuffix("\r\n")
 
 
 class JsonLines(Table):
-    """An object a line; `names` are the first one's fields."""
+    """An object per line; `names` are the fields of the first one."""
 
     def __init__(self, path):
         super().__init__(path)
@@ -113,7 +112,7 @@ class JsonLines(Table):
                 continue
             try:
                 row = json.loads(text)
-                if "\\u" in text:  # half of a surrogate pair is no text, and could not be written again
+                if "\\u" in text:  # half of a surrogate pair is not text and could not be written again
                     self.line(row).encode()
             except (ValueError, RecursionError):
                 row = None

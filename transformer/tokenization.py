@@ -1,4 +1,4 @@
-"""BERT's tokenizer in plain Python: Hugging Face's ids, from a bounded cache over an exact slow path."""
+"""BERT's tokenizer in plain Python, with the same ids as Hugging Face's: an exact slow path behind a bounded cache."""
 
 import logging
 import re
@@ -10,19 +10,19 @@ from transformer.files import UserError, atomic_write, make_folder, read_json, w
 
 VOCAB_NAME = "vocab.txt"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
-FAST_TOKENIZER_NAME = "tokenizer.json"  # what recent Hugging Face releases save in place of vocab.txt
+FAST_TOKENIZER_NAME = "tokenizer.json"  # recent Hugging Face releases save this instead of vocab.txt
 TOKENIZER_FILES = (VOCAB_NAME, FAST_TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 _SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
 
-# A pattern's class of characters. Extension E starts at 2B820 in Unicode and at 2B920 in Hugging Face, whom we follow.
+# For use in a [] of a pattern. Extension E starts at 2B820 in Unicode but at 2B920 in Hugging Face, which we follow.
 CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 CJK += "\U00020000-\U0002a6df\U0002a700-\U0002b81f\U0002b920-\U0002ceaf\U0002f800-\U0002fa1f"
 _CJK_CHAR_OR_CHUNK = re.compile(f"[{CJK}]|[^ {CJK}]+")
 
 
 def load_vocab(path):
-    """Return `{token: id}` of a vocabulary file with one token a line; a UserError names what is wrong with it."""
+    """Return `{token: id}` of a vocabulary file with one token per line. Raises UserError if it is not usable."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -31,7 +31,7 @@ def load_vocab(path):
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8; expected one token a line") from error
     vocab = {}
-    # Not splitlines(): the Chinese vocabulary has the line separator U+2028 as a token.
+    # Not splitlines(): in the Chinese vocabulary the line separator U+2028 is a token.
     for token_id, token in enumerate(text.rstrip("\n").split("\n") if text.strip() else []):
         if token in vocab:
             first = vocab[token] + 1
@@ -41,7 +41,7 @@ def load_vocab(path):
 
 
 def _load_fast_vocab(path):
-    """Return `{token: id}` from a `tokenizer.json` of the Rust library."""
+    """Return `{token: id}` from a `tokenizer.json` of Hugging Face's Rust library."""
     model = _read_settings(path).get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
@@ -66,10 +66,10 @@ def _read_settings(path):
 
 
 class _Cache(dict):
-    """A dictionary from strings, or character codes, that computes what it lacks and starts afresh when it is full."""
+    """A dictionary of strings or character codes that computes missing values and empties itself when it is full."""
 
     max_entries = 1 << 17  # about 30 MB of English words
-    max_key_length = 32  # longer strings (a URL, a Thai sentence) hardly ever come back
+    max_key_length = 32  # longer strings (a URL, a Thai sentence) rarely occur again
 
     def __init__(self, compute):
         super().__init__()
@@ -91,19 +91,19 @@ class BasicTokenizer:
         self.do_lower_case = do_lower_case
         self.strip_accents = do_lower_case if strip_accents is None else strip_accents
         self.tokenize_chinese_chars = tokenize_chinese_chars
-        self._cleaning = _Cache(self._clean)  # tables for str.translate, which knows a character by its code
+        self._cleaning = _Cache(self._clean)  # tables for str.translate, whose keys are character codes
         self._folding = _Cache(self._fold)
 
     def tokenize(self, text):
-        """Return the words of `text`; special tokens such as [MASK], in this case only, stay in one piece."""
+        """Return the words of `text`; special tokens such as [MASK], in upper case only, stay whole."""
         if "[" not in text:
             return self._split(text)
-        parts = enumerate(_SPECIAL_TOKEN.split(text))  # every second one is a special token
+        parts = enumerate(_SPECIAL_TOKEN.split(text))  # every second part is a special token
         return [word for index, part in parts for word in ([part] if index % 2 else self._split(part))]
 
     def _split(self, text):
         text = text.translate(self._cleaning)
-        # The normal form needs the whole text: it also puts neighbouring combining marks in order.
+        # The normal form needs the whole text, because it also sorts neighbouring combining marks.
         if self.strip_accents and not text.isascii():
             text = unicodedata.normalize("NFD", text)
         return text.translate(self._folding).split()
@@ -121,15 +121,15 @@ class BasicTokenizer:
         char, category = chr(code), unicodedata.category(chr(code))
         if self.strip_accents and category == "Mn":
             return ""
-        # BERT counts every ASCII symbol as punctuation: $ + < = > ^ ` | ~ too.
+        # For BERT every ASCII symbol is punctuation, even $ + < = > ^ ` | ~.
         if category[0] == "P" or (category[0] == "S" and char.isascii()):
             return f" {char} "
-        # One character at a time, so that a capital sigma at a word's end becomes the same as elsewhere.
+        # One character at a time, so that a capital sigma becomes the same letter at a word's end as elsewhere.
         return char.lower() if self.do_lower_case else char
 
 
 class WordpieceTokenizer:
-    """Cuts a word into the vocabulary's pieces, the longest possible piece first."""
+    """Splits a word into the vocabulary's pieces, the longest possible piece first."""
 
     def __init__(self, vocab, max_chars_per_word=100):
         self.vocab = vocab
@@ -137,7 +137,7 @@ class WordpieceTokenizer:
         self._longest = max(map(len, vocab))
 
     def tokenize(self, word):
-        """Return the pieces of one word, or [UNK] alone when it is too long or a part of it has no piece."""
+        """Return the pieces of a word, or only [UNK] when it is too long or a part of it has no piece."""
         if len(word) > self.max_chars_per_word:
             return ["[UNK]"]
         pieces, start = [], 0
@@ -155,10 +155,8 @@ class WordpieceTokenizer:
 
 
 class BertTokenizer:
-    """Text to word-piece ids, equal to Hugging Face's BertTokenizer.
-
-    Arguments: `vocab` maps tokens to the ids 0, 1, 2, ...; `strip_accents` None means "as `do_lower_case`".
-    """
+    """Text to word-piece ids, the same as Hugging Face's BertTokenizer. `vocab`: {token: id}; `strip_accents`: None =
+    as `do_lower_case`."""
 
     def __init__(self, vocab, do_lower_case=True, strip_accents=None, tokenize_chinese_chars=True):
         self.vocab = vocab
@@ -178,10 +176,10 @@ class BertTokenizer:
     def ids(self, text):
         """Return the ids of `text`, without [CLS] and [SEP]."""
         if text.isascii() or not self.basic_tokenizer.tokenize_chinese_chars:
-            # The plain space only: str.split() also cuts at control characters that BERT deletes ("a\x0bb" is "ab").
+            # At plain spaces only: str.split() would split at characters that BERT deletes ("a\x0bb" is "ab").
             chunks = text.split(" ")
         else:
-            # Chinese has no spaces, but each of its characters is a word, and characters come back, sentences do not.
+            # Chinese has no spaces, but each character is a word; characters occur again, sentences do not.
             chunks = _CJK_CHAR_OR_CHUNK.findall(text)
         return list(chain.from_iterable(map(self._chunk_ids.__getitem__, chunks)))
 
@@ -197,11 +195,11 @@ class BertTokenizer:
         return self.convert_ids_to_tokens(self.ids(text))
 
     def words_and_ids(self, text):
-        """Return `(word, ids)` for each word and punctuation mark of `text`, `ids` a tuple."""
+        """Return `(word, tuple of its ids)` for each word and punctuation mark of `text`."""
         return [(word, self._word_ids[word]) for word in self.basic_tokenizer.tokenize(text)]
 
     def convert_tokens_to_ids(self, tokens):
-        """Return the ids of word pieces; a piece that the vocabulary lacks becomes [UNK]."""
+        """Return the ids of word pieces; an unknown piece becomes [UNK]."""
         return [self.vocab.get(token, self.unk_token_id) for token in tokens]
 
     def convert_ids_to_tokens(self, ids):
@@ -209,10 +207,8 @@ class BertTokenizer:
         return [self.ids_to_tokens[token_id] for token_id in ids]
 
     def encode_pair(self, ids_a, ids_b=None, max_length=None):
-        """Return `(input_ids, token_type_ids)` of [CLS] a [SEP] or [CLS] a [SEP] b [SEP].
-
-        Over `max_length`, the longer of the two loses tokens from its end, `b` when they are equally long.
-        """
+        """Return `(input_ids, token_type_ids)` of [CLS] a [SEP] or [CLS] a [SEP] b [SEP]. Beyond `max_length`, tokens
+        are cut from the end of the longer one, or of `b` when both are equally long."""
         ids_b, end_b = ([], []) if ids_b is None else (ids_b, [self.sep_token_id])
         num_special = 2 + len(end_b)
         if max_length is not None:
@@ -227,10 +223,10 @@ class BertTokenizer:
 
     @classmethod
     def from_pretrained(cls, folder, do_lower_case=None):
-        """Load the tokenizer of a model folder, or of a vocabulary file alone.
+        """Load the tokenizer of a model folder, or of a vocabulary file alone. Raises UserError when there is no usable
+        vocabulary.
 
-        The casing is `do_lower_case` if given, else what tokenizer_config.json says, else cased when the vocabulary
-        has upper-case pieces. Raises UserError when the folder has no usable vocabulary.
+        `do_lower_case`: None = as tokenizer_config.json says, or else cased if the vocabulary has upper-case pieces.
         """
         folder = Path(folder)
         fast_path, config_path = folder / FAST_TOKENIZER_NAME, folder / TOKENIZER_CONFIG_NAME
@@ -240,7 +236,7 @@ class BertTokenizer:
             vocab = load_vocab(folder if folder.is_file() else folder / VOCAB_NAME)
         config = _read_settings(config_path) if config_path.exists() else {}
         follows = config.get("do_lower_case")
-        if follows is None:  # uncased vocabularies still have [CLS], and the Chinese one <S> and <T>
+        if follows is None:  # special tokens do not count: an uncased vocabulary has [CLS], the Chinese one <S> and <T>
             follows = all(token == token.lower() for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token))
         if do_lower_case is None:
             do_lower_case = follows
@@ -250,7 +246,7 @@ class BertTokenizer:
         return cls(vocab, do_lower_case, config.get("strip_accents"), config.get("tokenize_chinese_chars", True))
 
     def save_pretrained(self, folder):
-        """Write vocab.txt and tokenizer_config.json, from which Hugging Face's AutoTokenizer makes the same ids."""
+        """Write vocab.txt and tokenizer_config.json; with them Hugging Face's AutoTokenizer makes the same ids."""
         folder = make_folder(folder)
         config = {
             "tokenizer_class": "BertTokenizer",

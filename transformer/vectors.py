@@ -1,4 +1,4 @@
-"""Word vectors: read from text (GloVe's format or word2vec's), kept in binary, and asked for the nearest words."""
+"""Word vectors: read from text (GloVe's or word2vec's format), cached in binary, and searched for the nearest words."""
 
 import contextlib
 import os
@@ -11,24 +11,24 @@ import torch
 from transformer.files import UserError, atomic_write
 from transformer.tokenization import CJK
 
-TEXT_BLOCK = 8 << 20  # bytes of text that are parsed at once
-COPY_FORMAT = 2  # copies of another one are made anew: normalising rounds differently
-CACHED_BYTES = 16 << 20  # from this size on, a text of vectors gets a binary copy
-COSINES = 16 << 20  # cosines computed at once: 64 MB
-SPARE = 16  # neighbours beyond those asked for that are compared in float64
+TEXT_BLOCK = 8 << 20  # bytes of text parsed at once
+COPY_FORMAT = 2  # copies of another format are replaced: their normalization rounds differently
+CACHED_BYTES = 16 << 20  # texts of this size or more get a binary copy
+COSINES = 16 << 20  # computed at once: 64 MB
+SPARE = 16  # additional neighbours that are compared in float64
 
-CHINESE_WORD = re.compile(f"[{CJK}]{{2,8}}")  # what characters are joined to
+CHINESE_WORD = re.compile(f"[{CJK}]{{2,8}}")  # words that characters are joined to
 NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 
 
 class WordVectors:
-    """Word vectors, normalised, and their nearest neighbours by cosine."""
+    """Normalized word vectors and their nearest neighbours by cosine.
+
+    `path`: the text; `keep_copy`: write a binary copy beside a large text. Raises UserError: a missing or empty file,
+    not UTF-8, a line without numbers or with another count of them.
+    """
 
     def __init__(self, path, keep_copy=True):
-        """Read vectors from text, or from the binary copy beside it, which is made where the text is large.
-
-        Raises UserError: a missing or empty file, a line of another length, no numbers, not UTF-8.
-        """
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; `python -m transformer.file_utils glove` fetches GloVe's vectors")
         status = os.stat(path)
@@ -37,14 +37,14 @@ class WordVectors:
         self.words, self.vectors = found or read_vectors(path)
         if found is None and keep_copy and status.st_size >= CACHED_BYTES:
             words = np.frombuffer("\n".join(self.words).encode(), dtype=np.uint8)
-            # A folder that cannot be written goes without.
+            # No copy in a folder that cannot be written.
             with contextlib.suppress(UserError), atomic_write(f"{path}.npz", "wb", durable=False) as file:
                 np.savez(file, source=np.array(source), words=words, vectors=self.vectors)
         self.index = {word: row for row, word in enumerate(self.words) if word}
         self.chinese_words = frozenset(filter(CHINESE_WORD.fullmatch, (w for w in self.words if not w.isascii())))
 
     def neighbours(self, words, count, device="cpu"):
-        """{word: the `count` words nearest to it, nearest first}; [] for a word without a vector."""
+        """{word: its `count` nearest words, nearest first}; [] for a word without a vector."""
         found = {word: [] for word in words}
         known = [word for word in words if word in self.index]
         vectors = torch.from_numpy(self.vectors).to(device)
@@ -54,7 +54,7 @@ class WordVectors:
             cosines = vectors[torch.from_numpy(rows).to(device)] @ vectors.T
             cosines[torch.arange(len(rows)), rows] = -torch.inf
             nearest = cosines.topk(min(count + SPARE, len(self.words))).indices.cpu().numpy()  # (B, count + SPARE)
-            # float32 rounds differently in blocks of other sizes: what counts is the order in float64.
+            # The rounding of float32 depends on the block's size, so the order comes from float64.
             exact = (self.vectors[nearest].astype(np.float64) * self.vectors[rows, None]).sum(axis=2)
             exact[nearest == rows[:, None]] = -np.inf
             order = np.lexsort((nearest, -exact))[:, :count]
@@ -65,14 +65,13 @@ class WordVectors:
 
 
 def is_special(token):
-    """[UNK], [PAD], [MASK], [unused7], ...; in word vectors <unk>, </s>."""
+    """True for [UNK], [PAD], [MASK], [unused7], ... and for <unk>, </s> in word vectors."""
     return len(token) > 2 and token[0] + token[-1] in ("[]", "<>")
 
 
 def read_vectors(path):
-    """(words, normalised vectors (words, width) float32) of a text: GloVe's format, or word2vec's with its first line
-    of two counts. A word that comes again is "" among the words. Raises UserError as `WordVectors` does.
-    """
+    """(words, normalized vectors (words, width) float32) of a text: GloVe's format, or word2vec's, which starts with a
+    line of two counts. A repeated word becomes "". Raises UserError as `WordVectors` does."""
     words, vectors, width = [], [], None
     for lines in filter(None, read_blocks(path)):
         width = width or next(filter(None, (text.count(b" ") for _, text in lines)), 1)
@@ -93,10 +92,8 @@ def read_vectors(path):
 
 
 def read_blocks(path):
-    """Yield [(line's number, its bytes without the end)], some lines at a time: those that start with a word.
-
-    A byte-order mark is left out, and so are the spaces at the end of fastText's lines and word2vec's first line.
-    """
+    """Yield lists of (line number, bytes of the line) of the lines that start with a word; without byte-order mark,
+    the trailing spaces of fastText and word2vec's first line."""
     first_line = 1
     with open(path, "rb") as file:
         if file.read(3) != b"\xef\xbb\xbf":  # the byte-order mark
@@ -111,11 +108,11 @@ def read_blocks(path):
 
 
 def split_line(text, width, place):
-    """(word, its `width` values in bytes). Raises UserError: another number of values, a word that is not UTF-8."""
+    """(word, bytes of its `width` values). Raises UserError: another count of values, a word that is not UTF-8."""
     word, _, values = text.partition(b" ")
     count = text.count(b" ")
     if count > width:
-        # Some of GloVe's words have spaces inside; a number inside means that there are too many values.
+        # Some of GloVe's words contain spaces; a number among the parts means that there are too many values.
         long_word = text.rsplit(b" ", width)[0]
         if not any(map(NUMBER.fullmatch, long_word.split(b" ")[1:])):
             word, values, count = long_word, text[len(long_word) + 1 :], width
@@ -128,8 +125,8 @@ def split_line(text, width, place):
 
 
 def parse_numbers(lines):
-    """float32 (lines, width) of lines of values, in bytes; None where a value is not a finite number."""
-    if b"".join(lines).translate(None, b"0123456789+-.eE "):  # NumPy would read past tabs and the like
+    """The values of some lines (bytes) as float32 (lines, width); None if one is not a finite number."""
+    if b"".join(lines).translate(None, b"0123456789+-.eE "):  # NumPy would skip tabs and the like
         return None
     with contextlib.suppress(ValueError), np.errstate(over="ignore"):
         numbers = np.loadtxt(lines, delimiter=" ", comments=None, ndmin=2).astype(np.float32)  # infinity if too large
@@ -137,7 +134,7 @@ def parse_numbers(lines):
 
 
 def read_copy(path, source):
-    """(words, vectors) of the binary copy of a text; None where it is missing, damaged, or of another text."""
-    with contextlib.suppress(Exception), np.load(path) as copy:  # a damaged one raises many kinds; there is the text
+    """(words, vectors) of the binary copy of a text; None if it is missing, damaged, or made from another text."""
+    with contextlib.suppress(Exception), np.load(path) as copy:  # a damaged one raises all kinds of errors
         if copy["source"].tolist() == list(source):
             return copy["words"].tobytes().decode().split("\n"), copy["vectors"]

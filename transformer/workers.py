@@ -15,21 +15,21 @@ from transformer.files import UserError
 
 
 class WorkerDied(UserError):
-    """A process ended that should not have; the same command goes on."""
+    """A worker ended unexpectedly; running the same command again continues."""
 
 
 def map_in_workers(work, chunks, num_workers):
-    """Yield (chunk, work(chunk)) in the order of the chunks, from this process or from several. Raises WorkerDied."""
+    """Yield (chunk, work(chunk)) in the order of the chunks, from one or several processes. Raises WorkerDied."""
     if num_workers == 1:
         yield from ((chunk, work(chunk)) for chunk in chunks)
         return
-    # Forked processes share what the function holds; elsewhere than on Linux forking is not safe.
+    # Forked processes share the data that `work` holds; forking is safe on Linux only.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     pool, pending = ProcessPoolExecutor(num_workers, context, _start, (work,)), deque()
     try:
         for chunk in chunks:
             pending.append((chunk, pool.submit(_run, chunk)))
-            if len(pending) > 2 * num_workers:  # so few at a time: memory stays bounded
+            if len(pending) > 2 * num_workers:  # few at a time, so that memory stays bounded
                 done, future = pending.popleft()
                 yield done, future.result()
         for done, future in pending:
@@ -41,10 +41,10 @@ def map_in_workers(work, chunks, num_workers):
 
 
 def _start(work):
-    """In a new worker: Ctrl-C is the main process's to answer, and no worker outlives it."""
+    """Prepare a new worker: the main process handles Ctrl-C, and no worker outlives it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # what the main process made stays: going through it again and again takes a twentieth of the time
+    gc.freeze()  # collecting the main process's objects again and again would take 5% of the time
     _run.work = work
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -54,6 +54,6 @@ def _run(chunk):
 
 
 def _end_with_parent():
-    # A killed process cannot tell its workers: they would wait for chunks, and hold its terminal, for ever.
+    # A killed process cannot stop its workers: they would wait for chunks, and hold its terminal, forever.
     multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
