@@ -191,8 +191,8 @@ def test_truncation_leaves_a_pair_that_fits():
 
 
 def line_of(maker, a, b, seed=0):
-    ids, first_length = maker.join(a, b)
-    return json.loads(maker.json_lines([(ids, first_length, True, *maker.mask(ids, random.Random(seed)))]))
+    ids, _ = TOKENIZER.encode_pair(a, b)
+    return json.loads(maker.json_lines([(ids, len(a) + 2, True, *maker.mask(ids, random.Random(seed)))]))
 
 
 def tiny_maker(**values):

@@ -392,7 +392,9 @@ def test_a_bad_vocabulary_is_an_error_that_names_file_and_line(tmp_path, content
     assert "expected" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content, message", [("{\n  3", "tokenizer_config.json, line 2"), ("[1]", "holds a list")])
+@pytest.mark.parametrize(
+    "content, message", [("{\n  3", "tokenizer_config.json, line 2"), ("[1]", "expected one JSON object")]
+)
 def test_a_bad_tokenizer_config_is_an_error(tmp_path, content, message):
     (write_vocab(tmp_path, SPECIAL) / "tokenizer_config.json").write_text(content)
     with pytest.raises(UserError, match=message):

@@ -80,11 +80,9 @@ class BertConfig:
     def from_pretrained(cls, folder, **overrides):
         """Read `folder`/config.json, or that file itself. Raises UserError when it is missing or malformed."""
         path = Path(folder, CONFIG_NAME) if Path(folder).is_dir() else Path(folder)
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: expected one JSON object")
+        values = {**read_json(path), **overrides}
         try:
-            return cls(**{**values, **overrides})
+            return cls(**values)
         except UserError as error:
             raise UserError(f"{path.parent}/{error}") from None
 

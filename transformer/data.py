@@ -38,8 +38,7 @@ class Sequences:
 
     def batch(self, indices):
         """A dict: input_ids, token_type_ids (B, L); attention_mask (B, L), None where nothing is padded and `pad_to` is
-        None; rows (B,), the `indices`; labels (B,) if the data has labels.
-        """
+        None; rows (B,), the `indices`; labels (B,) if the data has labels."""
         import torch  # here, because pregeneration uses this module too and starts ten times as fast without torch
 
         lengths = self.lengths[indices]

@@ -19,11 +19,8 @@ BACKOFF = 1.0  # seconds before the second try, doubled for each later one
 
 
 def cached_path(url_or_path, cache_dir=None, sha256=None):
-    """The path of a local file, or of the cached copy of an http://, https:// or s3:// address. Raises UserError.
-
-    A cached copy is used while the server says that it is current (ETag), and when the server cannot be reached.
-    `cache_dir` defaults to $TINYBERT_CACHE or ~/.cache/tinybert.
-    """
+    """The path of a local file, or of the cached copy of an http://, https:// or s3:// address, which is used while the
+    server says that it is current (ETag) and when the server cannot be reached. Raises UserError."""
     address = str(url_or_path)
     if re.match("(https?|s3)://", address):
         target = cache_folder(cache_dir) / _entry(address, urlsplit(address).path.rsplit("/", 1)[-1])

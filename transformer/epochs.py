@@ -97,10 +97,8 @@ def pregenerated_epochs(folder):
 
 
 class Epochs:
-    """The epochs of a folder, used in turn, one at a time in memory. Args: see `read_epoch`.
-
-    `sizes`: the sequences of each epoch; `inputs`: {name: path} of their files. Raises UserError if there are none.
-    """
+    """The epochs of a folder, used in turn, one at a time in memory. `sizes`: the sequences of each epoch; `inputs`:
+    {name: path} of their files. Args: see `read_epoch`. Raises UserError if there are no epochs."""
 
     def __init__(self, folder, tokenizer, max_seq_length, ids_folder=None, limit=None, pad=False):
         self.epochs = pregenerated_epochs(folder)

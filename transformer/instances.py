@@ -51,8 +51,8 @@ class InstanceMaker:
         for index in range(start, stop):
             rng = random.Random(f"{self.settings.seed} {epoch} {index}")
             for segment_a, segment_b, is_random in self.instances(index, rng):
-                ids, first_length = self.join(segment_a, segment_b)
-                instances.append((ids, first_length, is_random, *self.mask(ids, rng)))
+                ids, _ = self.tokenizer.encode_pair(segment_a, segment_b)
+                instances.append((ids, len(segment_a) + 2, is_random, *self.mask(ids, rng)))
         if self.reduce_memory:
             self.corpus.release()
         return len(instances), self.packed(instances) if self.settings.packed else [self.json_lines(instances)]
@@ -83,11 +83,6 @@ class InstanceMaker:
                 segment_b = ids(middle, stop)
                 start = stop
             yield *truncate_pair(segment_a, segment_b, self.room, rng), is_random
-
-    def join(self, segment_a, segment_b):
-        """[CLS] A [SEP] or [CLS] A [SEP] B [SEP], and the length of the first segment."""
-        ids = [self.tokenizer.cls_token_id, *segment_a, self.tokenizer.sep_token_id]
-        return ids if segment_b is None else [*ids, *segment_b, self.tokenizer.sep_token_id], len(ids)
 
     def json_lines(self, instances):
         """The sequences in the reference's format, UTF-8."""

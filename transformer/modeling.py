@@ -54,8 +54,7 @@ class BertSelfAttention(nn.Module):
 
     def forward(self, hidden, mask_bias, want_scores=False, want_projections=False):
         """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None. Returns the context
-        (B, L, D), the scores (B, H, L, L) and (query, key, value), (B, L, D) each; the last two are None unless wanted.
-        """
+        (B, L, D), the scores (B, H, L, L) and (query, key, value), (B, L, D) each; the last two None unless wanted."""
         projections = self.query(hidden), self.key(hidden), self.value(hidden)  # (B, L, D) each; below (B, H, L, d)
         query, key, value = (each.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for each in projections)
         dropout_prob, scores = self.dropout_prob if self.training else 0.0, None
@@ -154,9 +153,8 @@ class BertModel(nn.Module):
     ):
         """Args: input_ids (B, L); token_type_ids (B, L), None = all 0; attention_mask (B, L), 1 at real tokens and 0 at
         padding, None = no padding; score_layers: the layers (from 0) whose attention scores are wanted, None = all;
-        projection_layers: those whose queries, keys and values are wanted; depth: run only the first layers, None =
-        all. A layer without scores runs fused attention, which is faster and stores no (L, L) matrix.
-        """
+        projection_layers: those whose queries, keys and values are wanted; depth: the number of layers to run, None =
+        all. A layer without scores runs fused attention, which is faster and stores no (L, L) matrix."""
         hidden, mask_bias = self.embed(input_ids, token_type_ids, attention_mask)
         hidden_states, attention_scores, all_projections = [hidden], [], []
         for index, layer in enumerate(self.encoder.layer[:depth]):

@@ -64,8 +64,7 @@ class CandidateProposer:
 
     def prepare(self, texts):
         """Go through all texts once, before `candidates`: look up the neighbours of all words together, free the
-        vectors (after the model the largest object in memory), and note the repeated texts, to propose for them once.
-        """
+        vectors (after the model the largest object in memory), and note the repeated texts, to run them once."""
         seen = set()  # hashes: a collision costs some memory, nothing else
 
         def split_all():

@@ -19,10 +19,8 @@ SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # a .json file has an object per
 
 
 def open_table(path, columns=(), wanted=()):
-    """The table in a file, by its suffix. Raises UserError for a missing, empty or malformed file.
-
-    `columns`: the names of the columns of a TSV file without header, that is, whose first line lacks some of `wanted`.
-    """
+    """The table in a file, by its suffix. Raises UserError for a missing, empty or malformed file. `columns`: names for
+    a TSV file without header, that is, whose first line lacks some of `wanted`."""
     suffix = Path(path).suffix
     if suffix in (".jsonl", ".json"):
         return JsonLines(path)

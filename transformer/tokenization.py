@@ -42,7 +42,7 @@ def load_vocab(path):
 
 def _load_fast_vocab(path):
     """Return `{token: id}` from a `tokenizer.json` of Hugging Face's Rust library."""
-    model = _read_settings(path).get("model")
+    model = read_json(path).get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
         raise UserError(f"{path}: has no WordPiece vocabulary; expected model.vocab with the ids 0, 1, 2, ...")
@@ -56,13 +56,6 @@ def _checked(vocab, path):
     if missing:
         raise UserError(f"{path}: lacks {' and '.join(missing)}; expected BERT's special tokens, each on its own line")
     return vocab
-
-
-def _read_settings(path):
-    settings = read_json(path)
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: holds a {type(settings).__name__}; expected a JSON object")
-    return settings
 
 
 class _Cache(dict):
@@ -234,7 +227,7 @@ class BertTokenizer:
             vocab = _load_fast_vocab(fast_path)
         else:
             vocab = load_vocab(folder if folder.is_file() else folder / VOCAB_NAME)
-        config = _read_settings(config_path) if config_path.exists() else {}
+        config = read_json(config_path) if config_path.exists() else {}
         follows = config.get("do_lower_case")
         if follows is None:  # special tokens do not count: an uncased vocabulary has [CLS], the Chinese one <S> and <T>
             follows = all(token == token.lower() for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token))
