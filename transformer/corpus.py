@@ -229,7 +229,7 @@ class Corpus:
         return self.ids[start:stop], (bounds - start).tolist()
 
     def random_sentences(self, index, length, rng):
-        """A list of at least `length` ids, if there are so many, from a random sentence of another document on."""
+        """A list of ids from a random sentence of another document on: at least `length`, or all up to its end."""
         other = self.other_document(index, rng)
         first, last = self.document_offsets[other : other + 2].tolist()
         sentence = rng.randrange(first, last)

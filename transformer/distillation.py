@@ -111,8 +111,8 @@ def attention_loss(student_scores, teacher_scores, pair_weights=None):
 def relation_loss(student_projections, teacher_projections, num_heads, attention_mask=None):
     """The loss of MiniLMv2 (arXiv 2012.15828, equations 4 and 5) for one layer, in place of the attention loss.
 
-    Queries, keys and values, (B, L, D) each, are split into `num_heads` heads. The softmax of the scaled products of
-    all pairs of positions is compared by KL divergence. The models may differ in width and number of heads.
+    Queries, keys and values, (B, L, D) each, are split into `num_heads` heads. For each kind the softmax of the scaled
+    products of all pairs of positions is compared by KL divergence. The models may differ in width and number of heads.
     """
 
     def log_relations(projected):  # (B, L, D) -> (B, A, L, L)
@@ -209,8 +209,8 @@ class TransformerLearner(nn.Module):
 
 
 class PredictionLearner(nn.Module):
-    """The learner of the prediction step. Args: teacher_outputs (N, C), for each row of the training data; loss of the
-    student's and the teacher's outputs (B, C)."""
+    """The learner of the prediction step. Args: teacher_outputs (N, C), for each row of the training data, so
+    that the teacher is not needed; loss of the student's and the teacher's outputs (B, C)."""
 
     def __init__(self, student, teacher_outputs, loss=prediction_loss):
         super().__init__()

@@ -22,7 +22,7 @@ FULL_LENGTH = 128  # tokens of a sentence, in the unit of `batch_size`
 # The difference of two scores of a trained model thus errs by 1.2e-5 at most, and this is 1.7 times that. It computes
 # 0.7% of a random BERT-base's words in float64; 1e-4 would be 6%.
 TIE = 2e-5
-DEVIATION_SCORES = 2000  # at least so many scores give a mask's deviation, to 2%; taking all costs 1% to 2% of the time
+DEVIATION_SCORES = 2000  # so many of a mask's scores give their deviation to 2%; all of them take 1% to 2% longer
 DECIMALS = 9  # float64 scores (noise 1e-14) that agree to this many places are equal; then the lower id comes first
 
 # Words that are not replaced: they carry grammar rather than meaning.
@@ -86,7 +86,7 @@ class CandidateProposer:
         return {text: self._choices(words, proposed[text]) for text, words in split.items()}
 
     def split(self, text):
-        """[(word, ids of its pieces)]: the tokenizer's words, with Chinese characters joined to long known words."""
+        """[(word, ids of its pieces)]: the tokenizer's words; Chinese characters are joined to the longest known words."""
         words = self.tokenizer.words_and_ids(text)
         if not self.chinese_words or text.isascii():
             return words
