@@ -86,7 +86,7 @@ class CandidateProposer:
         return {text: self._choices(words, proposed[text]) for text, words in split.items()}
 
     def split(self, text):
-        """[(word, ids of its pieces)]: the tokenizer's words; Chinese characters are joined to the longest known words."""
+        """[(word, ids of its pieces)]: the tokenizer's words; Chinese characters joined to the longest known words."""
         words = self.tokenizer.words_and_ids(text)
         if not self.chinese_words or text.isascii():
             return words
