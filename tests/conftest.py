@@ -46,13 +46,10 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def no_pictures():
-    """Scripts called in this process write a file in place of each picture, in a hundredth of the time. The pipeline
-    itself, and the tests of pictures, draw."""
-    from pipeline import DRAWN, write_no_picture
+    """No script called in this process draws. Most of the pipeline, and the tests of pictures, do."""
+    import pipeline
 
-    with pytest.MonkeyPatch.context() as patch:
-        if DRAWN:
-            patch.setattr("transformer.drawing.save_panels", write_no_picture)
+    with pipeline.no_pictures():
         yield
 
 

@@ -78,7 +78,7 @@ def make_whole(copy, pipeline, name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "augment")) for name in MIDDLE]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "pregenerate")) for name in MIDDLE]
 )
 def test_a_killed_script_started_again_ends_with_the_same_bytes(pipeline, copy, name):
     make_whole(copy, pipeline, name)
