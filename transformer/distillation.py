@@ -5,7 +5,6 @@ Every loss is a mean over the examples of a mean inside each example, so that an
 batch. The mean inside is over real tokens; as an option it includes the padding, as in the reference.
 """
 
-import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +75,7 @@ def check_same_vocabulary(tokenizer, folder):
 
 
 class LossWeights(NamedTuple):
-    """The weight of each position in the loss; each tensor sums to 1 over the batch. None = equal weights."""
+    """The weight of each position in the loss. Over real tokens each tensor sums to 1. None = equal weights."""
 
     tokens: torch.Tensor | None  # (B, L)
     pairs: torch.Tensor | None  # (B, 1, L, L), query by key
@@ -85,8 +84,8 @@ class LossWeights(NamedTuple):
 def loss_weights(attention_mask, over_padding=False):
     """The weights of tokens and query-key pairs for an attention mask (B, L), None = no padding.
 
-    `over_padding`: as in the reference, every position of the padded batch counts as a token and as a query, and a
-    masked key counts as an error of 0. With `--pad_to_max_length` a run then reproduces the reference's numbers.
+    `over_padding` (--pad_to_max_length): as in the reference, every position of the padded batch counts as a token and
+    as a query, and a masked key as an error of 0. A run then reproduces the reference's numbers.
     """
     if attention_mask is None:
         return LossWeights(None, None)
@@ -147,65 +146,73 @@ def prediction_loss(student_logits, teacher_logits, temperature=1.0):
 
 
 def transformer_losses(student, student_output, teacher_output, mapping, weights, attention=None, hidden=hidden_loss):
-    """{"att_loss/m": scalar, "rep_loss/m": scalar} for each mapped layer m, 0 = the embeddings (equation 6 without the
-    prediction layer is their sum).
+    """L_attn and L_hidn of every mapped layer. Their sum is equation 6 without the prediction layer.
 
-    Args: student: the model, for its projection; student_output, teacher_output: BertOutput; mapping: `layer_map`;
-    weights: `loss_weights`; attention: a loss of the projections, in place of `attention_loss`.
+    Args: student: the model, for its projection W_h; student_output, teacher_output: BertOutput; mapping: {m: g(m)} of
+    `layer_map`; weights: `loss_weights`; attention(m, g): the attention loss of a pair of layers, None = of scores.
+    Returns {"att_loss/m": scalar for each mapped layer m, "rep_loss/m": likewise, and for the embeddings, m = 0}.
     """
-    if attention is None:
-        attention = functools.partial(attention_loss, pair_weights=weights.pairs)
-        compared, targets = student_output.attention_scores, teacher_output.attention_scores
-    else:
-        compared, targets = student_output.projections, teacher_output.projections
-    losses = {f"att_loss/{m}": attention(compared[m - 1], targets[g - 1]) for m, g in mapping.items() if m}
-    projected = student.project(student_output.hidden_states)
+
+    def loss_of_scores(m, g):
+        return attention_loss(
+            student_output.attention_scores[m - 1], teacher_output.attention_scores[g - 1], weights.pairs
+        )
+
+    attention = attention or loss_of_scores
+    losses = {f"att_loss/{m}": attention(m, g) for m, g in mapping.items() if m}
+    in_teacher_width = student.project(student_output.hidden_states)
     for m, g in mapping.items():
-        losses[f"rep_loss/{m}"] = hidden(projected[m], teacher_output.hidden_states[g], weights.tokens)
+        losses[f"rep_loss/{m}"] = hidden(in_teacher_width[m], teacher_output.hidden_states[g], weights.tokens)
     return losses
 
 
 class TransformerLearner(nn.Module):
-    """The learner of general distillation and the intermediate step, with attention and hidden losses, for any models
-    with a `bert` inside; the student also has `project`.
+    """The learner of general distillation and of the intermediate step: the losses of a batch, layer by layer.
 
-    Args: attention: `attention_loss` or `relation_loss`; hidden: `hidden_loss`; matching: which layers teach, and the
-    weight of each kind of loss. Raises UserError if layers or heads do not fit.
+    Args: student, teacher: models with a `bert` inside; the student has `project` too; attention: `attention_loss`, or
+    `relation_loss` for `Matching(attention_loss="relations")`; hidden: `hidden_loss`, or others of the same arguments;
+    matching: which layers teach, and what each kind of loss weighs. Raises UserError where layers or heads do not fit.
     """
 
     def __init__(self, student, teacher, attention=attention_loss, hidden=hidden_loss, matching=MATCHING):
         super().__init__()
         check_pair(student.config, teacher.config, matching)
-        self.student, self.attention, self.hidden = student, attention, hidden
-        # In a list, so that the teacher is not a submodule: train() must not turn on its dropout, nor DDP synchronize
-        # its weights. The reference leaves the teacher in training mode, and its dropout blurs every target.
+        self.student, self.attention, self.hidden, self.matching = student, attention, hidden, matching
+        # In a list, so that the teacher is no submodule: train() must not turn its dropout on, and DDP must not manage
+        # its weights. The reference left the teacher in training mode, and its dropout blurred every target.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers, matching.layer_map)
-        self.relations = attention is relation_loss
         self.num_relation_heads = relation_heads(student.config, teacher.config)
-        self.weights = {"att_loss": matching.attention_weight, "rep_loss": matching.hidden_weight}
-        self.over_padding = matching.pad_to_max_length
 
     @property
     def teacher(self):
+        """The frozen teacher."""
         return self._teacher[0]
 
     def forward(self, batch):
-        inputs, mask = (batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]), batch["attention_mask"]
-        # Only what the attention loss compares, because layers that return no scores run faster.
-        compared = "projection_layers" if self.relations else "score_layers"
-        last = max(self.mapping.values())  # layers above the last one that teaches need not run
-        teaching = {"score_layers": (), compared: {g - 1 for m, g in self.mapping.items() if m}}
-        learning = {"score_layers": (), compared: {m - 1 for m in self.mapping if m}}
+        mask = batch["attention_mask"]
+        inputs = batch["input_ids"], batch["token_type_ids"], mask
+        relations = self.attention is relation_loss
+        # Scores, or queries, keys and values, only of layers whose losses are wanted: the others run faster.
+        compared = "projection_layers" if relations else "score_layers"
+        wanted_of_teacher = {"score_layers": (), compared: {g - 1 for m, g in self.mapping.items() if m}}
+        wanted_of_student = {"score_layers": (), compared: {m - 1 for m in self.mapping if m}}
         # Not inference_mode(): the losses keep the teacher's tensors for the backward pass.
         with torch.no_grad():
-            teacher_output = self.teacher.bert(*inputs, **teaching, depth=last)
-        outputs = self.student.bert(*inputs, **learning), teacher_output
-        weights, attention = loss_weights(mask, self.over_padding), None
-        if self.relations:
-            attention = functools.partial(self.attention, num_heads=self.num_relation_heads, attention_mask=mask)
-        losses = transformer_losses(self.student, *outputs, self.mapping, weights, attention, self.hidden)
-        return {name: value * self.weights[name.split("/")[0]] for name, value in losses.items()}
+            last = max(self.mapping.values())  # layers above the last one that teaches need not run
+            teacher = self.teacher.bert(*inputs, **wanted_of_teacher, depth=last)
+        student = self.student.bert(*inputs, **wanted_of_student)
+        weights = loss_weights(mask, self.matching.pad_to_max_length)
+
+        def attention(m, g):
+            if relations:
+                compared = student.projections[m - 1], teacher.projections[g - 1]
+                return self.attention(*compared, self.num_relation_heads, mask)
+            return self.attention(student.attention_scores[m - 1], teacher.attention_scores[g - 1], weights.pairs)
+
+        losses = transformer_losses(self.student, student, teacher, self.mapping, weights, attention, self.hidden)
+        factors = {"att_loss": self.matching.attention_weight, "rep_loss": self.matching.hidden_weight}
+        return {name: value * factors[name.split("/")[0]] for name, value in losses.items()}
 
 
 class PredictionLearner(nn.Module):
