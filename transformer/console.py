@@ -6,9 +6,6 @@ import os
 import signal
 import sys
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
 from transformer.files import UserError
 
 GOES_ON = "the same command goes on from the last saved state"
@@ -79,6 +76,9 @@ def log_to(path):
 @contextlib.contextmanager
 def progress_bar(total, done, unit, shown=True, **options):
     """A progress bar, on terminals only; log lines appear above it. `shown`: in this process; options: tqdm's."""
+    from tqdm import tqdm  # late: the commands that show no bar start without it
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     bar = tqdm(total=total, initial=done, unit=unit, disable=None if shown else True, **options)  # None = no terminal
     with bar, logging_redirect_tqdm():
         yield bar
