@@ -339,7 +339,7 @@ def test_any_label_can_stand_in_a_table_and_in_a_picture(tmp_path, recwarn):
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
-@pytest.mark.parametrize("count", range(1, 12))
+@pytest.mark.parametrize("count", [1, 2, 3, *(pytest.param(count, marks=pytest.mark.slow) for count in range(4, 12))])
 def test_a_picture_has_a_place_for_each_panel(tmp_path, count):
     pytest.importorskip("matplotlib")
     seen = []
@@ -423,6 +423,7 @@ def test_a_report_that_a_kill_prevented_is_made_by_the_same_command(copy):
     assert (copy / "5" / "report.md").read_bytes() == made
 
 
+@pytest.mark.slow
 def test_the_baseline_is_trained_reported_and_used_again(copy):
     before = tree(copy)
     process = call(copy, "prediction", "--baseline")
