@@ -128,6 +128,8 @@ def part_of(result):
 def find_progress(output):
     """What an earlier run saved: {"rows": rows read, "written": rows written, "bytes": size of the file}."""
     saved, part = output.progress, part_of(output.result)
+    if saved and output.result.exists() and not part.exists():
+        os.replace(output.result, part)  # killed between the rename and the record's last line: nothing is lost
     if saved and part.exists() and part.stat().st_size >= saved["bytes"]:
         return saved
     return {"rows": 0, "written": 0, "bytes": 0}  # no earlier run, or its file was removed
@@ -239,4 +241,4 @@ def join_words(words):
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, HEADER.get("debug"))

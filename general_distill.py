@@ -173,4 +173,4 @@ def load_student(folder, teacher, tokenizer, fresh_projection=True):
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, HEADER.get("debug"))

@@ -79,7 +79,7 @@ def main():
     following = settings.next_command(**({"teacher_model": None} if one_file else {}))
     # Epochs are written in order, so the last one's metrics file means that all of them are complete.
     last = folder / f"epoch_{settings.epochs_to_generate - 1}_metrics.json"
-    epochs = sorted(path for path in folder.glob("epoch_*") if path.suffix in (".json", ".npy"))
+    epochs = sorted(path for path in folder.glob("epoch_*") if path.suffix in (".json", ".npy", ".part"))
     with Output(last, settings.provenance, inputs, next_command=following, replaces=epochs, shown=folder) as output:
         if not output.finished:
             fewest = 1 if settings.one_seq else 2
@@ -187,4 +187,4 @@ def chunks(corpus, epoch, start):
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, HEADER.get("debug"))

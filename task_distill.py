@@ -94,7 +94,7 @@ def main():
             # A fair baseline trains as its student did. With --do_eval the student's record has those settings.
             compared, recorded = (student, prediction_of(student, task)) if own.do_eval else (output_dir, {})
             folders = {"student_model": str(compared), "output_dir": str(output_dir / BASELINE_FOLDER)}
-            training = own.for_step(BASELINE, recorded, **folders)
+            training = own.for_step(BASELINE, recorded, data_url=None, **folders)
             if own.do_eval:
                 training.log()
             baseline = TaskRun(task, *training.parts, here)
@@ -207,7 +207,8 @@ def prediction_of(student, task):
 
 def sum_up_seeds(output_dir, seeds):
     """--seeds: write the mean and standard deviation of the scores in seed_N to eval_results.txt."""
-    runs = {f"seed {seed}": read_results(output_dir / f"seed_{seed}" / RESULTS_NAME) for seed in seeds.split(",")}
+    folders = {f"seed {seed}": output_dir / f"seed_{seed}" for seed in map(int, seeds.split(","))}
+    runs = {title: read_results(folder / RESULTS_NAME) for title, folder in folders.items()}
     names = [name for name in next(iter(runs.values())) if name != "global_step"]
     columns = {name: np.array([results[name] for results in runs.values()]) for name in names}
     means = {name: values.mean().item() for name, values in columns.items()}
@@ -220,4 +221,4 @@ def sum_up_seeds(output_dir, seeds):
 
 
 if __name__ == "__main__":
-    console.run(main)
+    console.run(main, HEADER.get("debug"))

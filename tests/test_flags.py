@@ -12,6 +12,8 @@ import data_augmentation
 import general_distill
 import pregenerate_training_data
 import task_distill
+from transformer import console
+from transformer.files import UserError
 
 FLAGS = {
     data_augmentation: "--pretrained_bert_model --glove_embs --glue_dir --task_name --N --M --p --limit --batch_size "
@@ -131,3 +133,18 @@ def test_each_step_has_its_own_default_folders():
     assert folders("--pred_distill") == ("4_task_distill_mid", "5_task_distill_out")
     assert folders("--do_eval") == folders("--do_predict") == ("5_task_distill_out", "5_task_distill_out")
     assert folders("--do_finetune")[0] is None
+
+
+def test_a_header_may_ask_for_tracebacks(monkeypatch, tmp_path):
+    def broken():
+        raise UserError("no such thing")
+
+    with pytest.raises(UserError):
+        console.run(broken, {"debug": True}.get("debug"))
+    with pytest.raises(SystemExit):
+        console.run(broken, {}.get("debug"))
+
+
+def test_two_steps_at_once_are_refused():
+    with pytest.raises(UserError, match="--do_finetune: does not go with --do_eval"):
+        task_distill.read_settings(["--do_finetune", "--do_eval"])

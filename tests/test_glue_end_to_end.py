@@ -108,6 +108,17 @@ def test_mnli_s_predictions_are_of_both_sets_and_of_the_diagnostic_set_where_it_
         check_submission(output / "AX.tsv", THREE, count=3)
 
 
+def test_a_bad_file_leaves_every_earlier_prediction_as_it_was(tmp_path):
+    make_task(tmp_path / "AX", "AX", rows=3)
+    output = predict(tmp_path, "MNLI", make_task(tmp_path / "MNLI", "MNLI"))
+    (output / "MNLI-m.tsv").write_text("earlier")
+    (tmp_path / "AX" / "AX.tsv").write_text("no\tcolumns\n1\t2\n")
+    flags = ["--task_name", "MNLI", "--data_dir", tmp_path / "MNLI", "--student_model", tmp_path / "model"]
+    found = call_script("task_distill.py", "--do_predict", *flags, "--output_dir", output, "--max_seq_length", 31)
+    assert found.returncode == 2 and "AX.tsv line 1: no column" in found.stderr
+    assert (output / "MNLI-m.tsv").read_text() == "earlier"
+
+
 def test_the_diagnostic_set_is_scored_with_mnli_s_teacher_beside_the_student(tmp_path):
     data = make_task(tmp_path / "AX", "AX")
     rows = ["entailment", "neutral", "contradiction"]

@@ -64,7 +64,8 @@ def test_the_printed_settings_tell_where_they_come_from(pipeline):
 def test_data_url_copies_every_finished_output(copy):
     url = copy / "published"
     for name in ("pregenerate", "general", "prediction", "augment"):  # which makes the long augmented file again
-        assert call(copy, name, *SHORT[name], "--overwrite_output", "--data_url", url / name).returncode == 0
+        more = ["--baseline"] if name == "prediction" else []  # it goes with its student's folder, not beside it
+        assert call(copy, name, *SHORT[name], *more, "--overwrite_output", "--data_url", url / name).returncode == 0
     assert names(url / "augment") == {"train_aug.tsv"}
     # A folder keeps its name, so that the stages do not overwrite each other under one address.
     assert names(url / "pregenerate" / "2") >= {"epoch_0.json", "epoch_0_metrics.json"}
@@ -72,7 +73,8 @@ def test_data_url_copies_every_finished_output(copy):
     for name in ("general", "prediction"):
         assert tree(url / name) == {f"{OUTPUT[name]}/{file}": data for file, data in tree(copy / OUTPUT[name]).items()}
     assert names(url / "general" / "3") >= wanted
-    assert names(url / "prediction" / "5") >= wanted | {"eval_results.txt"}
+    assert names(url / "prediction" / "5") >= wanted | {"eval_results.txt", "baseline/pytorch_model.bin"}
+    assert [path.name for path in (url / "prediction").iterdir()] == ["5"]
 
 
 def test_general_evaluation_measures_without_training(copy):

@@ -12,8 +12,11 @@ GOES_ON = "the same command goes on from the last saved state"
 FORMAT, TIME = "%(asctime)s  %(message)s", "%H:%M:%S"  # of a log line
 
 
-def run(main):
-    """Call a script's main(). Bad input exits with one line and status 2, an interruption with status 130 or 143."""
+def run(main, debug=False):
+    """Call a script's main(). Bad input exits with one line and status 2, an interruption with status 130 or 143.
+
+    `debug`: show an error's traceback, as --debug does.
+    """
     signal.signal(signal.SIGTERM, _end_at_once)
     signal.signal(signal.SIGINT, _end_at_once)
     try:
@@ -22,7 +25,7 @@ def run(main):
         print(f"interrupted: {GOES_ON}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        line = None if "--debug" in sys.argv else _explain(error)
+        line = None if debug or "--debug" in sys.argv else _explain(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

@@ -61,10 +61,13 @@ class History:
         self._restart()
 
     def add_evaluation(self, step, results):
-        """Log an evaluation's results, {name: number}. Its time does not count as training."""
+        """Log an evaluation's results, {name: number}."""
         if results:
             logging.info("step %d | %s", step, format_results(results))
             self._write({"step": step, "evaluation": results})
+
+    def resume(self):
+        """Go on measuring: the time since the last step, of an evaluation and of saving, is not training's."""
         self.since = time.monotonic()
 
     def _write(self, entry):

@@ -62,7 +62,7 @@ class Output:
         self.path = self.folder / (RECORD_NAME if self.whole_folder else f"{self.result.stem}.{RECORD_NAME}")
         self.progress = None  # as last saved by a run that was killed
         self.replaced = None  # the files that `begin` removes; None = the run resumes
-        self.started, self.finished, self.done = time.monotonic(), False, ""
+        self.started, self.finished = time.monotonic(), False
 
     def __enter__(self):
         """Compare with the existing output. Raises UserError, in every process, if it must not be touched."""
@@ -142,10 +142,12 @@ class Output:
 
     def finish(self, done):
         """Mark the output as finished. `done`: what went in and came out, for the summary."""
-        self.progress, self.done = None, done
+        self.progress = None
         if self.processes.first:
             self._write_record(finished=True)
         self.processes.barrier()  # any process may read the output next
+        logging.info("%s, %s", done, format_seconds(time.monotonic() - self.started))
+        logging.info("written: %s", self.shown or self.result)
 
     def _write_record(self, finished=False, **more):
         progress = {} if self.progress is None else {"progress": self.progress}
@@ -153,9 +155,8 @@ class Output:
 
     def __exit__(self, kind, *_):
         if kind is None:
-            if not self.finished:
-                logging.info("%s, %s", self.done, format_seconds(time.monotonic() - self.started))
-            logging.info("%s: %s", "finished before" if self.finished else "written", self.shown or self.result)
+            if self.finished:
+                logging.info("finished before: %s", self.shown or self.result)
             if self.processes.first:
                 upload([self.folder if self.whole_folder else self.result], self.provenance.data_url)
             if self.next_command:

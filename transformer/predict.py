@@ -18,8 +18,9 @@ def predict(run, student, output_dir):
     for other in (other for other in TASKS.values() if other.trained_as == run.task.name):
         folders = (run.folder, run.folder.parent / other.name)
         found += [(other, place) for place in folders if (place / other.test_files[0]).is_file()][:1]
-    for task, data_dir in found:
-        sets = run.read(task.test_files, tokenizer, labels, labelled=False, task=task, folder=data_dir)
+    # Every file is read before the first one is written, so that a bad one leaves earlier predictions as they were.
+    read = [(task, run.read(task.test_files, tokenizer, labels, False, task, data_dir)) for task, data_dir in found]
+    for task, sets in read:
         for name, (_, sequences) in zip(task.submissions, sets, strict=True):
             predictions = task.kind.predictions(task, run.evaluator.outputs(model, sequences), labels)
             with atomic_write(folder / name) as file:

@@ -8,6 +8,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -125,7 +126,8 @@ def start(seed, precision="auto", no_cuda=False, local_rank=-1):
         keep_freed_memory()
     if world_size > 1 and not distributed.is_initialized():
         threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
-        distributed.init_process_group("nccl" if cuda else "gloo")
+        # Hours, because the others wait while the first process uploads a finished output.
+        distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=6))
     set_seed(seed)
     return Processes(device, rank, world_size, choose_precision(precision, device))
 

@@ -243,6 +243,8 @@ def check(step, values):
         raise UserError("--attention_weight 0 --hidden_weight 0: nothing is left to learn")
     if values.get("baseline") and not (values["do_eval"] or step == PREDICTION):
         raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
+    if step == FINETUNE and (values["do_eval"] or values["do_predict"]):
+        raise UserError("--do_finetune: does not go with --do_eval or --do_predict, which ask for another step")
     if values.get("seeds"):
         parts = values["seeds"].split(",")
         if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):

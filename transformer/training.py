@@ -121,6 +121,7 @@ class TrainingRun:
                     self.history.log(step, rate)
                 if evaluating:
                     self.evaluate_and_save()
+                    self.history.resume()
                 guard.stop_if_asked()
         return self.results
 
