@@ -463,7 +463,8 @@ def test_the_next_command_has_what_the_next_step_would_not_take_by_itself(monkey
 
 @pytest.mark.parametrize("step", [AUGMENTATION, PREGENERATION, GENERAL, *TASK[:2], FINETUNE])
 def test_the_next_command_can_be_pasted(step):
-    words = settings_for(step, given_to(step) | {"sample": None, "baseline": None}, task=("SST-2", {})).next_command()
+    others = dict.fromkeys(("sample", "baseline", "do_eval", "do_predict"))  # which ask for other steps
+    words = settings_for(step, given_to(step) | others, task=("SST-2", {})).next_command()
     _, script, *given = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", words)]
     settings = read(importlib.import_module(script.removesuffix(".py")), *given)
     assert {name for name, origin in settings.origins.items() if origin == "command line"}
