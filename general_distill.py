@@ -8,6 +8,8 @@ Reads:   --pregenerated_data (stage 2), --teacher_model, --student_model (config
 Writes:  <output_dir>/pytorch_model.bin (the latest), step_N_pytorch_model.bin, config.json, vocab.txt,
          tokenizer_config.json, log.txt, train_log.jsonl, curves.png (with matplotlib)
 
+A run that was stopped or killed resumes when the same command is given again; --continue_train is not needed for that.
+
     python general_distill.py --pregenerated_data 2_pregenerate_data --teacher_model teacher_model \\
         --student_model student_model --output_dir 3_general_distill --do_lower_case
     python general_distill.py --sample
