@@ -199,8 +199,12 @@ def test_a_cased_teacher_keeps_the_case_in_every_stage(tmp_path):
     [
         # BERT-large's proportions: twice as deep, more and other heads than the student's
         ({"num_hidden_layers": 6, "num_attention_heads": 8, "hidden_size": 32}, {"num_hidden_layers": 3}, []),
-        ({"num_hidden_layers": 5, "num_attention_heads": 6}, {}, ["--layer_map", "top"]),
-        ({"num_attention_heads": 2}, {"num_attention_heads": 3}, ["--layer_map", "last"]),
+        pytest.param(
+            {"num_hidden_layers": 5, "num_attention_heads": 6}, {}, ["--layer_map", "top"], marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"num_attention_heads": 2}, {"num_attention_heads": 3}, ["--layer_map", "last"], marks=pytest.mark.slow
+        ),
         ({}, {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 8}, ["--hidden_weight", "0.5"]),
     ],
     ids=["large", "five layers", "last layer", "one layer"],

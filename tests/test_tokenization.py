@@ -113,8 +113,8 @@ def mixed_texts(count, rng):
         {"do_lower_case": True},
         {"do_lower_case": False},
         {"do_lower_case": True, "strip_accents": False},
-        {"do_lower_case": False, "strip_accents": True},
-        {"do_lower_case": True, "tokenize_chinese_chars": False},
+        pytest.param({"do_lower_case": False, "strip_accents": True}, marks=pytest.mark.slow),
+        pytest.param({"do_lower_case": True, "tokenize_chinese_chars": False}, marks=pytest.mark.slow),
     ],
 )
 def test_tokens_of_mixed_unicode_are_those_of_hugging_face(tmp_path, config):
