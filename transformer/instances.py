@@ -47,11 +47,13 @@ class InstanceMaker:
     def make_chunk(self, chunk):
         """The sequences of a chunk, (epoch, first document, end): (their number, the bytes for each file)."""
         epoch, start, stop = chunk
-        instances = []
+        cls_id, sep_id, instances = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id, []
         for index in range(start, stop):
             rng = random.Random(f"{self.settings.seed} {epoch} {index}")
             for segment_a, segment_b, is_random in self.instances(index, rng):
-                ids, _ = self.tokenizer.encode_pair(segment_a, segment_b)
+                ids = [cls_id, *segment_a, sep_id]
+                if segment_b is not None:
+                    ids += [*segment_b, sep_id]
                 instances.append((ids, len(segment_a) + 2, is_random, *self.mask(ids, rng)))
         if self.reduce_memory:
             self.corpus.release()
@@ -143,8 +145,12 @@ def truncate_pair(segment_a, segment_b, room, rng):
     # The longer one loses tokens until both are equally long; then they take turns, B first.
     difference = len(segment_a) - len(segment_b)
     alone = min(abs(difference), excess)
-    cuts = [(excess - alone) // 2, (excess - alone + 1) // 2]
-    cuts[difference <= 0] += alone
-    fronts = [rng.getrandbits(cut).bit_count() for cut in cuts]  # heads among `cut` coin tosses
-    segments = zip((segment_a, segment_b), cuts, fronts, strict=True)
-    return tuple(segment[front : len(segment) - (cut - front)] for segment, cut, front in segments)
+    cut_b = (excess - alone + 1) // 2
+    cut_a = excess - alone - cut_b
+    if difference > 0:
+        cut_a += alone
+    else:
+        cut_b += alone
+    front_a, front_b = rng.getrandbits(cut_a).bit_count(), rng.getrandbits(cut_b).bit_count()  # heads of coin tosses
+    end_a, end_b = len(segment_a) - (cut_a - front_a), len(segment_b) - (cut_b - front_b)
+    return segment_a[front_a:end_a], segment_b[front_b:end_b]
