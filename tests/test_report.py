@@ -398,6 +398,7 @@ def test_the_report_tells_scores_speeds_answers_and_losses(distilled):
     assert ("](report.png)" in text) == DRAWN == (distilled / "5" / "report.png").exists()
 
 
+@pytest.mark.slow
 def test_two_reports_differ_in_their_timings_only(copy):
     def without_timings(text):
         kept = [line for line in text.splitlines() if not line.startswith(("| latency", "| sentences"))]
@@ -413,6 +414,7 @@ def test_two_reports_differ_in_their_timings_only(copy):
     assert "finished before" in printed and re.search(r"^dev acc +[\d.]+ +[\d.]+ +[\d.]+% of the", printed, re.M)
 
 
+@pytest.mark.slow
 def test_a_report_that_a_kill_prevented_is_made_by_the_same_command(copy):
     expected, asked = tree(copy), names(copy / "5")
     (copy / "5" / "report.md").unlink()
@@ -492,6 +494,7 @@ def test_a_baseline_that_was_killed_goes_on_to_the_same_bytes(copy, tmp_path):
     assert "baseline" in report.reported(copy / "5")
 
 
+@pytest.mark.slow
 def test_evaluation_trains_a_baseline_by_the_settings_of_the_student_s_run(copy):
     flags = ["--baseline", "--output_dir", copy / "evaluated", "--student_model", copy / "5"]
     task = ["--data_dir", copy / "glue" / "SST-2", "--teacher_model", copy / "teacher"]
