@@ -145,21 +145,28 @@ def prediction_loss(student_logits, teacher_logits, temperature=1.0):
     return -(targets * F.log_softmax(student_logits.float() / temperature, dim=1)).mean()
 
 
-def transformer_losses(student, student_output, teacher_output, mapping, weights, attention=None, hidden=hidden_loss):
+def transformer_losses(
+    student,
+    student_output,
+    teacher_output,
+    mapping,
+    weights,
+    attention=attention_loss,
+    hidden=hidden_loss,
+    relations=None,
+):
     """L_attn and L_hidn of every mapped layer. Their sum is equation 6 without the prediction layer.
 
     Args: student: the model, for its projection W_h; student_output, teacher_output: BertOutput; mapping: {m: g(m)} of
-    `layer_map`; weights: `loss_weights`; attention(m, g): the attention loss of a pair of layers, None = of scores.
+    `layer_map`; weights: `loss_weights`; relations(m, g): a loss in place of `attention` of two layers' scores.
     Returns {"att_loss/m": scalar for each mapped layer m, "rep_loss/m": likewise, and for the embeddings, m = 0}.
     """
 
     def loss_of_scores(m, g):
-        return attention_loss(
-            student_output.attention_scores[m - 1], teacher_output.attention_scores[g - 1], weights.pairs
-        )
+        return attention(student_output.attention_scores[m - 1], teacher_output.attention_scores[g - 1], weights.pairs)
 
-    attention = attention or loss_of_scores
-    losses = {f"att_loss/{m}": attention(m, g) for m, g in mapping.items() if m}
+    loss_of_layer = relations or loss_of_scores
+    losses = {f"att_loss/{m}": loss_of_layer(m, g) for m, g in mapping.items() if m}
     in_teacher_width = student.project(student_output.hidden_states)
     for m, g in mapping.items():
         losses[f"rep_loss/{m}"] = hidden(in_teacher_width[m], teacher_output.hidden_states[g], weights.tokens)
@@ -204,13 +211,20 @@ class TransformerLearner(nn.Module):
         student = self.student.bert(*inputs, **wanted_of_student)
         weights = loss_weights(mask, self.matching.pad_to_max_length)
 
-        def attention(m, g):
-            if relations:
-                compared = student.projections[m - 1], teacher.projections[g - 1]
-                return self.attention(*compared, self.num_relation_heads, mask)
-            return self.attention(student.attention_scores[m - 1], teacher.attention_scores[g - 1], weights.pairs)
+        def loss_of_relations(m, g):
+            compared = student.projections[m - 1], teacher.projections[g - 1]
+            return self.attention(*compared, self.num_relation_heads, mask)
 
-        losses = transformer_losses(self.student, student, teacher, self.mapping, weights, attention, self.hidden)
+        losses = transformer_losses(
+            self.student,
+            student,
+            teacher,
+            self.mapping,
+            weights,
+            self.attention,
+            self.hidden,
+            loss_of_relations if relations else None,
+        )
         factors = {"att_loss": self.matching.attention_weight, "rep_loss": self.matching.hidden_weight}
         return {name: value * factors[name.split("/")[0]] for name, value in losses.items()}
 

@@ -196,8 +196,8 @@ def read_record(place):
     """The record at a path or in a model folder: script, settings and inputs; {} without one. Raises UserError for
     broken JSON."""
     path = Path(place) / RECORD_NAME if Path(place).is_dir() else Path(place)
-    found = read_json(path) if path.is_file() else None
-    known = isinstance(found, dict) and all(isinstance(found.get(part), dict) for part in ("settings", "inputs"))
+    found = read_json(path) if path.is_file() else {}
+    known = all(isinstance(found.get(part), dict) for part in ("settings", "inputs"))
     return found if known else {}
 
 

@@ -126,8 +126,6 @@ def find_columns(said, folder, train):
 def read_description(path):
     """The content of task.json, {} without one. Raises UserError for an unknown key or an invalid value."""
     said = read_json(path) if path.is_file() else {}
-    if not isinstance(said, dict):
-        raise UserError(f"{path}: expected one JSON object")
     for key, value in said.items():
         if key not in KEYS:
             raise UserError(f"{path}: {key!r} is no key here; expected {', '.join(KEYS)}")
