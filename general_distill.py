@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer import console, distillation, processes
-from transformer.checkpoint import WEIGHTS_NAME, check_vocabulary, describe
+from transformer.checkpoint import WEIGHTS_NAME, check_positions, check_vocabulary, describe
 from transformer.downloads import model_folder
 from transformer.epochs import Epochs
 from transformer.evaluation import Evaluator
@@ -112,9 +112,7 @@ def make_learner(student, teacher, matching, max_seq_length):
     Raises UserError where the models and the sequence length do not fit together.
     """
     for who, config in (("teacher", teacher.config), ("student", student.config)):
-        positions = config.max_position_embeddings
-        if max_seq_length > positions:
-            raise UserError(f"--max_seq_length {max_seq_length}: the {who} has {positions} positions")
+        check_positions(config, max_seq_length, f"the {who}")
     # MiniLMv2's relations do not need equal head counts; the paper's scores do.
     relations = matching.attention_loss == "relations"
     return distillation.TransformerLearner(

@@ -105,6 +105,12 @@ def check_vocabulary(config, tokenizer, folder):
         raise UserError(f"{folder}: vocab.txt has {size} tokens, config.json says vocab_size {config.vocab_size}")
 
 
+def check_positions(config, max_seq_length, who):
+    """Raise UserError when sequences may be longer than a model's positions. `who`: the model, for the message."""
+    if max_seq_length > config.max_position_embeddings:
+        raise UserError(f"--max_seq_length {max_seq_length}: {who} has {config.max_position_embeddings} positions")
+
+
 def label_names(config):
     """The class names in a config, in the order of the logits, or None where it has only LABEL_0, LABEL_1, ..."""
     names = config.__dict__.get("id2label")

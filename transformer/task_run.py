@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from transformer.checkpoint import WEIGHTS_NAME, check_vocabulary, label_names, stored_outputs
+from transformer.checkpoint import WEIGHTS_NAME, check_positions, check_vocabulary, label_names, stored_outputs
 from transformer.console import format_results
 from transformer.data import Sequences
 from transformer.evaluation import Candidate, Evaluator
@@ -72,9 +72,7 @@ class TaskRun:
         model = self.task.kind.model.from_pretrained(folder, fresh, **overrides)
         tokenizer = tokenizer or BertTokenizer.from_pretrained(folder, self.reading.do_lower_case)
         check_vocabulary(model.config, tokenizer, folder)
-        length, positions = self.reading.max_seq_length, model.config.max_position_embeddings
-        if length > positions:
-            raise UserError(f"--max_seq_length {length}: {folder} has {positions} positions")
+        check_positions(model.config, self.reading.max_seq_length, folder)
         return model.to(self.here.device), tokenizer
 
     def load_finished(self, folder, **overrides):
