@@ -7,7 +7,7 @@ Writes:  <output_dir>/epoch_N.json, one JSON object per line: tokens, segment_id
          sequence); then <output_dir>/epoch_N_metrics.json, which marks the epoch as complete
 
 A sequence is two runs of sentences, [CLS] A [SEP] B [SEP]. In half of them B follows A, in the rest B comes from a
-random document (--one_seq: a single run). TinyBERT's general distillation needs no masking, so --masked_lm_prob is 0 by
+random document (--one_seq: B always follows A). General distillation needs no masking, so --masked_lm_prob is 0 by
 default. The corpus is streamed: memory use does not grow with its size.
 
     python pregenerate_training_data.py --train_corpus 1_pre_data/documents.txt --output_dir 2_pregenerate_data \\

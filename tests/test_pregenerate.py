@@ -167,12 +167,35 @@ def test_another_document_is_never_the_document_itself(corpus):
         assert drawn == set(range(5)) - {index}
 
 
-def test_one_seq_gives_one_run_of_a_document_and_no_pair(corpus):
+def test_one_seq_gives_two_segments_of_consecutive_text(corpus):
     corpus, _ = corpus
+    lone = 0
     for index, a, b, is_random in instances(corpus, one_seq=True):
-        assert b is None and is_random is False
-        assert document_of(corpus, a) == index and 1 <= len(a) <= 15
-        assert a == list(range(a[0], a[0] + len(a)))
+        assert is_random is False and len(a) + len(b) <= 14
+        assert document_of(corpus, a) == index and a == list(range(a[0], a[0] + len(a)))
+        if b == [1]:  # for want of a next sentence; "." in a vocabulary that has it
+            lone += 1
+        else:
+            assert b == list(range(b[0], b[0] + len(b))) and document_of(corpus, b) == index and b[0] > a[-1]
+    assert lone > 50
+
+
+def test_the_target_length_is_drawn_once_for_a_document(corpus):
+    corpus, _ = corpus
+
+    class Draws(random.Random):
+        count = 0
+
+        def randint(self, first, last):
+            self.count += (first, last) == (2, 14)
+            return super().randint(first, last)
+
+    maker, pairs = InstanceMaker(corpus, NumberTokenizer(), settings(short_seq_prob=1)), []
+    for seed in range(40):
+        rng = Draws(seed)
+        pairs.append(len(list(maker.instances(2, rng))))
+        assert rng.count == 1
+    assert len({*pairs}) > 1
 
 
 def test_truncation_cuts_the_longer_segment_at_either_end():
@@ -445,10 +468,11 @@ def test_the_metrics_tell_how_many_lines_an_epoch_has(expected):
         assert max(lengths) <= 19 and all(len(json.loads(line)["segment_ids"]) <= 19 for line in lines)
 
 
-def test_one_seq_writes_one_segment(folder, tmp_path):
+def test_one_seq_writes_two_segments(folder, tmp_path):
     lines = run(folder, tmp_path, "--one_seq")["epoch_0.json"].decode().splitlines()
     for instance in map(json.loads, lines):
-        assert set(instance["segment_ids"]) == {0} and instance["tokens"].count("[SEP]") == 1
+        assert set(instance["segment_ids"]) == {0, 1} and instance["tokens"].count("[SEP]") == 2
+        assert instance["is_random_next"] is False
         assert not instance["is_random_next"]
 
 

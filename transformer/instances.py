@@ -21,7 +21,7 @@ class InstanceSettings:
 
     max_seq_len: int  # in tokens, with [CLS] and [SEP]
     short_seq_prob: float
-    one_seq: bool  # [CLS] A [SEP] only
+    one_seq: bool  # B always follows A
     masked_lm_prob: float  # 0 masks nothing; any other value masks at least one token
     max_predictions_per_seq: int
     do_whole_word_mask: bool
@@ -35,11 +35,13 @@ class InstanceMaker:
 
     def __init__(self, corpus, tokenizer, settings, reduce_memory=False):
         self.corpus, self.tokenizer, self.settings, self.reduce_memory = corpus, tokenizer, settings, reduce_memory
-        self.room = settings.max_seq_len - (2 if settings.one_seq else 3)
+        self.room = settings.max_seq_len - 3  # without [CLS] and two [SEP]
         self.continues = [token.startswith("##") for token in tokenizer.ids_to_tokens]
         self.json_tokens = [json.dumps(token, ensure_ascii=False) for token in tokenizer.ids_to_tokens]
         special = {getattr(tokenizer, f"{name}_token_id") for name in ("pad", "unk", "cls", "sep", "mask")}
         self.ordinary_ids = [index for index in range(len(tokenizer.vocab)) if index not in special]
+        # B of a lone sentence with --one_seq, as in the reference.
+        self.filler = tokenizer.vocab.get(".", tokenizer.unk_token_id)
         self.typecode = id_typecode(len(tokenizer.vocab))
         masked = settings.masked_lm_prob > 0
         self.dtypes = packed_dtypes(self.typecode, masked) if settings.packed else {".json": None}
@@ -51,38 +53,32 @@ class InstanceMaker:
         for index in range(start, stop):
             rng = random.Random(f"{self.settings.seed} {epoch} {index}")
             for segment_a, segment_b, is_random in self.instances(index, rng):
-                ids = [cls_id, *segment_a, sep_id]
-                if segment_b is not None:
-                    ids += [*segment_b, sep_id]
+                ids = [cls_id, *segment_a, sep_id, *segment_b, sep_id]
                 instances.append((ids, len(segment_a) + 2, is_random, *self.mask(ids, rng)))
         if self.reduce_memory:
             self.corpus.release()
         return len(instances), self.packed(instances) if self.settings.packed else [self.json_lines(instances)]
 
     def instances(self, index, rng):
-        """Yield (list of the ids of A, of B or None, whether B is random) for one document."""
+        """Yield (list of the ids of A, of B, whether B is random) for one document."""
         document, bounds = self.corpus.document(index)
 
         def ids(first, last):  # of the sentences first..last
             return document[bounds[first] : bounds[last]].tolist()
 
         start, end = 0, len(bounds) - 1  # in sentences
+        target = rng.randint(2, self.room) if rng.random() < self.settings.short_seq_prob else self.room
         while start < end:
-            target = rng.randint(2, self.room) if rng.random() < self.settings.short_seq_prob else self.room
             # Take sentences until the target length is reached or the document ends.
             stop = min(bisect_left(bounds, bounds[start] + target, start + 1), end)
-            if self.settings.one_seq:
-                yield truncate_pair(ids(start, stop), [], self.room, rng)[0], None, False
-                start = stop
-                continue
             middle = rng.randint(start + 1, stop - 1) if stop - start > 1 else stop
             segment_a = ids(start, middle)
-            is_random = stop - start == 1 or rng.random() < 0.5
+            is_random = not self.settings.one_seq and (stop - start == 1 or rng.random() < 0.5)
             if is_random:
                 segment_b = self.corpus.random_sentences(index, target - len(segment_a), rng)
                 start = middle  # the sentences that B replaces are used next
             else:
-                segment_b = ids(middle, stop)
+                segment_b = ids(middle, stop) or [self.filler]
                 start = stop
             yield *truncate_pair(segment_a, segment_b, self.room, rng), is_random
 
