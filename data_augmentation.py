@@ -2,8 +2,9 @@
 
 Each word that carries meaning is replaced, with probability --p, by one of its candidates. A word of one piece is
 masked, and the masked language model proposes --M others. A word of several pieces gets its --M nearest GloVe
-neighbours. Each sentence gets --N tries; new results are kept, with the row's label. In Chinese text, characters are
-first joined into the words that the vectors know; a word of one character is masked, a longer one gets neighbours.
+neighbours. Each sentence gets --N tries, the task's own number by default; new results are kept, with the row's label.
+In Chinese text, characters are first joined into the words that the vectors know; a word of one character is masked, a
+longer one gets neighbours.
 
 Reads:   <glue_dir>/<task>/train.tsv (.csv, .jsonl), a BERT with a masked-LM head, GloVe vectors (text)
 Writes:  <glue_dir>/<task>/train_aug.tsv (.csv, .jsonl): the header, then each row followed by its variants; for vectors
@@ -98,7 +99,7 @@ def main():
             # Only the first process reads the record and writes the files, so the others ask it.
             progress = here.from_first(lambda: find_progress(output))
             model, tokenizer = load_masked_lm(bert, here.device)
-            vectors = WordVectors(settings.glove_embs, keep_copy=here.first)
+            vectors = WordVectors(settings.glove_embs, settings.glove_words, keep_copy=here.first)
             proposer = CandidateProposer(model, tokenizer, vectors, settings.M, here, settings.batch_size)
             del vectors  # lets the proposer free them after `prepare`
             total = prepare(proposer, train_file, progress["rows"], settings.limit, here)

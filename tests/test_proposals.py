@@ -47,6 +47,32 @@ def test_a_word_of_several_pieces_gets_its_glove_neighbours(proposer):
     assert candidates == {1: proposer.vectors.neighbours(["films"], 6)["films"]}
 
 
+def test_words_are_looked_up_as_written_then_in_lower_case_and_titled_ones_get_titled_neighbours(proposer, monkeypatch):
+    found = {"Films": ["Reels", "films"], "films": ["plots"], "Plots": [], "plots": ["films", "Plots"]}
+    monkeypatch.setattr(proposer, "neighbours", {**found, "FILMS": [], "songs": ["scenes"]})
+    assert proposer._neighbours_of("Films") == ["Reels"]  # not the word itself
+    assert proposer._neighbours_of("Plots") == ["Films"]
+    assert proposer._neighbours_of("FILMS") == ["plots"]
+    assert proposer._neighbours_of("songs") == ["scenes"]
+
+
+def test_a_titled_word_of_a_cased_model_is_looked_up_in_both_spellings(folder):
+    proposer = CandidateProposer(
+        *load_masked_lm(folder / "teacher", CPU.device), WordVectors(folder / "glove.txt"), 6, CPU
+    )
+    proposer._look_up([[("Films", (1, 2)), ("plot", (3,))]])
+    assert proposer.neighbours["Films"] == [] and proposer.neighbours["films"] and "plot" not in proposer.neighbours
+    assert proposer._neighbours_of("Films") == [name.title() for name in proposer.neighbours["films"]]
+
+
+def test_the_halves_of_contractions_are_stop_words():
+    halves = (
+        "d ll m o re s t ve y ain aren couldn didn doesn don hadn hasn haven isn ma mightn mustn needn shan shouldn"
+    )
+    assert {*f"{halves} wasn weren won wouldn".split()} <= STOP_WORDS
+    assert len([word for word in STOP_WORDS if word.isascii()]) == 153  # NLTK's 179 less those with an apostrophe
+
+
 def test_stop_words_stay_in_any_case_of_letters(proposer):
     text = "the and not very is a"
     assert proposer.candidates({text})[text][1].keys() <= set()

@@ -388,7 +388,7 @@ def test_the_baseline_of_a_finished_student_takes_over_its_record():
     assert (baseline.seed, baseline.limit, baseline.student_model, baseline.output_dir) == (9, 3, "S", "O")
     assert baseline.origins["learning_rate"] == "the student's run" and "layer_map" not in baseline
     # What nobody says is the prediction step's.
-    assert (baseline.eval_step, baseline.weight_decay, baseline.num_train_epochs) == (50, 1e-4, 3.0)
+    assert (baseline.eval_step, baseline.weight_decay, baseline.num_train_epochs) == (50, 0.01, 3.0)
     sample = settings_for(EVALUATION, {"do_eval": True, "baseline": True, "sample": True}, task=SST2)
     of_step = settings_for(PREDICTION, {"sample": True}, task=SST2)
     assert dict(sample.for_step(BASELINE, student_model=of_step.student_model)) == {

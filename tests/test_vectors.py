@@ -204,6 +204,17 @@ def test_a_large_text_of_vectors_gets_a_binary_copy(large_vectors, monkeypatch):
     assert second.neighbours(["w5"], 4) == first.neighbours(["w5"], 4)
 
 
+def test_only_the_first_words_are_read(large_vectors, monkeypatch):
+    every = WordVectors(large_vectors)
+    monkeypatch.setattr(vectors, "TEXT_BLOCK", 100)  # several blocks
+    for count in (1, 7, 302, 303):
+        some = WordVectors(large_vectors, count)
+        assert some.words == every.words[:count] and np.array_equal(some.vectors, every.vectors[:count])
+        again = WordVectors(large_vectors, count)  # from the copy
+        assert again.words == some.words and np.array_equal(again.vectors, some.vectors)
+    assert WordVectors(large_vectors).words == every.words  # a copy of fewer words does not stand for all
+
+
 def test_a_small_one_gets_none(tmp_path):
     WordVectors(random_vectors(tmp_path / "vectors.txt"))
     assert [path.name for path in tmp_path.iterdir()] == ["vectors.txt"]
@@ -226,6 +237,6 @@ def test_a_copy_that_is_of_no_use_is_made_anew_without_a_word(large_vectors, dam
     words = WordVectors(large_vectors).words
     assert len(words) == (200 if damage == "changed text" else 302)
     status = large_vectors.stat()
-    source = (status.st_size, status.st_mtime_ns, vectors.COPY_FORMAT)
+    source = (status.st_size, status.st_mtime_ns, vectors.COPY_FORMAT, 0)
     assert damage == "a folder" or read_copy(copied, source) is not None
     assert damage == "a folder" or WordVectors(large_vectors).words == words

@@ -86,7 +86,6 @@ STUDENTS |= {EVALUATION: "5_task_distill_out"}
 OUTPUTS = {PREGENERATION: "2_pregenerate_data", GENERAL: "3_general_distill", INTERMEDIATE: "4_task_distill_mid"}
 OUTPUTS |= {PREDICTION: "5_task_distill_out", EVALUATION: "5_task_distill_out"}
 RATES = {OTHERWISE: 5e-5, FINETUNE: 3e-5}
-DECAYS = {OTHERWISE: 1e-4, FINETUNE: 0.01}
 EVAL_STEPS = {OTHERWISE: 50, GENERAL: 1000, FINETUNE: 500}  # a teacher of BERT-base's size writes 1.3 GB each time
 PRECISION = {OTHERWISE: "auto", AUGMENTATION: "fp32"}
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -124,8 +123,11 @@ FLAGS = {
     ("augmentation", (AUGMENTATION,)): {
         "pretrained_bert_model": Flag(model, "a BERT with a masked-LM head", TEACHER, SAMPLE_TEACHER),
         "glove_embs": Flag(path, "word vectors as text; Chinese ones for Chinese text", GLOVE, SAMPLE_VECTORS),
+        "glove_words": Flag(int, "most words to read from the vectors, 0 = all", 100_000, expected=NOT_NEGATIVE),
         "glue_dir": Flag(path, "folder of the tasks' folders", ".", SAMPLE, sample_data=True),
-        "N": Flag(int, "tries per sentence; repeated results are dropped", 30, 4, expected=NOT_NEGATIVE),
+        "N": Flag(
+            int, "tries per sentence; repeated results are dropped", 30, 4, NOT_NEGATIVE, by_task=(AUGMENTATION,)
+        ),
         "M": Flag(int, "candidates per word", 15, 8),
         "p": Flag(float, "probability that a word is replaced, 0 to 1", 0.4, expected=FRACTION),
         "batch_size": Flag(int, "masked sentences of 128 tokens per batch; more if shorter", 32, **NO_RESULT),
@@ -136,7 +138,7 @@ FLAGS = {
         "epochs_to_generate": Flag(int, "epoch files, each cut and paired anew", 3, 2),
         "max_seq_len": Flag(int, "tokens per sequence, including special ones", 128, 64, expected="8 to 65535"),
         "short_seq_prob": Flag(float, "fraction of sequences made shorter on purpose", 0.1, expected=FRACTION),
-        "one_seq": Flag(bool, "one run of sentences per sequence, no pairs"),
+        "one_seq": Flag(bool, "B always follows A; no random pairs"),
         "masked_lm_prob": Flag(float, "fraction of tokens to mask, 0 = none", 0.0, expected=FRACTION),
         "max_predictions_per_seq": Flag(int, "most masked tokens per sequence", 20),
         "do_whole_word_mask": Flag(bool, "mask all pieces of a word or none"),
@@ -164,7 +166,7 @@ FLAGS = {
         "train_batch_size": own(int, "examples per optimizer step, over all processes", 32),
         "eval_batch_size": Flag(int, "examples per evaluation batch", 32, **NO_RESULT),
         "learning_rate": own(float, "peak rate of BertAdam", RATES, SAMPLE_RATES, NOT_NEGATIVE),
-        "weight_decay": own(float, "decoupled, 0 = off", DECAYS, None, NOT_NEGATIVE, alias="wd"),
+        "weight_decay": own(float, "decoupled, 0 = off", 0.01, None, NOT_NEGATIVE, alias="wd"),
         "num_train_epochs": own(float, "passes over the data, e.g. 1.5", 3.0, SAMPLE_EPOCHS, by_task=(INTERMEDIATE,)),
         "warmup_proportion": own(float, "fraction of all steps with a rising rate", 0.1, expected=BELOW_1),
         "gradient_accumulation_steps": Flag(int, "parts that a batch is split into, to save memory", 1),

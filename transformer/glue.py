@@ -1,8 +1,8 @@
 """The tasks of GLUE in one table.
 
 A row names the columns with text and label, the labels in logit order, the metrics (the first selects the best model),
-and the reference's sequence length and epochs of the intermediate step. The file layout is that of the official
-archives. User-defined tasks (`own_tasks`) are rows of the same kind.
+and the reference's sequence length, epochs of the intermediate step and tries of augmentation. The file layout is that
+of the official archives. User-defined tasks (`own_tasks`) are rows of the same kind.
 """
 
 from transformer.tasks.regression import REGRESSION
@@ -25,15 +25,24 @@ AX_FILES = {"dev_files": ("diagnostic-full.tsv",), "test_files": ("AX.tsv",), "o
 
 GLUE = (
     Task("CoLA", SENTENCE, metrics=("mcc",), epochs=50, max_seq_length=64, label_names=ACCEPTABLE, columns=COLUMNS),
-    Task("SST-2", SENTENCE, epochs=10, max_seq_length=64, label_names=("negative", "positive")),
+    Task("SST-2", SENTENCE, tries=20, epochs=10, max_seq_length=64, label_names=("negative", "positive")),
     Task("MRPC", ("#1 String", "#2 String"), "Quality", metrics=ACC_F1, epochs=20, label_names=EQUIVALENT),
     # The GLUE site accepts scores from 0 to 5 only.
     Task("STS-B", SENTENCES, "score", (), REGRESSION.offered, epochs=20, kind=REGRESSION, score_range=(0, 5)),
     # Some rows of the official QQP files are short; they are skipped and counted.
-    Task("QQP", QUESTIONS, "is_duplicate", metrics=ACC_F1, epochs=5, label_names=DUPLICATE, skip_short_rows=True),
+    Task(
+        "QQP",
+        QUESTIONS,
+        "is_duplicate",
+        metrics=ACC_F1,
+        tries=10,
+        epochs=5,
+        label_names=DUPLICATE,
+        skip_short_rows=True,
+    ),
     # Matched and mismatched are two dev sets; the first one selects the model.
-    Task("MNLI", SENTENCES, "gold_label", MNLI_LABELS, epochs=5, dev_files=MNLI_DEV, test_files=MNLI_TEST),
-    Task("QNLI", ("question", "sentence"), labels=ENTAILMENT, epochs=10),
+    Task("MNLI", SENTENCES, "gold_label", MNLI_LABELS, tries=10, epochs=5, dev_files=MNLI_DEV, test_files=MNLI_TEST),
+    Task("QNLI", ("question", "sentence"), labels=ENTAILMENT, tries=20, epochs=10),
     Task("RTE", SENTENCES, labels=ENTAILMENT, epochs=20),
     Task("WNLI", SENTENCES, epochs=20, label_names=("not_entailment", "entailment")),
     # The diagnostic set, for MNLI's models. Its labels are published in a separate file with other column names.

@@ -25,14 +25,16 @@ TIE = 2e-5
 DEVIATION_SCORES = 2000  # so many of a mask's scores give their deviation to 2%; all of them take 1% to 2% longer
 DECIMALS = 9  # float64 scores (noise 1e-14) that agree to this many places are equal; then the lower id comes first
 
-# Words that are not replaced: they carry grammar rather than meaning.
+# Words that are not replaced: they carry grammar rather than meaning. English: NLTK's list, as in the reference, of
+# which only what the tokenizer makes of contractions counts ("didn", "ll"). Chinese: ours.
 _STOP_WORDS = """
     i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
     it its itself they them their theirs themselves what which who whom this that these those am is are was were be
     been being have has had having do does did doing a an the and but if or because as until while of at by for with
     about against between into through during before after above below to from up down in out on off over under
     again further then once here there when where why how all any both each few more most other some such no nor not
-    only own same so than too very s t can will just don should now
+    only own same so than too very s t can will just don should now d ll m o re ve y ain aren couldn didn doesn hadn
+    hasn haven isn ma mightn mustn needn shan shouldn wasn weren won wouldn
     的 地 得 了 着 过 和 与 及 或 但 而 是 有 在 也 都 就 还 又 很 太 更 最 不 没 没有 我 你 您 他 她 它 们 我们 你们
     他们 她们 它们 自己 这 那 这个 那个 这些 那些 这样 那样 谁 什么 怎么 哪 哪里 把 被 让 给 从 到 对 向 于 以 为 因为
     所以 如果 虽然 但是 而且 吗 呢 吧 啊 个 之 其 過 著 與 還 沒 沒有 們 我們 你們 他們 這 這個 那個 個 嗎 從 對 為
@@ -102,7 +104,8 @@ class CandidateProposer:
 
     def _look_up(self, texts):
         """Find the neighbours of the words of several pieces in split texts."""
-        words = {word.lower() for text in texts for word, ids in text if len(ids) > 1 and replaceable(word)}
+        words = {word for text in texts for word, ids in text if len(ids) > 1 and replaceable(word)}
+        words |= {word.lower() for word in words}
         if unknown := sorted(words - self.neighbours.keys()):
             self.neighbours |= self.vectors.neighbours(unknown, self.num_candidates, self.processes.device)
 
@@ -115,10 +118,18 @@ class CandidateProposer:
             if len(ids) == 1:  # the word itself is not a substitute
                 choices = [token for id in next(proposed) if (token := self.offered[id]) not in (None, word)]
             else:
-                choices = self.neighbours[word.lower()]
+                choices = self._neighbours_of(word)
             if choices:
                 candidates[index] = choices
         return [word for word, _ in split], candidates
+
+    def _neighbours_of(self, word):
+        """The neighbours of a word as written, or else in lower case; those of a Titled word are Titled too."""
+        found = self.neighbours[word] or self.neighbours[word.lower()]
+        if word.istitle():
+            titled = dict.fromkeys(name[:1].upper() + name[1:] for name in found)
+            found = [name for name in titled if name != word]
+        return found
 
     def _propose(self, texts):
         """{text: the ids proposed for its masked words (N, M), the most likely first} for {text: its (word, ids)}."""

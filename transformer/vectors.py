@@ -24,17 +24,17 @@ NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 class WordVectors:
     """Normalized word vectors and their nearest neighbours by cosine.
 
-    `path`: the text; `keep_copy`: write a binary copy beside a large text. Raises UserError: a missing or empty file,
-    not UTF-8, a line without numbers or with another count of them.
+    `path`: the text; `limit`: read only so many words, 0 = all; `keep_copy`: write a binary copy beside a large text.
+    Raises UserError: a missing or empty file, not UTF-8, a line without numbers or with another count of them.
     """
 
-    def __init__(self, path, keep_copy=True):
+    def __init__(self, path, limit=0, keep_copy=True):
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file; `python -m transformer.file_utils glove` fetches GloVe's vectors")
         status = os.stat(path)
-        source = (status.st_size, status.st_mtime_ns, COPY_FORMAT)
+        source = (status.st_size, status.st_mtime_ns, COPY_FORMAT, limit)
         found = read_copy(f"{path}.npz", source)
-        self.words, self.vectors = found or read_vectors(path)
+        self.words, self.vectors = found or read_vectors(path, limit)
         if found is None and keep_copy and status.st_size >= CACHED_BYTES:
             words = np.frombuffer("\n".join(self.words).encode(), dtype=np.uint8)
             # No copy in a folder that cannot be written.
@@ -69,11 +69,14 @@ def is_special(token):
     return len(token) > 2 and token[0] + token[-1] in ("[]", "<>")
 
 
-def read_vectors(path):
+def read_vectors(path, limit=0):
     """(words, normalized vectors (words, width) float32) of a text: GloVe's format, or word2vec's, which starts with a
-    line of two counts. A repeated word becomes "". Raises UserError as `WordVectors` does."""
+    line of two counts. A repeated word becomes "". `limit`, UserError: as for `WordVectors`."""
     words, vectors, width = [], [], None
     for lines in filter(None, read_blocks(path)):
+        lines = lines[: limit - len(words)] if limit else lines
+        if not lines:
+            break
         width = width or next(filter(None, (text.count(b" ") for _, text in lines)), 1)
         rows = [(line, *split_line(text, width, f"{path} line {line}")) for line, text in lines]
         numbers = parse_numbers([values for _, _, values in rows])

@@ -25,6 +25,7 @@ class Task:
     metrics: tuple = ("acc",)
     epochs: float | None = None  # of the intermediate step; None = the step's default
     max_seq_length: int = 128
+    tries: int | None = None  # N of augmentation; None = the step's default
     label_names: tuple = ()
     columns: tuple = ()  # column names, for files without a header
     other_columns: dict = field(default_factory=dict)  # {column: its name in files that name it differently}
@@ -52,7 +53,8 @@ class Task:
         """(name, {flag: value}): the row's defaults for a run's settings."""
         epochs = None if self.epochs is None else float(self.epochs)
         folder = at_root(self.name)
-        return self.name, {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "data_dir": folder}
+        own = {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "N": self.tries}
+        return self.name, own | {"data_dir": folder}
 
     @property
     def augmented_file(self):
