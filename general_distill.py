@@ -133,6 +133,8 @@ def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_c
     plan = Plan(epochs.read, epochs.sizes, schedule, batching)
     run = TrainingRun(output.folder, learner, plan, here, "warmup_linear", keep_step_files=keep_checkpoints)
     output.begin()
+    if output.replaced is not None:  # a new log
+        first.log_example(tokenizer)
     if here.first:
         student.config.save_pretrained(output.folder, student.architecture)
         tokenizer.save_pretrained(output.folder)

@@ -23,17 +23,18 @@ Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction
 
 import functools
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 
 from transformer import console, distillation, processes, report
-from transformer.checkpoint import describe, label_names
+from transformer.checkpoint import describe, label_names, stored_outputs
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
 from transformer.files import make_folder
 from transformer.finetuning import find_fine_tuned, finetune, ready_teacher, train_baseline
-from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, PREDICTION, at_root
+from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
 from transformer.outputs import BASELINE_FOLDER, RESULTS_NAME, read_record, read_results, write_results
 from transformer.own_tasks import find_task
@@ -115,6 +116,7 @@ def main():
         tuning = own.for_step(FINETUNE, overwrite_output=own.overwrite_output)
         teacher = model_folder(own.teacher_model, own.cache_dir)
         teacher = ready_teacher(teacher, run, TaskRun(task, *tuning.parts, here), not own.no_finetune, tuning.log)
+        check_order(run, own.step, student, settings.command_of)
         learn = functools.partial(learn_answers, own.temperature)
         if own.step == INTERMEDIATE:
             learn = functools.partial(learn_layers, own.part(Matching))
@@ -140,7 +142,7 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             logging.info("teacher %s", describe(teacher))
             logging.info("student %s", describe(student))
             data = run.read_data(tokenizer, labels)
-            output.begin()
+            run.begin(output, data, tokenizer)
             # Logged before training: a teacher near chance teaches nothing, and no later number would show that.
             answers = run.evaluator.answers(task, teacher, data.dev)
             logging.info("teacher on dev: %s", console.format_results(results_of(task, answers)))
@@ -149,6 +151,37 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, data.dev, answers)
         if with_report:
             report_student(run, teacher_folder, output.folder, known, baseline)
+    if not with_report and output.folder.name == OUTPUTS[PREDICTION]:
+        logging.info(
+            "%s: there is no score, since this was the intermediate step; --pred_distill gives one", output_dir
+        )
+
+
+def check_order(run, step, student, command_of):
+    """Warn where the two steps come in another order than the paper's. `command_of(step)`: this run's for a step."""
+    if not run.here.first:
+        return
+    record = read_record(student)
+    last = record["settings"].get("step", record["script"]) if record else None
+    untouched = last == "general_distill" or not (last or stored_outputs(student, run.task.kind.head))
+    if step == PREDICTION and untouched:
+        told, in_chinese = (
+            "prediction step, but %s has had no intermediate step",
+            "预测层蒸馏，而该学生还没有做过中间层蒸馏",
+        )
+    elif step == INTERMEDIATE and last == PREDICTION:
+        told, in_chinese = (
+            "intermediate step, but %s has had its prediction step",
+            "中间层蒸馏，而该学生已经做过预测层蒸馏",
+        )
+    else:
+        return
+    english, chinese = (
+        f"this is the {told}; the paper's order is the other.",
+        f"这是{in_chinese}；论文的顺序是先中间层，后预测层。",
+    )
+    meant = command_of(INTERMEDIATE if step == PREDICTION else PREDICTION)
+    logging.warning(f"{english} {chinese} Probably meant / 可能想运行: %s", student, meant)
 
 
 def learn_layers(matching, run, student, teacher, data, tokenizer, output):
@@ -159,7 +192,11 @@ def learn_layers(matching, run, student, teacher, data, tokenizer, output):
     learner = distillation.TransformerLearner(student, teacher, attention, hidden, matching)
     # There is no prediction layer to score yet, so the last weights are kept, and the rate stays constant.
     _, dev = data.dev[0]
-    run.train(learner, data, tokenizer, "none", lambda: (None, run.evaluator.losses(learner, dev)), output)
+
+    def evaluate_losses():
+        return None, {f"dev_{name}": value for name, value in run.evaluator.losses(learner, dev).items()}
+
+    run.train(learner, data, tokenizer, "none", evaluate_losses, output)
 
 
 def learn_answers(temperature, run, student, teacher, data, tokenizer, output):
@@ -193,7 +230,12 @@ def evaluate(run, teacher, student, output_dir, baseline):
     if baseline:
         candidates["baseline"] = run.candidate(train_baseline(student, output_dir / BASELINE_FOLDER, baseline))
     if run.here.first:
-        write_results(output_dir / RESULTS_NAME, results_of(run.task, candidates["student"].answers))
+        answers, path = candidates["student"].answers, student / RESULTS_NAME
+        # The losses and the step of these weights, from their training.
+        trained = read_results(path) if path.is_file() else {}
+        trained = {name: value for name, value in trained.items() if re.search("^global_step$|loss$", name)}
+        results = results_of(run.task, answers) | {"eval_loss": answers[0].loss}
+        write_results(output_dir / RESULTS_NAME, {**results, **trained, **results})
         written = report.write_report(run.task, candidates, output_dir, run.reading.max_seq_length, run.evaluator)
         upload([output_dir / RESULTS_NAME, *written], run.provenance.data_url)
     run.here.barrier()

@@ -168,7 +168,7 @@ def test_zeros_are_settings_too(tmp_path):
     start(make_output(tmp_path, seed=0, weight_decay=0.0))
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["settings"]["seed"] == 0 and record["settings"]["weight_decay"] == 0.0
-    with pytest.raises(UserError, match=r"seed was 0, is now 42; weight_decay was 0.0, is now 0.0001"):
+    with pytest.raises(UserError, match=r"seed was 0, is now 42; weight_decay was 0.0, is now 0.01"):
         status_of(make_output(tmp_path))
     with pytest.raises(UserError, match="seed was 0, is now 3"):
         status_of(make_output(tmp_path, seed=3, weight_decay=0.0))
@@ -363,9 +363,9 @@ def settings_of(script, *flags):
     return settings[0] if isinstance(settings, tuple) else settings
 
 
-SHORT = ("--max_steps", "30")
+DECAY = ("--weight_decay", "1e-4")  # the default of before
+SHORT = ("--max_steps", "30", *DECAY)
 OF_BEFORE = {
-    "augmented": (AUGMENTED, lambda *more: settings_of(data_augmentation, *more)),
     "pregenerated": (PREGENERATED, lambda *more: settings_of(pregenerate_training_data, *more)),
     "packed": (
         PACKED,
@@ -378,7 +378,7 @@ OF_BEFORE = {
         PADDED,
         lambda *more: settings_of(
             general_distill,
-            *("--max_steps", "10", "--pad_to_max_length", "--init_student", "random"),
+            *(*DECAY, "--max_steps", "10", "--pad_to_max_length", "--init_student", "random"),
             *("--gradient_accumulation_steps", "2", *more),
         ),
     ),
@@ -388,12 +388,14 @@ OF_BEFORE = {
             general_distill, *SHORT, "--layer_map", "last", "--attention_loss", "relations", *more
         ),
     ),
-    "fine-tuned": (FINE_TUNED, lambda *more: settings_of(task_distill, *SHORT, "--do_finetune", *more)),
+    "fine-tuned": (FINE_TUNED, lambda *more: settings_of(task_distill, *SHORT[:2], "--do_finetune", *more)),
     "fine-tuned on the way": (FINE_TUNED, lambda *more: settings_of(task_distill, *SHORT, *more).for_step(FINETUNE)),
     "intermediate": (INTERMEDIATE, lambda *more: settings_of(task_distill, *SHORT, *more)),
     "swept": (
         SWEPT,
-        lambda *more: list(settings_of(task_distill, "--max_steps", "10", "--seeds", "1,2", *more).each_seed())[1],
+        lambda *more: list(settings_of(task_distill, *DECAY, "--max_steps", "10", "--seeds", "1,2", *more).each_seed())[
+            1
+        ],
     ),
     "predicted": (PREDICTED, lambda *more: settings_of(task_distill, *SHORT, "--pred_distill", *more)),
     "compared": (
@@ -434,6 +436,11 @@ def test_a_record_of_before_with_another_value_of_a_flag_that_counts_is_refused(
         f"{tmp_path / 'out'}: made with other inputs or flags: limit was not given, is now 7; "
         "--overwrite_output replaces it"
     )
+
+
+def test_an_augmentation_of_before_read_all_vectors_and_is_not_taken_for_one_that_reads_some(tmp_path):
+    with pytest.raises(UserError, match="glove_words was not given, is now 100000; --overwrite_output"):
+        status_of(output_of_before(tmp_path / "out", AUGMENTED, settings_of(data_augmentation)))
 
 
 def test_a_setting_of_before_that_is_no_flag_any_more_does_not_count(tmp_path):

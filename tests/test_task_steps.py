@@ -1,12 +1,14 @@
 """Task distillation's steps: their order, the teacher that they fine-tune and use again, predictions."""
 
+import os
 import re
+import shlex
 import shutil
 
 import pytest
 import torch
 from pipeline import LEAVES, MODEL, REPORT, Killed, call
-from tiny import call_script, names, tree
+from tiny import call_script, make_tokenizer, names, tree
 
 import task_distill
 from transformer.modeling import TinyBertForSequenceClassification
@@ -14,12 +16,56 @@ from transformer.outputs import Output
 from transformer.tokenization import BertTokenizer
 
 
-def test_the_two_task_steps_also_run_in_the_other_order(copy):
-    for name, student, output in (("prediction", "3", "mid"), ("intermediate", "mid", "out")):
-        flags = ["--student_model", copy / student, "--output_dir", copy / output, "--num_train_epochs", 1]
-        assert call(copy, name, *flags).returncode == 0
+def test_the_two_task_steps_also_run_in_the_other_order_with_a_warning_each(copy):
+    out = copy / "5_task_distill_out"
+    for name, student, output in (("prediction", copy / "3", copy / "mid"), ("intermediate", copy / "mid", out)):
+        flags = ["--student_model", student, "--output_dir", output, "--num_train_epochs", 1]
+        process = call(copy, name, *flags)
+        assert process.returncode == 0
+        [warning] = [line for line in process.stdout.splitlines() if "the paper's order is the other" in line]
+        told, meant = warning.split(" Probably meant / 可能想运行: ")
+        assert ("no intermediate step" in told and "预测层蒸馏" in told) is (name == "prediction")
+        words = shlex.split(meant)
+        assert words[:2] == ["python", "task_distill.py"] and ("--pred_distill" in words) is (name == "intermediate")
+        assert words[words.index("--student_model") + 1] == str(student)
+        # The command that was meant is understood, and asks for the other step.
+        settings, _ = task_distill.read_settings(words[2:])
+        assert settings.step == ("prediction" if name == "intermediate" else "intermediate")
+    *_, following, last = process.stdout.splitlines()
+    assert "5_task_distill_out: there is no score" in last and "--pred_distill" in following
+    assert "next: python task_distill.py --pred_distill" in following
+    os.replace(out, copy / "out")
     assert names(copy / "out") == names(copy / "mid") - REPORT == MODEL | {"eval_results.txt"}
     assert "rep_loss = " in (copy / "out" / "eval_results.txt").read_text()
+
+
+def test_the_usual_order_gives_no_warning(copy):
+    for name in ("intermediate", "prediction"):
+        process = call(copy, name, "--overwrite_output", "--max_steps", 2)
+        assert process.returncode == 0 and "Probably meant" not in process.stdout
+
+
+def test_a_next_command_never_writes_into_its_student_s_folder(tmp_path):
+    settings, _ = task_distill.read_settings(["--output_dir", "5_task_distill_out"])
+    words = shlex.split(settings.next_command())
+    assert words[words.index("--student_model") + 1] == "5_task_distill_out"
+    assert words[words.index("--output_dir") + 1] == "5_task_distill_out_prediction"
+
+
+def test_the_log_begins_with_the_first_row_as_text_and_as_numbers(pipeline):
+    for name, row in (("4", "train_aug.tsv"), ("teacher/SST-2", "train.tsv"), ("3", None)):
+        lines = [line[10:] for line in (pipeline.folder / name / "log.txt").read_text(encoding="utf-8").splitlines()]
+        example = dict(line.removeprefix("example, ").split(": ", 1) for line in lines[: 6 if row else 4])
+        assert [line.startswith("example, ") for line in lines[:7]] == [True] * len(example) + [False] * (
+            7 - len(example)
+        )
+        ids = list(map(int, example["input_ids"].split()))
+        assert make_tokenizer().convert_ids_to_tokens(ids) == example["tokens"].split()
+        assert {len(example[part].split()) for part in ("input_mask", "segment_ids")} == {len(ids)}
+        if row:
+            text, label = (pipeline.folder / "glue" / "SST-2" / row).read_text().splitlines()[1].split("\t")
+            assert (example["text"], example["label"]) == (text, f"{label} (trained as {label})")
+            assert make_tokenizer().tokenize(text) == example["tokens"].split()[1:-1]
 
 
 def test_the_ways_to_choose_layers_and_losses_run_in_both_scripts(copy):

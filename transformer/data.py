@@ -1,6 +1,7 @@
 """Token sequences as a few flat NumPy arrays, not as a million Python lists, and the batches made from them."""
 
 import io
+import logging
 import tempfile
 from array import array
 from dataclasses import dataclass, replace
@@ -35,6 +36,16 @@ class Sequences:
         labels = None if self.labels is None else self.labels[:count]
         offsets, first_lengths = self.offsets[: count + 1], self.first_lengths[:count]
         return replace(self, offsets=offsets, first_lengths=first_lengths, labels=labels)
+
+    def log_example(self, tokenizer, **about):
+        """Log the first sequence as a model reads it, and what else is known `about` it."""
+        batch = self.batch(np.array([0]))
+        ids, mask = batch["input_ids"][0].tolist(), batch["attention_mask"]
+        rows = {"tokens": tokenizer.convert_ids_to_tokens(ids), "input_ids": ids}
+        rows |= {"input_mask": [1] * len(ids) if mask is None else mask[0].tolist()}
+        rows |= {"segment_ids": batch["token_type_ids"][0].tolist()}
+        for name, value in {**about, **rows}.items():
+            logging.info("example, %s: %s", name, " ".join(map(str, value)) if isinstance(value, list) else value)
 
     def batch(self, indices):
         """A dict: input_ids, token_type_ids (B, L); attention_mask (B, L), None where nothing is padded and `pad_to` is

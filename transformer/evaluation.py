@@ -4,6 +4,7 @@ Shapes: N examples, B batch, L tokens, C head outputs.
 """
 
 import functools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Answers(NamedTuple):
     file: str
     predictions: np.ndarray  # (N,): class indices in the order of the task's labels, or scores
     labels: np.ndarray
+    loss: float = math.nan  # of the head's outputs on the gold labels
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,19 @@ class Evaluator:
 
     def answers(self, task, model, sets):
         """The model's `Answers` for each dev set in `sets`, [(file name, Sequences)]."""
-        labels = label_order(task, label_names(model.config))
-        return [
-            Answers(name, *task.kind.answers(task, self.outputs(model, sequences), sequences.labels, labels))
-            for name, sequences in sets
-        ]
+        labels, found = label_order(task, label_names(model.config)), []
+        for name, sequences in sets:
+            outputs = self.outputs(model, sequences)
+            loss = task.kind.gold_loss(outputs, torch.from_numpy(sequences.labels)).item()
+            found.append(Answers(name, *task.kind.answers(task, outputs, sequences.labels, labels), loss))
+        return found
 
     def score(self, task, model, sets):
-        """(value of the metric that selects the best weights, {name: value} of all metrics) on the dev sets."""
-        results = results_of(task, self.answers(task, model, sets))
-        return results[task.metrics[0]], results
+        """(value of the metric that selects the best weights, {name: value} of all metrics and the loss on gold labels)
+        on the dev sets."""
+        answers = self.answers(task, model, sets)
+        results = results_of(task, answers)
+        return results[task.metrics[0]], results | {"eval_loss": answers[0].loss}
 
 
 class Candidate(NamedTuple):
@@ -96,7 +101,7 @@ def results_of(task, answers):
     # Separate names keep the matched set as the one that selects the weights. In the reference the second replaces it.
     return {
         f"{prefix}{name}": value
-        for prefix, (_, predictions, labels) in zip(("", "mm_"), answers, strict=False)
+        for prefix, (_, predictions, labels, _) in zip(("", "mm_"), answers, strict=False)
         for name, value in task.kind.score(task, predictions, labels).items()
     }
 

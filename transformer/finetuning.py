@@ -87,6 +87,6 @@ def train_baseline(student, output_dir, run):
 def train_on_labels(model, tokenizer, labels, run, output):
     """Train a model on gold labels and write its folder as `output`."""
     data = run.read_data(tokenizer, labels)
-    output.begin()
+    run.begin(output, data, tokenizer)
     evaluate = partial(run.evaluator.score, run.task, model, data.dev)
     run.train(GoldLearner(model, run.task.kind.gold_loss), data, tokenizer, "warmup_linear", evaluate, output)

@@ -112,7 +112,6 @@ FLAGS = {
         "do_predict": mode(bool, "only write predictions for the test set, in GLUE's format"),
         "no_finetune": mode(bool, "never fine-tune: stop where the teacher does not know the task"),
         "baseline": mode(bool, "also train the same student without distillation, for comparison"),
-        "seeds": mode(str, "1,2,3: run once for each seed, in <output_dir>/seed_N, and average the scores"),
         "data_dir": Flag(path, "folder with train.tsv and dev.tsv (the task's name)", None, SAMPLE_DATA, **OWN_DATA),
         "aug_train": own(bool, "train on train_aug.tsv, stage 1's output", None, SAMPLE_AUGMENTED, sample_data=True),
         "temperature": distilling(float, "softens both models' logits in the prediction step", 1.0),
@@ -190,6 +189,9 @@ FLAGS = {
         "local_rank": Flag(int, "this process's number; torchrun sets it", -1, None, "-1 or more", **NO_RESULT),
         "fp16": Flag(bool, "short for --precision fp16", **NO_RESULT),
         "max_steps": Flag(int, "stop after this many optimizer steps, for debugging"),
+    },
+    ("several seeds", TASK): {
+        "seeds": mode(str, "1,2,3: run once for each seed, in <output_dir>/seed_N, and average the scores"),
     },
     ("memory", (PREGENERATION, GENERAL)): {
         "reduce_memory": Flag(bool, "keep token ids on disk instead of in memory", **NO_RESULT),

@@ -12,6 +12,7 @@ A record beside the output says what it was made with. A run compares itself wit
 resumes its own, skips a finished one, or refuses to touch one that was made differently.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -209,8 +210,11 @@ def write_results(path, results):
 
 def read_results(path):
     """The numbers of an eval_results.txt, {name: value}."""
-    pairs = (line.split(" = ", 1) for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return {name: float(value) for name, value in pairs}
+    pairs, numbers = (line.split(" = ", 1) for line in Path(path).read_text(encoding="utf-8").splitlines()), {}
+    for name, *value in pairs:
+        with contextlib.suppress(ValueError, IndexError):  # what is no number, as the list of --seeds, is left out
+            numbers[name] = int(value[0]) if value[0].isdecimal() else float(value[0])
+    return numbers
 
 
 def _short(value):

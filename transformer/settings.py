@@ -177,13 +177,16 @@ class Settings(Mapping):
         """The next step's command, ready to paste, without flags that already have the right default."""
         step, handed_on = flags.NEXT[self.step]
         values = {name: self[own] for name, own in handed_on.items()} | changes
+        if str(values.get("student_model")) == str(flags_of(step)["output_dir"].value_at(step)) and step != EVALUATION:
+            values["output_dir"] = f"{values['student_model']}_{step}"  # never the student's own folder
         defaults = settings_for(step, {"sample": self.sample, "task_name": self._task[0] or None}, task=self._task)
         defaults = {**defaults, "task_name": flags.SAMPLE_TASK}
-        words = ["python", flags.SCRIPTS[step], *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
-        for name, value in values.items():
-            if value not in (None, False) and str(value) != str(defaults[name]):
-                words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
-        return " ".join([*words, *(["--sample"] if self.sample else [])])
+        differing = {name: value for name, value in values.items() if str(value) != str(defaults[name])}
+        return command(step, differing | ({"sample": True} if self.sample else {}))
+
+    def command_of(self, step):
+        """This run's command line for another of task_distill.py's steps."""
+        return command(step, {name: value for name, value in self._given.items() if name not in SWITCHES.values()})
 
     def log(self):
         """Log every value that is not the default, with its source."""
@@ -224,6 +227,15 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     check(step, values)
     # Changes count as given from here on, so that fine-tuning and the baseline inherit a sweep's seed.
     return Settings(step, values, origins, {**given, **changes}, header, task)
+
+
+def command(step, values):
+    """The command of a step with these flags, ready to paste."""
+    words = ["python", flags.SCRIPTS[step], *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
+    for name, value in values.items():
+        if value not in (None, False):
+            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
+    return " ".join(words)
 
 
 def sample_of(step, asked):

@@ -99,6 +99,14 @@ class TaskRun:
             del files[DESCRIPTION]
         return Output(Path(folder) / WEIGHTS_NAME, self.provenance, inputs | files, self.here, next_command)
 
+    def begin(self, output, data, tokenizer):
+        """Begin an output of training. A new log begins with the first row on its way from text to numbers."""
+        output.begin()
+        if output.replaced is not None:
+            row = next(iter(TaskFile(self.folder / self.train_file, self.task)))
+            label = f"{row.label} (trained as {data.train.labels[0]})"
+            data.train.log_example(tokenizer, text=" | ".join(row.texts), label=label)
+
     def train(self, learner, data, tokenizer, rates, evaluate, output):
         """Train learner.student, write its model folder and finish `output`. rates, evaluate: see `TrainingRun`."""
         run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate)

@@ -92,6 +92,7 @@ class TrainingRun:
         # float16 has too few exponent bits for small gradients; bfloat16 needs no scaling.
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=processes.dtype == torch.float16)
         self.step, self.best_score, self.results = 0, None, {}
+        self.sums, self.summed = {}, 0  # the losses since the last evaluation, by kind, and the number of steps
         self.history = History(self.folder, plan.total_steps, processes)
 
     def train(self):
@@ -114,6 +115,7 @@ class TrainingRun:
                 # Before the update, while the weights are still those from before a bad loss.
                 guard.note(indices, losses, look=logging_now)
                 self.history.add_step(losses, len(indices), sequences.lengths[indices].sum())
+                self.sums, self.summed = add_losses(self.sums, sum_by_kind(losses)), self.summed + 1
                 rate = self.optimizer.get_lr()  # of this step: the update advances it
                 self.update()
                 bar.update()
@@ -163,10 +165,12 @@ class TrainingRun:
     def save_state(self):
         """Write everything that a resumed run needs into one file. Raises UserError for weights that are not finite."""
         self.check_weights()
+        sums = {name: self.processes.sum(total.clone()) for name, total in self.sums.items()}
         if self.processes.first:
             parts = {"model": self.student, "optimizer": self.optimizer, "scaler": self.scaler}
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"step": self.step, "best_score": self.best_score, "results": self.results}
+            state |= {"sums": sums, "summed": self.summed}
             with atomic_write(self.folder / STATE_NAME, "wb") as file:
                 torch.save(state, file)
 
@@ -187,6 +191,9 @@ class TrainingRun:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.best_score, self.results = state["step"], state["best_score"], state["results"]
+            self.summed = state.get("summed", 0)
+            if self.processes.first:  # the state holds the sums over all processes
+                self.sums = state.get("sums", {})
         except Exception as error:  # torch.load raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: damaged ({reason}); without that file the run starts again") from error
@@ -200,11 +207,19 @@ class TrainingRun:
         score, results = self.evaluate()
         self.learner.train()
         self.history.add_evaluation(self.step, results)
+        means = self.mean_losses()
         if score is None or self.best_score is None or score > self.best_score or math.isnan(self.best_score):
-            self.best_score, self.results = score, {"global_step": self.step, **results}
+            self.best_score, self.results = score, {"global_step": self.step, **results, **means}
             if self.processes.first:
                 self.keep_weights()
         self.save_state()  # last: a run killed before this point repeats the steps since the previous one
+
+    def mean_losses(self):
+        """The mean losses of the steps since the last evaluation, each kind's and "loss", their sum. Starts anew."""
+        sums = {name: self.processes.sum(total).item() for name, total in self.sums.items()}
+        means = {name: total / self.summed for name, total in sums.items()}
+        self.sums, self.summed = {}, 0
+        return {**means, "loss": sum(means.values())} if means else {}
 
     def keep_weights(self):
         """Write the current weights, and with `keep_step_files` a copy under the step's name."""
@@ -252,6 +267,14 @@ class Guard:
         before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
+        except UserError:
+            raise
+        except Exception:
+            # Ctrl-C in a terminal reaches every process of the run. Where it ended one that this step needs, such as
+            # the compiler with --compile, the step fails, and the weights are still those of the step before.
+            if not self.signal:
+                raise
+            self.stop()
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
@@ -281,10 +304,20 @@ class Guard:
         """Save and exit if any process got a signal. All stop at the same step; otherwise some would wait forever."""
         signum = self.processes.max_number(self.signal)
         if signum and self.run.step < self.run.plan.total_steps:
+            self.signal = signum
             self.check()
-            self.run.save_state()
-            logger.info("stopped at step %d; the same command goes on from here", self.run.step)
-            sys.exit(128 + signum)
+            self.stop()
+
+    def stop(self):
+        """Save, and exit with the signal's status."""
+        self.run.save_state()
+        logger.info("stopped at step %d; the same command goes on from here", self.run.step)
+        sys.exit(128 + self.signal)
+
+
+def add_losses(sums, losses):
+    """{name: sum of both}; the losses, scalar tensors, stay on their device."""
+    return {name: sums.get(name, 0) + value for name, value in losses.items()}
 
 
 def step_seed(seed, step, rank):
