@@ -89,6 +89,7 @@ def main():
     console.set_up_logging(quiet=not here.first)
     logging.info("data augmentation: %s on %s", task.name, here)
     settings.log()
+    task.check_training()
     folder = Path(settings.glue_dir) / task.name
     result, train_file = folder / task.augmented_file, TaskFile(folder / task.train_file, task)
     bert = model_folder(settings.pretrained_bert_model, settings.cache_dir)

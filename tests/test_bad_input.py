@@ -63,16 +63,32 @@ def fresh(folder, name):
 
 @pytest.mark.parametrize("name", ["augment", "general", "finetune", "intermediate", "prediction"])
 def test_missing_teacher_weights_are_named_with_the_command_that_fetches_them(folder, name):
-    if name == "augment":
+    assert "teacher_model: no weights there" in refused_teacher(folder, name, "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("name", ["augment", "pregenerate", "general", "finetune", "intermediate", "prediction"])
+def test_a_teacher_without_its_vocabulary_is_named_with_the_command_that_fetches_it(folder, name):
+    assert "teacher_model: no vocabulary there (vocab.txt or " in refused_teacher(folder, name, "vocab.txt")
+
+
+@pytest.mark.parametrize("name", ["augment", "general", "finetune", "intermediate", "prediction"])
+def test_a_teacher_without_its_config_is_named_with_the_command_that_fetches_it(folder, name):
+    assert "teacher_model: no configuration there (config.json)" in refused_teacher(folder, name, "config.json")
+
+
+def refused_teacher(folder, name, lacking):
+    """The message of a script whose teacher_model lacks a file; it ends with step 0's command."""
+    if name in ("augment", "pregenerate"):
         fresh(folder, name)
     teacher = folder / "teacher_model"
     shutil.copytree(folder / "teacher", teacher)
     shutil.rmtree(teacher / "SST-2")
-    (teacher / "pytorch_model.bin").unlink()
-    flag = "--pretrained_bert_model" if name == "augment" else "--teacher_model"
+    (teacher / lacking).unlink()
+    flag = {"augment": "--pretrained_bert_model", "pregenerate": "--bert_model"}.get(name, "--teacher_model")
     student = ["--student_model", folder / "3"] if name == "prediction" else []
     message = refused(folder, name, flag, teacher, *student)
-    assert "teacher_model: no weights" in message and "python -m transformer.file_utils teacher" in message
+    assert message.endswith("; to fetch it into teacher_model/: python -m transformer.file_utils teacher\n")
+    return message
 
 
 def test_a_missing_model_folder_is_named(folder):
@@ -111,12 +127,14 @@ def test_a_config_value_of_the_wrong_kind_is_named(folder):
 
 def test_a_missing_config_is_named(folder):
     (folder / "student" / "config.json").unlink()
-    assert "student/config.json: cannot be read" in refused(folder, "general")
+    message = refused(folder, "general")
+    assert "student: no configuration there (config.json); copy config.json from where the model came from" in message
 
 
 def test_a_missing_vocabulary_is_named(folder):
     (folder / "teacher" / "vocab.txt").unlink()
-    assert "teacher/vocab.txt: cannot be read" in refused(folder, "general")
+    message = refused(folder, "general")
+    assert "teacher: no vocabulary there (vocab.txt or tokenizer.json); copy vocab.txt from where" in message
 
 
 def test_a_vocabulary_that_does_not_match_the_config_is_refused(folder):
@@ -194,7 +212,7 @@ def broken_task(folder, name, lines=None):
 @pytest.mark.parametrize(
     "lines, told",
     [
-        (None, "train.tsv: no such file"),
+        (None, "train.tsv: no such file; to fetch it into SST-2/: python -m transformer.file_utils SST-2\n"),
         (b"", "train.tsv: the file is empty"),
         (b"sentence\tlabel\n", "train.tsv: no rows"),
         (b"sentence\tlabel\na\t1\na film\tgood\t0\n", "train.tsv line 3: 3 columns, expected 2"),
@@ -263,7 +281,8 @@ def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
 
 def test_a_missing_dev_file_is_named_before_anything_is_trained(folder):
     (folder / "glue" / "SST-2" / "dev.tsv").unlink()
-    assert "dev.tsv: no such file" in refused(folder, "intermediate")
+    told = "dev.tsv: no such file; to fetch it into SST-2/: python -m transformer.file_utils SST-2\n"
+    assert refused(folder, "intermediate").endswith(told)
 
 
 def test_the_missing_augmented_file_names_the_script_that_makes_it(folder):
@@ -291,7 +310,7 @@ def test_no_finetune_refuses_a_teacher_without_a_classifier(folder):
 @pytest.mark.parametrize(
     "lines, told",
     [
-        (None, "glove.txt: no such file"),
+        (None, "glove.txt: no such file\n"),
         (b"", "glove.txt: the file is empty"),
         (b"a 1 2 3\nb 1 2\n", "glove.txt line 2: 2 numbers after the word, expected 3"),
         (b"a 1 2 3\nb\nc 1 2 3\n", "glove.txt line 2: 0 numbers after the word, expected 3"),
@@ -306,6 +325,13 @@ def test_word_vectors_that_cannot_be_used_are_named_with_their_line(folder, line
     if lines is not None:
         (folder / "glove.txt").write_bytes(lines)
     assert told in refused(folder, "augment")
+
+
+def test_missing_glove_vectors_are_named_with_the_command_that_fetches_them(folder):
+    fresh(folder, "augment")
+    message = refused(folder, "augment", "--glove_embs", folder / "glove.6B.100d.txt")
+    told = "no such file; to fetch it into 1_pre_data/: python -m transformer.file_utils glove\n"
+    assert message.endswith(f"glove.6B.100d.txt: {told}")
 
 
 @pytest.mark.parametrize(

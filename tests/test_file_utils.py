@@ -414,18 +414,22 @@ def visible(folder):
 @pytest.mark.parametrize(
     ("name", "advice"),
     [
-        ("teacher_model", "`python -m transformer.file_utils teacher`"),
-        ("student_model", "general_distill.py trains"),
-        ("3_general_distill", "run general_distill.py first"),
-        ("4_task_distill_mid", "run task_distill.py first"),
-        ("5_task_distill_out", "run task_distill.py --pred_distill first"),
-        ("other", "run the step that writes it first"),
+        ("teacher_model", "python -m transformer.file_utils teacher"),
+        ("bert-base-chinese", "python -m transformer.file_utils bert-base-chinese"),
+        ("student_model", "to train weights: python general_distill.py"),
+        ("3_general_distill", "python general_distill.py"),
+        ("4_task_distill_mid", "python task_distill.py"),
+        ("5_task_distill_out", "python task_distill.py --pred_distill"),
+        ("other", "copy pytorch_model.bin from where the model came from"),
     ],
 )
-def test_a_folder_without_weights_is_named_with_what_fills_it(tmp_path, name, advice):
+def test_a_folder_without_weights_is_named_with_what_fills_it(tmp_path, monkeypatch, name, advice):
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=rf"{name}: no weights there .*; .*{advice}"):
+    with pytest.raises(UserError, match=rf"{name}: no weights there .*; .*{advice}$"):
         model_folder(tmp_path / name)
+    monkeypatch.chdir(tmp_path / name)
+    with pytest.raises(UserError, match=rf"^\.: no weights there .*; .*{advice}$"):
+        model_folder(".")
 
 
 def test_a_hub_name_becomes_a_folder_and_optional_files_may_be_absent(hub, monkeypatch):
@@ -474,8 +478,10 @@ def test_names_that_are_no_models_are_refused_in_one_line(hub, tmp_path, monkeyp
     for name in ("a/b/c", "./x", "/no/where", "3_general_distill"):
         with pytest.raises(UserError, match="no such folder"):
             model_folder(name)
-    with pytest.raises(UserError, match=r"python -m transformer\.file_utils teacher"):
+    with pytest.raises(UserError, match=r"teacher_model: no such folder.*python -m transformer\.file_utils teacher$"):
         model_folder("teacher_model")
+    with pytest.raises(UserError, match=r"python -m transformer\.file_utils vocab_21128$"):
+        model_folder("1_pre_data/vocab_21128.txt")
     assert len(hub.log) == asked
     del hub.files["/org/tiny/resolve/main/pytorch_model.bin"]
     with pytest.raises(UserError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
@@ -486,9 +492,12 @@ def test_a_local_folder_needs_weights_and_says_how_to_get_them(tmp_path):
     teacher = tmp_path / "teacher_model"
     teacher.mkdir()
     assert model_folder(teacher, need_weights=False) == teacher
-    with pytest.raises(UserError, match=r"no weights.*pytorch_model\.bin.*python -m transformer\.file_utils teacher"):
+    with pytest.raises(UserError, match=r"no weights.*pytorch_model\.bin.*python -m transformer\.file_utils teacher$"):
         model_folder(teacher)
     (teacher / "model.safetensors").touch()
+    with pytest.raises(UserError, match=r"no configuration.*config\.json.*python -m transformer\.file_utils teacher$"):
+        model_folder(teacher)
+    (teacher / "config.json").touch()
     assert model_folder(str(teacher) + "/") == teacher
     with pytest.raises(UserError, match="a file, expected a model folder"):
         model_folder(teacher / "model.safetensors")

@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 from tiny import make_tokenizer
 
+from transformer import file_utils
 from transformer.file_utils import UserError
 from transformer.glue import TASKS, TaskFile, compute_metrics, label_order
 from transformer.own_tasks import find_task
@@ -73,6 +74,15 @@ LAYOUTS = [
     ),
     ("MNLI", "test_matched.tsv", MNLI_START, MNLI_ROW, PAIR, None),
     (
+        "MNLI-mm",
+        "dev_mismatched.tsv",
+        f"{MNLI_START}\tlabel1\tlabel2\tlabel3\tlabel4\tlabel5\tgold_label",
+        f"{MNLI_ROW}\tneutral\tneutral\tentailment\tneutral\tneutral\tentailment",
+        PAIR,
+        "entailment",
+    ),
+    ("MNLI-mm", "test_mismatched.tsv", MNLI_START, MNLI_ROW, PAIR, None),
+    (
         "QNLI",
         "train.tsv",
         "index\tquestion\tsentence\tlabel",
@@ -117,9 +127,28 @@ def test_every_task_has_a_layout_above():
     assert {layout[0] for layout in LAYOUTS} == {task.name for task in TASKS.values()}
 
 
-@pytest.mark.parametrize("name", ["sst-2", "SST-2", "Sst-2", "cola", "sts-b", "MNLI"])
+@pytest.mark.parametrize("name", ["sst-2", "SST-2", "Sst-2", "cola", "sts-b", "MNLI", "mnli-mm"])
 def test_task_names_are_found_in_any_case(name):
     assert find_task(name).name.lower() == name.lower()
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)
+def test_a_missing_file_is_named_with_the_command_that_fetches_it(tmp_path, task):
+    train = () if task.trained_as else (task.train_file,)
+    for file in (*train, *task.dev_files, *task.test_files):
+        fetched = file in file_utils.SOURCES[task.source].files
+        advice = f"to fetch it into {task.source}/: python -m transformer.file_utils {task.source}$"
+        advice = advice if fetched else "it is published at https://gluebenchmark.com/diagnostics$"
+        with pytest.raises(UserError, match=f"{file}: no such file; {advice}"):
+            TaskFile(tmp_path / file, task)
+    with pytest.raises(UserError, match="train_aug.tsv: no such file$"):  # step 0 does not have it
+        TaskFile(tmp_path / "train_aug.tsv", task)
+
+
+def test_mnli_mm_is_mnli_s_second_set_in_mnli_s_folder():
+    task = find_task("mnli-mm")
+    assert task.settings[1]["data_dir"] == find_task("MNLI").settings[1]["data_dir"]
+    assert task.labels == find_task("MNLI").labels and task.submissions == ["MNLI-mm.tsv"]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):

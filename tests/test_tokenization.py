@@ -371,12 +371,13 @@ def test_a_vocabulary_keeps_unusual_tokens_and_line_ends(tmp_path):
     path = tmp_path / "vocab.txt"
     path.write_bytes("\r\n".join([*SPECIAL, "\u2028", "a\u3000", "b", ""]).encode())
     assert list(load_vocab(path)) == [*SPECIAL, "\u2028", "a\u3000", "b"]
+    with pytest.raises(UserError, match="vocab.txt: cannot be read.*expected one token a line"):
+        load_vocab(tmp_path / "absent" / "vocab.txt")
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, "vocab.txt: cannot be read"),
         (b"", "vocab.txt: is empty"),
         (b"\n\n", "vocab.txt: is empty"),
         (b"[PAD]\n[UNK]\n[CLS]\na\n", r"vocab.txt: lacks \[SEP\] and \[MASK\]"),
@@ -385,8 +386,7 @@ def test_a_vocabulary_keeps_unusual_tokens_and_line_ends(tmp_path):
     ],
 )
 def test_a_bad_vocabulary_is_an_error_that_names_file_and_line(tmp_path, content, message):
-    if content is not None:
-        (tmp_path / "vocab.txt").write_bytes(content)
+    (tmp_path / "vocab.txt").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         BertTokenizer.from_pretrained(tmp_path)
     assert "expected" in str(error.value) and "\n" not in str(error.value)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from transformer.downloads import need
 from transformer.files import UserError, atomic_write
 
 CONFIG_NAME = "config.json"
@@ -25,12 +26,8 @@ def weights_file(folder):
 
 def load_state_dict(folder):
     """Read a checkpoint's tensors under today's key names. Raises UserError: missing, damaged, code inside, NaN."""
+    need("weights", folder)
     path = weights_file(folder)
-    if path is None:
-        raise UserError(
-            f"{folder}: no weights ({WEIGHTS_NAME} or {SAFE_WEIGHTS_NAME}); "
-            "`python -m transformer.file_utils teacher` fetches the teacher's into teacher_model/"
-        )
     try:
         if path.name == SAFE_WEIGHTS_NAME:
             from safetensors.torch import load_file

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from transformer.checkpoint import CONFIG_NAME
+from transformer.downloads import need
 from transformer.files import UserError, read_json, write_json
 
 ACTIVATIONS = {
@@ -79,7 +80,10 @@ class BertConfig:
     @classmethod
     def from_pretrained(cls, folder, **overrides):
         """Read `folder`/config.json, or that file itself. Raises UserError when it is missing or malformed."""
-        path = Path(folder, CONFIG_NAME) if Path(folder).is_dir() else Path(folder)
+        path = Path(folder)
+        if path.is_dir():
+            need("configuration", folder)
+            path = path / CONFIG_NAME
         values = {**read_json(path), **overrides}
         try:
             return cls(**values)

@@ -14,6 +14,20 @@ from transformer.files import UserError, copy_file, make_folder, read_json, wait
 from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, upload_s3
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# {what a model is read from: the files, any of which will do}
+MODEL_FILES = {
+    "weights": WEIGHTS[::-1],
+    "vocabulary": ("vocab.txt", "tokenizer.json"),
+    "configuration": ("config.json",),
+}
+# {file or folder: (its name in step 0, where step 0 puts it)}
+FETCHED = {
+    "teacher_model": ("teacher", "teacher_model"),
+    "bert-base-chinese": ("bert-base-chinese", "teacher_model/bert-base-chinese"),
+    "glove.6B.100d.txt": ("glove", "1_pre_data"),
+    "vocab_21128.txt": ("vocab_21128", "1_pre_data"),
+}
+WRITERS = {"3_": "general_distill.py", "4_": "task_distill.py", "5_": "task_distill.py --pred_distill"}
 TRIES = 5  # in a row without a new byte
 BACKOFF = 1.0  # seconds before the second try, doubled for each later one
 
@@ -165,12 +179,12 @@ def sha256_of(path):
 
 def model_folder(name_or_path, cache_dir=None, need_weights=True):
     """The folder of a model: a local one, or the cached copy of a hub name, an https:// or an s3:// folder. Raises
-    UserError where there is no model, or `need_weights` and no weights."""
+    UserError where there is no model, or `need_weights` and no weights or no config.json."""
     name = str(name_or_path).rstrip("/") or "/"
     local, models = Path(name).expanduser(), cache_folder(cache_dir) / "models"
     if local.is_dir():
-        if need_weights and not any((local / file).is_file() for file in WEIGHTS):
-            raise UserError(f"{name}: no weights there ({' or '.join(reversed(WEIGHTS))}); {_advice(local)}")
+        for part in ("weights", "configuration") if need_weights else ():
+            need(part, local)
         return local
     if local.exists():
         raise UserError(f"{name}: a file, expected a model folder")
@@ -178,20 +192,36 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
         return fetch_model(name, models / _entry(name, name), need_weights)
     stage = re.match("[1-5]_|teacher_model|student_model", local.name) or ("/" in name and local.parent.is_dir())
     if stage or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
-        raise UserError(f"{name}: no such folder; {_advice(local)}")
+        advice = advice_on(local) or "run the step that writes it first, or name another folder"
+        raise UserError(f"{name}: no such folder; {advice}")
     try:
         return fetch_model(f"{hub()}/{name}/resolve/main", models / name.replace("/", "--"), need_weights)
     except UserError as error:
         raise UserError(f"{name}: no such folder here, and no such model to download ({error})") from error
 
 
-def _advice(folder):
-    if folder.name == "teacher_model":
-        return "`python -m transformer.file_utils teacher` fetches the teacher"
-    if folder.name == "student_model":
-        return "it is the student's configuration, with which general_distill.py trains weights"
-    writers = {"3_": "general_distill.py", "4_": "task_distill.py", "5_": "task_distill.py --pred_distill"}
-    return f"run {writers.get(folder.name[:2], 'the step that writes it')} first, or name another folder"
+def need(part, folder):
+    """Raise UserError where a model folder lacks a part: "weights", "vocabulary" or "configuration"."""
+    files = MODEL_FILES[part]
+    if not any((Path(folder) / file).is_file() for file in files):
+        advice = advice_on(folder) or f"copy {files[0]} from where the model came from"
+        raise UserError(f"{folder}: no {part} there ({' or '.join(files)}); {advice}")
+
+
+def advice_on(path):
+    """How to get a file or folder that is missing or incomplete, ending with the command; None where nothing brings it.
+    Its name decides."""
+    name = Path(os.path.abspath(Path(path).expanduser())).name
+    if name in FETCHED:
+        return fetch_advice(*FETCHED[name])
+    if name == "student_model":
+        return "it is the student's configuration; to train weights: python general_distill.py"
+    return f"to make it: python {WRITERS[name[:2]]}" if name[:2] in WRITERS else None
+
+
+def fetch_advice(source, place):
+    """The end of a message about something that step 0 fetches."""
+    return f"to fetch it into {place}/: python -m transformer.file_utils {source}"
 
 
 def weights_in_order():

@@ -5,6 +5,8 @@ and the reference's sequence length, epochs of the intermediate step and tries o
 of the official archives. User-defined tasks (`own_tasks`) are rows of the same kind.
 """
 
+from dataclasses import replace
+
 from transformer.tasks.regression import REGRESSION
 from transformer.tasks.task import Row, Task, TaskFile, label_order
 
@@ -22,6 +24,8 @@ MNLI_DEV = ("dev_matched.tsv", "dev_mismatched.tsv")
 MNLI_TEST = ("test_matched.tsv", "test_mismatched.tsv")
 AX_COLUMNS = {"sentence1": "Premise", "sentence2": "Hypothesis", "label": "Label"}
 AX_FILES = {"dev_files": ("diagnostic-full.tsv",), "test_files": ("AX.tsv",), "other_columns": AX_COLUMNS}
+AX_FILES |= {"published": {"diagnostic-full.tsv": "https://gluebenchmark.com/diagnostics"}}
+MISMATCHED = {"source": "MNLI", "dev_files": MNLI_DEV[1:], "test_files": MNLI_TEST[1:]}
 
 GLUE = (
     Task("CoLA", SENTENCE, metrics=("mcc",), epochs=50, max_seq_length=64, label_names=ACCEPTABLE, columns=COLUMNS),
@@ -42,13 +46,15 @@ GLUE = (
     ),
     # Matched and mismatched are two dev sets; the first one selects the model.
     Task("MNLI", SENTENCES, "gold_label", MNLI_LABELS, tries=10, epochs=5, dev_files=MNLI_DEV, test_files=MNLI_TEST),
+    # Its second dev and test sets alone. The reference has the name too.
+    Task("MNLI-mm", SENTENCES, "gold_label", MNLI_LABELS, trained_as="MNLI", **MISMATCHED),
     Task("QNLI", ("question", "sentence"), labels=ENTAILMENT, tries=20, epochs=10),
     Task("RTE", SENTENCES, labels=ENTAILMENT, epochs=20),
     Task("WNLI", SENTENCES, epochs=20, label_names=("not_entailment", "entailment")),
     # The diagnostic set, for MNLI's models. Its labels are published in a separate file with other column names.
     Task("AX", SENTENCES, labels=MNLI_LABELS, metrics=("mcc",), trained_as="MNLI", **AX_FILES),
 )
-TASKS = {task.name.lower(): task for task in GLUE}
+TASKS = {task.name.lower(): replace(task, source=task.source or task.name) for task in GLUE}
 
 
 def names_other_task(task, names):

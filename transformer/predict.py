@@ -15,7 +15,9 @@ def predict(run, student, output_dir):
     model, tokenizer = run.load_finished(student)
     labels, folder, written = label_order(run.task, label_names(model.config)), make_folder(output_dir), []
     found = [(run.task, run.folder)]
-    for other in (other for other in TASKS.values() if other.trained_as == run.task.name):
+    for other in TASKS.values():
+        if other.trained_as != run.task.name or other.source == run.task.source:  # MNLI-mm's file is MNLI's own
+            continue
         folders = (run.folder, run.folder.parent / other.name)
         found += [(other, place) for place in folders if (place / other.test_files[0]).is_file()][:1]
     # Every file is read before the first one is written, so that a bad one leaves earlier predictions as they were.

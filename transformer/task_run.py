@@ -42,8 +42,7 @@ class TaskRun:
     def check_train_file(self):
         """Raise UserError if the task has no training data."""
         task = self.task
-        if task.trained_as:
-            raise UserError(f"--task_name {task.name}: nothing to train on; {task.trained_as}'s models do this task")
+        task.check_training()
         if self.reading.aug_train and not (self.folder / self.train_file).is_file():
             made = f"data_augmentation.py --task_name {task.name} makes it"
             raise UserError(f"{self.folder}/{self.train_file}: no such file; {made}")

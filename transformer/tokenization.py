@@ -6,6 +6,7 @@ import unicodedata
 from itertools import chain
 from pathlib import Path
 
+from transformer.downloads import need
 from transformer.files import UserError, atomic_write, make_folder, read_json, write_json
 
 VOCAB_NAME = "vocab.txt"
@@ -222,6 +223,8 @@ class BertTokenizer:
         `do_lower_case`: None = as tokenizer_config.json says, or else cased if the vocabulary has upper-case pieces.
         """
         folder = Path(folder)
+        if not folder.is_file():
+            need("vocabulary", folder)
         fast_path, config_path = folder / FAST_TOKENIZER_NAME, folder / TOKENIZER_CONFIG_NAME
         if fast_path.exists() and not (folder / VOCAB_NAME).exists():
             vocab = _load_fast_vocab(fast_path)

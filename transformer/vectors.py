@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from transformer.downloads import advice_on
 from transformer.files import UserError, atomic_write
 from transformer.tokenization import CJK
 
@@ -30,7 +31,8 @@ class WordVectors:
 
     def __init__(self, path, limit=0, keep_copy=True):
         if not Path(path).is_file():
-            raise UserError(f"{path}: no such file; `python -m transformer.file_utils glove` fetches GloVe's vectors")
+            advice = advice_on(path)
+            raise UserError(f"{path}: no such file" + (f"; {advice}" if advice else ""))
         status = os.stat(path)
         source = (status.st_size, status.st_mtime_ns, COPY_FORMAT, limit)
         found = read_copy(f"{path}.npz", source)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from transformer.downloads import fetch_advice
 from transformer.files import UserError
 from transformer.flags import at_root
 from transformer.tables import open_table
@@ -32,6 +33,8 @@ class Task:
     train_file: str = "train.tsv"
     dev_files: tuple = ("dev.tsv",)
     test_files: tuple = ("test.tsv",)
+    source: str = ""  # its files' name in step 0 and their folder; "" for a task of the user's own
+    published: dict = field(default_factory=dict)  # {file that step 0 does not have: the page that has it}
     trained_as: str | None = None  # for a task without training data: the task whose models do it
     ignored_labels: tuple = ()  # rows with these are left out
     skip_short_rows: bool = False
@@ -52,9 +55,25 @@ class Task:
     def settings(self):
         """(name, {flag: value}): the row's defaults for a run's settings."""
         epochs = None if self.epochs is None else float(self.epochs)
-        folder = at_root(self.name)
+        folder = at_root(self.source or self.name)
         own = {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "N": self.tries}
         return self.name, own | {"data_dir": folder}
+
+    def check_training(self):
+        """Raise UserError if the task has no training data."""
+        if self.trained_as:
+            raise UserError(f"--task_name {self.name}: nothing to train on; {self.trained_as}'s models do this task")
+
+    def check_file(self, path):
+        """Raise UserError if one of the task's files is missing, with the command that brings it."""
+        if path.is_file():
+            return
+        advice = ""
+        if path.name in self.published:
+            advice = f"; it is published at {self.published[path.name]}"
+        elif self.source and path.name in (self.train_file, *self.dev_files, *self.test_files):
+            advice = f"; {fetch_advice(self.source, self.source)}"
+        raise UserError(f"{path}: no such file{advice}")
 
     @property
     def augmented_file(self):
@@ -104,6 +123,7 @@ class TaskFile:
 
     def __init__(self, path, task, labelled=True):
         self.path, self.task, self.labelled, self.skipped = Path(path), task, labelled, 0
+        task.check_file(self.path)
         wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
         self.table = open_table(path, task.columns, wanted)
         self.header, self.names = self.table.header, self.table.names
