@@ -1,5 +1,6 @@
 """Atomic writes, JSON, the download cache, model folders, uploads and step 0, against servers on this machine."""
 
+import contextlib
 import hashlib
 import http.server
 import io
@@ -29,6 +30,7 @@ from transformer.file_utils import (
     upload,
     write_json,
 )
+from transformer.glue import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -634,6 +636,7 @@ def test_a_broken_zip_leaves_no_file(tmp_path):
     assert names_in(tmp_path) == ["flipped.zip", "page.zip"]
 
 
+STUDENTS = {name: source.model for name, source in file_utils.SOURCES.items() if source.teacher}
 MRPC_HEAD = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n"
 
 
@@ -643,7 +646,7 @@ def mirror(server, monkeypatch):
     monkeypatch.setenv("TINYBERT_MIRROR", server.url)
     monkeypatch.setattr(file_utils, "CHECKSUMS", {})
     sst = {f"SST-2/{name}": f"sentence\tlabel\n{name}\t1\n" for name in file_utils.TSV}
-    hub, senteval = "/bert-base-uncased/resolve/main/", "/senteval/senteval_data/"
+    senteval = "/senteval/senteval_data/"
     server.files = {
         "/glue/data/SST-2.zip": zipped({**sst, "SST-2/original/SOStr.txt": "x"}),
         "/data/glove.6B.zip": zipped({"glove.6B.50d.txt": "a 1", "glove.6B.100d.txt": "a 1 2"}),
@@ -651,19 +654,24 @@ def mirror(server, monkeypatch):
         senteval + "msr_paraphrase_train.txt": f'{MRPC_HEAD}1\t1\t2\ta "b\u2028c\td\r\n0\t3\t4\te\tf\r\n'.encode(),
         senteval + "msr_paraphrase_test.txt": f"{MRPC_HEAD}1\t5\t6\tg\th\r\n0\t7\t8\ti\tj\r\n".encode(),
         "/glue/data/AX.tsv": b"index\tsentence1\tsentence2\n0\ta\tb\n",
-        hub + "config.json": b"{}",
-        hub + "vocab.txt": b"[PAD]\n",
-        hub + "tokenizer_config.json": b"{}",
-        hub + "pytorch_model.bin": b"weights",
     }
+    for model in ("bert-base-uncased", "bert-base-chinese", *STUDENTS.values()):
+        files = {"config.json": b"{}", "vocab.txt": model.encode(), "pytorch_model.bin": b"weights"}
+        files |= {} if model in STUDENTS.values() else {"tokenizer_config.json": b"{}"}
+        server.files |= {f"/{model}/resolve/main/{name}": body for name, body in files.items()}
     return server
 
 
 def test_step_0_fetches_every_kind_of_source(mirror, tmp_path):
     root = tmp_path / "root"
-    main(["teacher", "glove", "sst-2", "MRPC", "ax", "--dir", str(root)])
+    names = ["teacher", "glove", "sst-2", "MRPC", "ax", "vocab_21128", "bert-base-chinese", "TinyBERT_4L_zh"]
+    main([*names, "--dir", str(root)])
     assert names_in(root) == [
         "1_pre_data/glove.6B.100d.txt",
+        "1_pre_data/vocab_21128.txt",
+        "3_general_distill/config.json",
+        "3_general_distill/pytorch_model.bin",
+        "3_general_distill/vocab.txt",
         "AX/AX.tsv",
         "MRPC/dev.tsv",
         "MRPC/test.tsv",
@@ -671,6 +679,10 @@ def test_step_0_fetches_every_kind_of_source(mirror, tmp_path):
         "SST-2/dev.tsv",
         "SST-2/test.tsv",
         "SST-2/train.tsv",
+        "teacher_model/bert-base-chinese/config.json",
+        "teacher_model/bert-base-chinese/pytorch_model.bin",
+        "teacher_model/bert-base-chinese/tokenizer_config.json",
+        "teacher_model/bert-base-chinese/vocab.txt",
         "teacher_model/config.json",
         "teacher_model/pytorch_model.bin",
         "teacher_model/tokenizer_config.json",
@@ -681,6 +693,7 @@ def test_step_0_fetches_every_kind_of_source(mirror, tmp_path):
     assert mrpc["train.tsv"] == f'Quality\t{columns}1\t1\t2\ta "b\u2028c\td\n'
     assert mrpc["dev.tsv"] == f"Quality\t{columns}0\t3\t4\te\tf\n"
     assert mrpc["test.tsv"] == f"index\t{columns}0\t5\t6\tg\th\n1\t7\t8\ti\tj\n"
+    assert (root / "1_pre_data/vocab_21128.txt").read_text() == "bert-base-chinese"
     assert visible(tmp_path / "cache") == ["fetched.json"]  # no archive is kept
 
 
@@ -706,11 +719,89 @@ def test_the_list_says_what_is_there(mirror, tmp_path, capsys):
     (tmp_path / "RTE").mkdir()
     for name in file_utils.TSV:
         (tmp_path / "RTE" / name).write_text("x")
-    main(["--dir", str(tmp_path)])
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    rows = rows_of(capsys, tmp_path)
     assert set(rows) == {"name", *file_utils.SOURCES}
     assert rows["glove"].endswith(" intact") and rows["MNLI"].endswith(" missing")
     assert rows["RTE"].endswith("there (your own files)")
+
+
+def test_all_is_every_glue_task(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(file_utils, "fetch_source", lambda name, *_: fetched.append(name))
+    main(["all", "--dir", str(tmp_path)])
+    assert {*fetched} == {task.source for task in TASKS.values()}
+
+
+def test_what_messages_say_is_fetched_is_a_source_and_goes_there():
+    for name, (source, place) in downloads.FETCHED.items():
+        folder, files, *_ = file_utils.SOURCES[source]
+        assert folder == place and name in (*files, Path(folder).name)
+
+
+def rows_of(capsys, root):
+    """The rows of the table by the source's name."""
+    capsys.readouterr()
+    main(["--dir", str(root)])
+    return {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_published_student_comes_with_the_next_command(mirror, tmp_path, capsys, caplog, name):
+    with caplog.at_level(logging.INFO):
+        main([name, "--dir", str(tmp_path)])
+    assert (tmp_path / "3_general_distill/vocab.txt").read_text() == STUDENTS[name]
+    teacher = "bert-base-chinese" if name.endswith("zh") else "bert-base-uncased"
+    flags = " --teacher_model teacher_model/bert-base-chinese --task_name YOUR_TASK" if name.endswith("zh") else ""
+    assert f"its teacher: {teacher} " in caplog.messages[-2]
+    assert caplog.messages[-1] == f"next: python task_distill.py{flags}"
+    asked = len(mirror.log)
+    main([name, "--dir", str(tmp_path)])
+    assert len(mirror.log) == asked
+    rows = rows_of(capsys, tmp_path)
+    assert rows[name].endswith(" intact")
+    others = [rows[other] for other in STUDENTS if other != name]
+    assert len(others) == 3 and all(row.endswith(f" missing (3_general_distill/ holds {name})") for row in others)
+
+
+def test_a_student_never_takes_the_place_of_another_or_of_one_s_own(mirror, tmp_path, capsys):
+    folder = tmp_path / "3_general_distill"
+
+    def refused(name, holder):
+        before, asked = names_in(folder), len(mirror.log)
+        told = f"^3_general_distill/: holds {holder}; .* python task_distill.py --student_model {STUDENTS[name]}$"
+        with pytest.raises(UserError, match=told):
+            main([name, "--dir", str(tmp_path)])
+        assert names_in(folder) == before and len(mirror.log) == asked
+        assert rows_of(capsys, tmp_path)[name].endswith(f" missing (3_general_distill/ holds {holder})")
+
+    main(["TinyBERT_4L_zh", "--dir", str(tmp_path)])
+    refused("TinyBERT_6L_zh", "TinyBERT_4L_zh")
+    (folder / "run.json").write_text("{}")
+    (folder / "pytorch_model.bin").write_bytes(b"trained")
+    refused("TinyBERT_4L_zh", "the output of general_distill.py")
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "README.md").write_text("what is in here")
+    (folder / "model.safetensors").write_bytes(b"mine")
+    refused("TinyBERT_6L_zh", "a model of your own")
+    (folder / "model.safetensors").unlink()
+    main(["TinyBERT_6L_zh", "--dir", str(tmp_path)])
+    assert (folder / "vocab.txt").read_text() == STUDENTS["TinyBERT_6L_zh"]
+
+
+@pytest.mark.parametrize("copied", [0, 1, 2, 3])
+def test_a_student_that_was_fetched_in_part_is_completed(mirror, tmp_path, monkeypatch, copied):
+    def copy_some(path, target):
+        if len(names_in(tmp_path / "3_general_distill")) == copied:
+            raise KeyboardInterrupt
+        real(path, target)
+
+    real = file_utils.copy_file
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(file_utils, "copy_file", copy_some)
+        main(["TinyBERT_4L_zh", "--dir", str(tmp_path)])
+    main(["TinyBERT_4L_zh", "--dir", str(tmp_path)])
+    assert names_in(tmp_path / "3_general_distill") == ["config.json", "pytorch_model.bin", "vocab.txt"]
 
 
 def test_an_interrupted_step_0_goes_on(mirror, tmp_path, monkeypatch):
@@ -751,7 +842,8 @@ def test_importing_the_module_loads_no_network_package():
 
 
 def test_the_table_matches_the_official_addresses():
-    glue = [source for name, source in file_utils.SOURCES.items() if name not in ("teacher", "glove", "MRPC")]
+    tasks = {task.source for task in TASKS.values()} - {"MRPC"}
+    glue = [source for name, source in file_utils.SOURCES.items() if name in tasks]
     unsigned = {address.rsplit("/", 1)[-1] for source in glue for address in source.addresses} - {*file_utils.CHECKSUMS}
     assert unsigned == {"AX.tsv"}
     assert all(len(bytes.fromhex(sha256)) == 32 for sha256 in file_utils.CHECKSUMS.values())

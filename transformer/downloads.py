@@ -190,8 +190,8 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
         raise UserError(f"{name}: a file, expected a model folder")
     if re.match("(https?|s3)://", name):
         return fetch_model(name, models / _entry(name, name), need_weights)
-    stage = re.match("[1-5]_|teacher_model|student_model", local.name) or ("/" in name and local.parent.is_dir())
-    if stage or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+    ours = any(re.match("[1-5]_|teacher_model|student_model", part) for part in local.parts)
+    if ours or ("/" in name and local.parent.is_dir()) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         advice = advice_on(local) or "run the step that writes it first, or name another folder"
         raise UserError(f"{name}: no such folder; {advice}")
     try:

@@ -1,14 +1,16 @@
-"""Step 0: fetch the teacher (bert-base-uncased), the GloVe vectors and GLUE tasks into their folders.
+"""Step 0: fetch the teacher (bert-base-uncased), the GloVe vectors and GLUE tasks into their folders; also the Chinese
+teacher, its vocabulary alone, and published general students, with which stages 2 and 3 can be skipped.
 
-Reads public addresses (the table SOURCES); writes teacher_model/, 1_pre_data/glove.6B.100d.txt and a folder per task.
+Reads public addresses (the table SOURCES); writes teacher_model/, 1_pre_data/, a folder per task, 3_general_distill/.
 An interrupted download continues where it stopped; a file that is there and intact is not fetched again.
 Without a name it lists what it can fetch and what is already there.
-第 0 步:下载教师模型、GloVe 词向量和 GLUE 任务数据(支持断点续传)。
+第 0 步：下载教师模型、GloVe 词向量和 GLUE 任务数据，以及中文教师、词表和现成的通用学生；支持断点续传。
 
     python -m transformer.file_utils teacher glove SST-2
 """
 
 import argparse
+import functools
 import logging
 import os
 import re
@@ -23,25 +25,31 @@ from transformer import downloads
 from transformer.console import run
 from transformer.downloads import WEIGHTS, cached_path, model_folder, upload
 from transformer.files import UserError, atomic_write, copy_file, make_folder, read_json, write_json
-from transformer.remote import hub, s3_files
+from transformer.remote import HUB, hub, s3_files
 
 # Older code imports these from here.
 __all__ = ["UserError", "atomic_write", "cached_path", "model_folder", "read_json", "s3_files", "upload", "write_json"]
 
-Source = namedtuple("Source", ["folder", "files", "megabytes", "addresses"])  # megabytes: size of the download
+# megabytes: size of the download; addresses: of the files, or of what they are made from; model: instead of addresses,
+# its name on the hub; teacher: for a general student, the source of its teacher.
+Source = namedtuple("Source", "folder files megabytes addresses model teacher", defaults=((), "", ""))
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
-TEACHER = "bert-base-uncased"
+MODEL = ("config.json", "vocab.txt", "tokenizer_config.json", "weights")
+CHINESE_VOCABULARY = f"{HUB}/bert-base-chinese/resolve/main/vocab.txt"
 TSV = ("train.tsv", "dev.tsv", "test.tsv")
 MNLI_TSV = ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv", "test_mismatched.tsv")
 MRPC_RAW = (SENTEVAL + "msr_paraphrase_train.txt", SENTEVAL + "msr_paraphrase_test.txt", GLUE + "mrpc_dev_ids.tsv")
 
 MISSING, INTACT, CHANGED, OWN = "missing", "intact", "changed", "there (your own files)"  # the states of a file
 
-# TINYBERT_MIRROR=https://host/folder replaces the scheme and host of every address here.
+# The general students, which have no tokenizer_config.json, share a folder that has room for one.
+student = functools.partial(Source, "3_general_distill", ("config.json", "vocab.txt", "weights"))
+
+# TINYBERT_MIRROR=https://host/folder replaces the scheme and host of every address here, HF_ENDPOINT those of the hub.
 SOURCES = {
-    "teacher": Source("teacher_model", ("config.json", "vocab.txt", "tokenizer_config.json", "weights"), 441, ()),
+    "teacher": Source("teacher_model", MODEL, 441, model="bert-base-uncased"),
     "glove": Source("1_pre_data", ("glove.6B.100d.txt",), 862, ("https://nlp.stanford.edu/data/glove.6B.zip",)),
     "CoLA": Source("CoLA", TSV, 0.4, (GLUE + "CoLA.zip",)),
     "SST-2": Source("SST-2", TSV, 7.4, (GLUE + "SST-2.zip",)),
@@ -53,9 +61,15 @@ SOURCES = {
     "RTE": Source("RTE", TSV, 0.7, (GLUE + "RTE.zip",)),
     "WNLI": Source("WNLI", TSV, 0.03, (GLUE + "WNLI.zip",)),
     "AX": Source("AX", ("AX.tsv",), 0.2, (GLUE + "AX.tsv",)),
+    "bert-base-chinese": Source("teacher_model/bert-base-chinese", MODEL, 412, model="bert-base-chinese"),
+    "vocab_21128": Source("1_pre_data", ("vocab_21128.txt",), 0.1, (CHINESE_VOCABULARY,)),
+    "TinyBERT_General_4L_312D": student(60, model="huawei-noah/TinyBERT_General_4L_312D", teacher="teacher"),
+    "TinyBERT_General_6L_768D": student(270, model="huawei-noah/TinyBERT_General_6L_768D", teacher="teacher"),
+    "TinyBERT_4L_zh": student(46, model="huawei-noah/TinyBERT_4L_zh", teacher="bert-base-chinese"),
+    "TinyBERT_6L_zh": student(240, model="huawei-noah/TinyBERT_6L_zh", teacher="bert-base-chinese"),
 }
 
-# The hub sends a sum for the teacher's weights; the GloVe archive contains its own.
+# The hub sends a sum for weights; the GloVe archive contains its own.
 CHECKSUMS = {
     "CoLA.zip": "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
     "SST-2.zip": "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa",
@@ -110,8 +124,8 @@ def _lines(path):
         return [line.strip("\r\n") for line in file if line.strip()]
 
 
-def _mirrored(url):
-    mirror = os.environ.get("TINYBERT_MIRROR")
+def _address(url):
+    mirror, url = os.environ.get("TINYBERT_MIRROR"), url.replace(HUB, hub(), 1)
     return mirror.rstrip("/") + urlsplit(url).path if mirror else url
 
 
@@ -134,53 +148,101 @@ def _file_states(name, root, cache):
     return states
 
 
-def fetch_source(name, root, cache):
-    """Fetch the files of a source that are missing or changed into its folder under `root`."""
+def _other_model(name, root, cache):
+    """What is in the folder that a general student goes to, other than this student; "" for nothing."""
     source, folder = SOURCES[name], root / SOURCES[name].folder
+    if not source.teacher:
+        return ""
+    if (folder / "run.json").exists():
+        return "the output of general_distill.py"
+    fetched = downloads.read_record(cache / "fetched.json")
+    for path in (folder / file for file in (*MODEL[:-1], *WEIGHTS)):
+        found = fetched.get(str(path.resolve()), {}).get("source", "a model of your own")
+        if path.exists() and found != name:
+            return found
+    return ""
+
+
+def fetch_source(name, root, cache):
+    """Fetch the files of a source that are missing or changed into its folder under `root`. Raises UserError where
+    another student is in the way."""
+    source, folder = SOURCES[name], root / SOURCES[name].folder
+    if other := _other_model(name, root, cache):
+        instead = f"python task_distill.py --student_model {source.model}"
+        raise UserError(f"{source.folder}/: holds {other}; move its files elsewhere first, or leave them: {instead}")
     states = _file_states(name, root, cache)
     wanted = [file for file, state in states.items() if state in (MISSING, CHANGED)]
     if not wanted:
         logging.info("%s: already in %s/", name, source.folder)
         return
     make_folder(folder)
-    if name == "teacher":
-        weights = downloads.weights_in_order() if {*wanted} & {*WEIGHTS} else ()  # in either format
-        copy = downloads.fetch_model(_mirrored(f"{hub()}/{TEACHER}/resolve/main"), cache / "teacher", bool(weights))
-        made = [file for file in dict.fromkeys((*wanted, *weights)) if (copy / file).is_file()]
-        raw = [copy / file for file in made]
-    else:
-        raw = [cached_path(_mirrored(url), cache, CHECKSUMS.get(url.rsplit("/", 1)[-1])) for url in source.addresses]
-        made = wanted
+    made, raw = _download(name, wanted, cache)
     for file in wanted:
         if states[file] == CHANGED:
             os.replace(folder / file, folder / f"{file}.old")
             logging.info("%s: was changed after it was fetched; kept as %s.old", folder / file, file)
-    if name == "MRPC":
-        make_mrpc(*raw, made, folder)
-    elif any(path.suffix == ".zip" for path in raw):
-        unpack(*raw, made, folder)
-    else:
-        for path, file in zip(raw, made, strict=True):
-            copy_file(path, folder / file)
-    for path in raw:  # do not keep a second copy of what is unpacked
+    contents = _unpack(name, raw, made, folder)
+    # Recorded before they are copied: what a killed run leaves is then known to come from here.
+    record = downloads.read_record(cache / "fetched.json")
+    for file, path in zip(made, contents, strict=True):
+        about = {"source": name, "size": path.stat().st_size, "sha256": downloads.sha256_of(path)}
+        record[str((folder / file).resolve())] = about
+    write_json(cache / "fetched.json", record)
+    for file, path in zip(made, contents, strict=True):
+        copy_file(path, folder / file)
+    for path in raw:  # do not keep a second copy
         if cache in path.parents:  # a mirror may be a local folder
             path.unlink(missing_ok=True)
-    paths = [(folder / file).resolve() for file in made]
-    sums = {str(path): {"size": path.stat().st_size, "sha256": downloads.sha256_of(path)} for path in paths}
-    write_json(cache / "fetched.json", downloads.read_record(cache / "fetched.json") | sums)
     logging.info("%s: %s in %s/", name, ", ".join(made), source.folder)
+    if source.teacher:
+        _tell_what_is_next(SOURCES[source.teacher], source.teacher)
+
+
+def _download(name, wanted, cache):
+    """(names of the files that were fetched, paths in the cache of these files or of what they are made from)."""
+    source = SOURCES[name]
+    if not source.model:
+        addresses = source.addresses
+        return wanted, [cached_path(_address(url), cache, CHECKSUMS.get(url.rsplit("/", 1)[-1])) for url in addresses]
+    weights = downloads.weights_in_order() if {*wanted} & {*WEIGHTS} else ()  # in either format
+    copy = downloads.fetch_model(_address(f"{HUB}/{source.model}/resolve/main"), cache / name, bool(weights))
+    made = [file for file in dict.fromkeys((*wanted, *weights)) if (copy / file).is_file()]
+    return made, [copy / file for file in made]
+
+
+def _unpack(name, raw, made, folder):
+    """The paths of the files `made`: `raw` itself, or where raw ones were unpacked to."""
+    if name == "MRPC":
+        make_mrpc(*raw, made, folder)
+    elif raw[0].suffix == ".zip":
+        unpack(*raw, made, folder)
+    else:
+        return raw
+    return [folder / file for file in made]
+
+
+def _tell_what_is_next(teacher, name):
+    """Log what to do with a general student. `teacher`: its teacher's source, called `name`."""
+    logging.info("a general student: stages 2 and 3 can be skipped")
+    logging.info("its teacher: %s (python -m transformer.file_utils %s)", teacher.model, name)
+    own = "" if name == "teacher" else f" --teacher_model {teacher.folder} --task_name YOUR_TASK"
+    logging.info("next: python task_distill.py%s", own)
 
 
 def print_table(root, cache):
     """Print what can be fetched, where it goes, its size and its state."""
-    print(f"{'name':<9}{'goes to':<34}{'download':>9}  state")
+    rows = [("name", "goes to", "download", "state")]
     for name, source in SOURCES.items():
-        states = _file_states(name, root, cache)
-        bad = [f"{state}: {file}" for file, state in states.items() if state in (MISSING, CHANGED)]
-        same = len({*states.values()}) == 1
-        summary = next(iter(states.values())) if same else ", ".join(bad) or OWN
         goes_to = f"{source.folder}/" + (source.files[0] if len(source.files) == 1 else f" ({len(source.files)} files)")
-        print(f"{name:<9}{goes_to:<34}{source.megabytes:>6g} MB  {summary}")
+        if other := _other_model(name, root, cache):
+            summary = f"{MISSING} ({source.folder}/ holds {other})"
+        else:
+            states = _file_states(name, root, cache)
+            bad = [f"{state}: {file}" for file, state in states.items() if state in (MISSING, CHANGED)]
+            summary = next(iter(states.values())) if len({*states.values()}) == 1 else ", ".join(bad) or OWN
+        rows.append((name, goes_to, f"{source.megabytes:g} MB", summary))
+    for name, goes_to, size, summary in rows:
+        print(f"{name:<25}{goes_to:<43}{size:>8}  {summary}")
 
 
 def main(argv=None):
@@ -197,7 +259,7 @@ def main(argv=None):
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     cache = downloads.cache_folder(args.cache_dir)
     known = {name.lower(): [name] for name in SOURCES}
-    known["all"] = [name for name in SOURCES if name not in ("teacher", "glove")]
+    known["all"] = [name for name, source in SOURCES.items() if source.folder == name]
     names = dict.fromkeys(source for name in args.names for source in known.get(name.lower(), [name]))
     for name in names:
         if name not in SOURCES:
