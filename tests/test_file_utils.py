@@ -16,8 +16,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from tiny import TEACHER, call_script, make_sst2, make_student_config, make_teacher, tree
 
 from transformer import downloads, file_utils, remote
+from transformer.checkpoint import load_state_dict
 from transformer.corpus import corpus_files
 from transformer.file_utils import (
     UserError,
@@ -802,6 +804,37 @@ def test_a_student_that_was_fetched_in_part_is_completed(mirror, tmp_path, monke
         main(["TinyBERT_4L_zh", "--dir", str(tmp_path)])
     main(["TinyBERT_4L_zh", "--dir", str(tmp_path)])
     assert names_in(tmp_path / "3_general_distill") == ["config.json", "pytorch_model.bin", "vocab.txt"]
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_stage_4_starts_from_a_published_student_and_stage_3_leaves_it_alone(mirror, tmp_path, no_pictures, per_layer):
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "intermediate_size": 20}
+    made = make_teacher(tmp_path / "made", **sizes, fit_size=24, fit_per_layer=per_layer)
+    config = {key: value for key, value in read_json(made / "config.json").items() if key in {*TEACHER, "vocab_size"}}
+    write_json(made / "config.json", {**config, "pre_trained": "", "training": ""})  # as the published ones say
+    for file in ("config.json", "vocab.txt", "pytorch_model.bin"):
+        mirror.files[f"/huawei-noah/TinyBERT_General_4L_312D/resolve/main/{file}"] = (made / file).read_bytes()
+    main(["TinyBERT_General_4L_312D", "--dir", str(tmp_path)])
+    student, teacher = tmp_path / "3_general_distill", make_teacher(tmp_path / "teacher")
+    before = tree(student)
+    flags = ["--teacher_model", teacher, "--max_seq_length", 31, "--max_steps", 2]
+    data = ["--data_dir", make_sst2(tmp_path / "SST-2")]
+    found = call_script(
+        "task_distill.py", *flags, *data, "--student_model", student, "--output_dir", tmp_path / "4_task_distill_mid"
+    )
+    assert found.returncode == 0 and "drawn anew" not in found.stdout + found.stderr, found.stderr
+    projections = [key for key in load_state_dict(tmp_path / "4_task_distill_mid") if key.startswith("fit_dense")]
+    assert len(projections) == (6 if per_layer else 2)
+
+    epochs = tmp_path / "2_pregenerate_data"
+    epochs.mkdir()
+    (epochs / "epoch_0.json").write_text('{"tokens": ["[CLS]", "the", "film", "[SEP]"], "segment_ids": [0, 0, 0, 0]}\n')
+    write_json(epochs / "epoch_0_metrics.json", {"num_training_examples": 1, "max_seq_len": 31})
+    make_student_config(tmp_path / "student_model")
+    own = ["--pregenerated_data", epochs, "--student_model", tmp_path / "student_model", "--output_dir", student]
+    found = call_script("general_distill.py", *flags, *own)
+    assert found.returncode == 2 and "already there, made by something else" in found.stderr
+    assert tree(student) == before
 
 
 def test_an_interrupted_step_0_goes_on(mirror, tmp_path, monkeypatch):
