@@ -87,7 +87,7 @@ def refused_teacher(folder, name, lacking):
     flag = {"augment": "--pretrained_bert_model", "pregenerate": "--bert_model"}.get(name, "--teacher_model")
     student = ["--student_model", folder / "3"] if name == "prediction" else []
     message = refused(folder, name, flag, teacher, *student)
-    assert message.endswith("; to fetch it into teacher_model/: python -m transformer.file_utils teacher\n")
+    assert message.endswith("; fetched into teacher_model/ by: python -m transformer.file_utils teacher\n")
     return message
 
 
@@ -212,7 +212,7 @@ def broken_task(folder, name, lines=None):
 @pytest.mark.parametrize(
     "lines, told",
     [
-        (None, "train.tsv: no such file; to fetch it into SST-2/: python -m transformer.file_utils SST-2\n"),
+        (None, "train.tsv: no such file; fetched into SST-2/ by: python -m transformer.file_utils SST-2\n"),
         (b"", "train.tsv: the file is empty"),
         (b"sentence\tlabel\n", "train.tsv: no rows"),
         (b"sentence\tlabel\na\t1\na film\tgood\t0\n", "train.tsv line 3: 3 columns, expected 2"),
@@ -281,7 +281,7 @@ def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
 
 def test_a_missing_dev_file_is_named_before_anything_is_trained(folder):
     (folder / "glue" / "SST-2" / "dev.tsv").unlink()
-    told = "dev.tsv: no such file; to fetch it into SST-2/: python -m transformer.file_utils SST-2\n"
+    told = "dev.tsv: no such file; fetched into SST-2/ by: python -m transformer.file_utils SST-2\n"
     assert refused(folder, "intermediate").endswith(told)
 
 
@@ -330,7 +330,7 @@ def test_word_vectors_that_cannot_be_used_are_named_with_their_line(folder, line
 def test_missing_glove_vectors_are_named_with_the_command_that_fetches_them(folder):
     fresh(folder, "augment")
     message = refused(folder, "augment", "--glove_embs", folder / "glove.6B.100d.txt")
-    told = "no such file; to fetch it into 1_pre_data/: python -m transformer.file_utils glove\n"
+    told = "no such file; fetched into 1_pre_data/ by: python -m transformer.file_utils glove\n"
     assert message.endswith(f"glove.6B.100d.txt: {told}")
 
 

@@ -137,7 +137,7 @@ def test_a_missing_file_is_named_with_the_command_that_fetches_it(tmp_path, task
     train = () if task.trained_as else (task.train_file,)
     for file in (*train, *task.dev_files, *task.test_files):
         fetched = file in file_utils.SOURCES[task.source].files
-        advice = f"to fetch it into {task.source}/: python -m transformer.file_utils {task.source}$"
+        advice = f"fetched into {task.source}/ by: python -m transformer.file_utils {task.source}$"
         advice = advice if fetched else "it is published at https://gluebenchmark.com/diagnostics$"
         with pytest.raises(UserError, match=f"{file}: no such file; {advice}"):
             TaskFile(tmp_path / file, task)

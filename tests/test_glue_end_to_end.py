@@ -149,13 +149,26 @@ def test_the_diagnostic_set_is_scored_with_mnli_s_teacher_beside_the_student(tmp
     assert -1 <= read_results(tmp_path / "out" / "eval_results.txt")["mcc"] <= 1
 
 
-def test_nothing_is_trained_on_the_diagnostic_set(tmp_path):
+def test_mnli_mm_is_scored_on_the_mismatched_set_with_mnli_s_models(tmp_path):
+    data = make_task(tmp_path / "MNLI", "MNLI-mm")
+    models = [make_classifier(tmp_path / name, TASKS["mnli"].labels) for name in ("student", "teacher/MNLI")]
+    flags = ["--student_model", models[0], "--teacher_model", tmp_path / "teacher", "--output_dir", tmp_path / "out"]
+    flags += ["--task_name", "mnli-mm", "--data_dir", data, "--max_seq_length", 31]
+    found = call_script("task_distill.py", "--do_eval", *flags)
+    assert found.returncode == 0, found.stderr
+    [line] = [line for line in found.stdout.splitlines() if line.startswith("dev acc")]
+    assert len(line.split()) >= 4  # two numbers: teacher and student
+    assert list(read_results(tmp_path / "out" / "eval_results.txt")) == ["acc"]
+
+
+@pytest.mark.parametrize("name", ["AX", "MNLI-mm"])
+def test_nothing_is_trained_on_the_diagnostic_set(tmp_path, name):
     make_teacher(tmp_path / "teacher")
     found = call_script(
         "task_distill.py",
         "--do_finetune",
         "--task_name",
-        "AX",
+        name,
         "--data_dir",
         tmp_path,
         "--teacher_model",
@@ -163,7 +176,10 @@ def test_nothing_is_trained_on_the_diagnostic_set(tmp_path):
         "--max_seq_length",
         31,
     )
-    assert found.returncode == 2 and "AX: nothing to train on; MNLI's models do this task" in found.stderr
+    told = f"error: --task_name {name}: nothing to train on; MNLI's models do this task\n"
+    assert found.returncode == 2 and found.stderr == told
+    found = call_script("data_augmentation.py", "--task_name", name, "--glue_dir", tmp_path)
+    assert found.returncode == 2 and found.stderr == told
 
 
 # --- --seeds

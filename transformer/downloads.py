@@ -193,7 +193,7 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
     ours = any(re.match("[1-5]_|teacher_model|student_model", part) for part in local.parts)
     if ours or ("/" in name and local.parent.is_dir()) or not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         advice = advice_on(local) or "run the step that writes it first, or name another folder"
-        raise UserError(f"{name}: no such folder; {advice}")
+        raise UserError(f"{name}: no such {'file' if local.suffix == '.txt' else 'folder'}; {advice}")
     try:
         return fetch_model(f"{hub()}/{name}/resolve/main", models / name.replace("/", "--"), need_weights)
     except UserError as error:
@@ -216,12 +216,12 @@ def advice_on(path):
         return fetch_advice(*FETCHED[name])
     if name == "student_model":
         return "it is the student's configuration; to train weights: python general_distill.py"
-    return f"to make it: python {WRITERS[name[:2]]}" if name[:2] in WRITERS else None
+    return f"made by: python {WRITERS[name[:2]]}" if name[:2] in WRITERS else None
 
 
 def fetch_advice(source, place):
     """The end of a message about something that step 0 fetches."""
-    return f"to fetch it into {place}/: python -m transformer.file_utils {source}"
+    return f"fetched into {place}/ by: python -m transformer.file_utils {source}"
 
 
 def weights_in_order():
