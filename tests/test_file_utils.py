@@ -33,6 +33,7 @@ from transformer.file_utils import (
     write_json,
 )
 from transformer.glue import TASKS
+from transformer.modeling import BertConfig, TinyBertForSequenceClassification
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -816,6 +817,8 @@ def test_stage_4_starts_from_a_published_student_and_stage_3_leaves_it_alone(mir
         mirror.files[f"/huawei-noah/TinyBERT_General_4L_312D/resolve/main/{file}"] = (made / file).read_bytes()
     main(["TinyBERT_General_4L_312D", "--dir", str(tmp_path)])
     student, teacher = tmp_path / "3_general_distill", make_teacher(tmp_path / "teacher")
+    classifier = TinyBertForSequenceClassification(BertConfig.from_pretrained(teacher))
+    classifier.save_pretrained(make_teacher(teacher / "SST-2"))
     before = tree(student)
     flags = ["--teacher_model", teacher, "--max_seq_length", 31, "--max_steps", 2]
     data = ["--data_dir", make_sst2(tmp_path / "SST-2")]

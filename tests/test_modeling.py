@@ -506,9 +506,11 @@ def test_a_wrong_shape_is_told_with_both_shapes(tmp_path):
 
 
 def test_missing_weights_are_told_with_the_command_that_fetches_them(tmp_path):
-    BertConfig(**SIZES).save_pretrained(tmp_path, "BertForPreTraining")
-    message = error_of(TinyBertForPreTraining.from_pretrained, tmp_path)
-    assert str(tmp_path) in message and "python -m transformer.file_utils teacher" in message
+    folder = tmp_path / "teacher_model"
+    folder.mkdir()
+    BertConfig(**SIZES).save_pretrained(folder, "BertForPreTraining")
+    message = error_of(TinyBertForPreTraining.from_pretrained, folder)
+    assert str(folder) in message and "python -m transformer.file_utils teacher" in message
     assert WEIGHTS_NAME in message and SAFE_WEIGHTS_NAME in message
 
 

@@ -15,7 +15,7 @@ from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of,
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # {what a model is read from: the files, any of which will do}
-MODEL_FILES = {
+MODEL_PARTS = {
     "weights": WEIGHTS[::-1],
     "vocabulary": ("vocab.txt", "tokenizer.json"),
     "configuration": ("config.json",),
@@ -202,7 +202,7 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
 
 def need(part, folder):
     """Raise UserError where a model folder lacks a part: "weights", "vocabulary" or "configuration"."""
-    files = MODEL_FILES[part]
+    files = MODEL_PARTS[part]
     if not any((Path(folder) / file).is_file() for file in files):
         advice = advice_on(folder) or f"copy {files[0]} from where the model came from"
         raise UserError(f"{folder}: no {part} there ({' or '.join(files)}); {advice}")
