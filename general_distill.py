@@ -126,8 +126,8 @@ def make_learner(student, teacher, matching, max_seq_length):
 
 def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_checkpoints, output):
     """Train the student over the epochs. `from_teacher`: initialize its weights from the teacher's."""
-    student, teacher, here = learner.student, learner.teacher, output.processes
-    logging.info("teacher %s", describe(teacher))
+    student, here = learner.student, output.processes
+    logging.info("teacher %s", describe(learner.teacher))
     logging.info("student %s", describe(student))
     first = epochs.read(0)  # before output.begin(): bad input must not cost the user an earlier output
     plan = Plan(epochs.read, epochs.sizes, schedule, batching)
@@ -141,14 +141,19 @@ def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_c
     logging.info("%d sequences, %d steps", sum(epochs.sizes), plan.total_steps)
     if from_teacher and not run.has_state():  # a saved state holds weights that have already learned
         logging.info("student's weights from the teacher's, by %d sequences", min(INIT_SEQUENCES, len(first)))
-        # Seed 0 whatever --seed is, so that runs with different seeds start from the same weights.
-        rows = np.random.default_rng(0).permutation(len(first))[:INIT_SEQUENCES]
-        text = replace(first, pad_to=None)  # padding is not looked at here and would only cost time
-        batches = (here.to_device(text.batch(rows[start : start + 16])) for start in range(0, len(rows), 16))
-        initialize_from_teacher(student, teacher, learner.mapping, batches)
+        start_from_teacher(learner, first, here)
     run.train()
     run.finish()
     output.finish(f"{sum(epochs.sizes)} sequences in, {plan.total_steps} steps of {batching.train_batch_size}")
+
+
+def start_from_teacher(learner, first, here):
+    """Set the student's weights from its teacher's, as --init_student teacher does. `first`: epoch 0's Sequences."""
+    # Seed 0 whatever --seed is, so that runs with different seeds start from the same weights.
+    rows = np.random.default_rng(0).permutation(len(first))[:INIT_SEQUENCES]
+    text = replace(first, pad_to=None)  # padding is not looked at here and would only cost time
+    batches = (here.to_device(text.batch(rows[start : start + 16])) for start in range(0, len(rows), 16))
+    initialize_from_teacher(learner.student, learner.teacher, learner.mapping, batches)
 
 
 def new_student(folder, teacher, tokenizer):
