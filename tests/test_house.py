@@ -11,7 +11,7 @@ FLOORS = (
     "files | remote console drawing | downloads",
     "flags outputs processes history | settings",
     "checkpoint tokenization optimization data corpus tables workers"
-    " | configuration epochs vectors | modeling instances",
+    " | configuration epochs vectors | modeling instances | published",
     "distillation initialization",
     "tasks tasks.kind | tasks.classification tasks.regression | tasks.task | glue | own_tasks",
     "training evaluation",

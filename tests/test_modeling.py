@@ -339,8 +339,11 @@ def test_what_is_saved_comes_back(tmp_path, model_class, overrides):
     model.save_pretrained(tmp_path)
     again = model_class.from_pretrained(tmp_path)
     assert_same_weights(again, model)
-    for key in (*SIZES, "fit_size", "fit_per_layer", "pooled_relu", "hidden_dropout_prob", "note"):
+    for key in (*SIZES, "fit_size", "fit_per_layer", "hidden_dropout_prob", "note"):
         assert getattr(again.config, key) == getattr(model.config, key), key
+    # Only a classifier's folder says whether the ReLU is there.
+    assert again.config.pooled_relu == (model_class is TinyBertForSequenceClassification)
+    assert ("pooled_relu" in json.loads((tmp_path / CONFIG_NAME).read_text())) == again.config.pooled_relu
     assert {path.name for path in tmp_path.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
 
 

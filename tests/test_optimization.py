@@ -116,12 +116,12 @@ def test_the_rate_reported_is_the_one_of_the_next_step():
     for step in range(4):
         set_gradients([weights], step)
         before = weights.detach().clone()
-        rates.append(optimizer.get_lr())
+        rates += optimizer.get_lr()
         optimizer.step()
         moves.append((weights.detach() - before).abs().max().item())
     assert rates == pytest.approx([0.0, 1.0, 2.0, 1.0])
     assert moves[0] == 0.0 and min(moves[1:]) > 0
-    assert optimizer.get_lr() == pytest.approx(0.0)
+    assert optimizer.get_lr() == pytest.approx([0.0])
 
 
 def test_each_tensor_is_clipped_by_its_own_norm():
@@ -207,7 +207,46 @@ def test_weight_decay_spares_biases_and_layer_norms():
     assert len(decay["params"]) + len(no_decay["params"]) == len(decayed) + len(spared)  # nothing twice
 
 
-@pytest.mark.parametrize("values", [{"schedule": "linear"}, {"lr": -1.0}, {"warmup": 1.0}, {"warmup": -0.1}])
-def test_settings_out_of_range_are_refused(values):
-    with pytest.raises(ValueError, match=next(iter(values))):
-        BertAdam(make_parameters((3,)), **{"lr": 0.1, **values})
+@pytest.mark.parametrize(
+    "name, value",
+    [("schedule", "linear"), ("lr", -1.0), ("warmup", 1.0), ("warmup", -0.1), ("b1", 1.0), ("b2", -0.5), ("e", -1e-8)],
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name} "):
+        BertAdam(make_parameters((3,)), **{"lr": 0.1, name: value})
+
+
+def test_a_misspelt_setting_is_refused():
+    with pytest.raises(TypeError, match="weight_dacay"):
+        BertAdam(make_parameters((3,)), 0.1, weight_dacay=0.0)
+    with pytest.raises(TypeError, match="weight_dacay"):
+        BertAdam([{"params": make_parameters((3,)), "weight_dacay": 0.0}], 0.1)
+
+
+@pytest.mark.parametrize("schedule", [*SCHEDULES, None])
+def test_without_a_total_the_rate_is_constant_and_no_model_freezes(schedule):
+    [weights] = make_parameters((3,))
+    for _ in range(2):
+        optimizer = BertAdam([weights], lr=0.1, schedule=schedule)
+        for step in range(3):
+            before = weights.detach().clone()
+            set_gradients([weights], step)
+            assert optimizer.get_lr() == [0.1]
+            optimizer.step()
+            assert (weights.detach() - before).abs().min() > 0
+
+
+def test_a_step_calls_its_closure_and_returns_its_loss():
+    [weights] = make_parameters((3,))
+    optimizer, seen = BertAdam([weights], lr=0.1), []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = weights.square().sum()
+        loss.backward()
+        seen.append(loss.item())
+        return loss
+
+    losses = [optimizer.step(closure).item() for _ in range(3)]
+    assert losses == seen and losses[2] < losses[1] < losses[0]
+    assert optimizer.step() is None

@@ -9,6 +9,7 @@ from transformer.checkpoint import CONFIG_NAME
 from transformer.downloads import need
 from transformer.files import UserError, read_json, write_json
 
+CLASSIFIER = "BertForSequenceClassification"  # the architecture that `pooled_relu` is about
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -86,9 +87,13 @@ class BertConfig:
             path = path / CONFIG_NAME
         values = {**read_json(path), **overrides}
         try:
-            return cls(**values)
+            return cls.from_dict(values)
         except UserError as error:
             raise UserError(f"{path.parent}/{error}") from None
+
+    @classmethod
+    def from_dict(cls, values):
+        return cls(**values)
 
     def to_dict(self):
         return {key: value for key, value in self.__dict__.items() if value != self.DEFAULTS.get(key, self)}
@@ -99,6 +104,8 @@ class BertConfig:
         if self.__dict__.get("id2label"):
             sizes.pop("num_labels")  # Hugging Face derives it from id2label
         values = {**sizes, **self.to_dict(), "model_type": "bert", "architectures": [architecture]}
+        if architecture != CLASSIFIER:
+            values.pop("pooled_relu", None)  # whoever adds a classifier decides
         values["dtype"] = values["torch_dtype"] = "float32"  # the key's old and new name
         for key in ("finetuning_task", "label2id"):  # they describe the model that this one started from
             values.pop(key, None)

@@ -20,7 +20,7 @@ from transformer.checkpoint import describe as describe
 from transformer.checkpoint import label_names as label_names
 from transformer.checkpoint import rename_key as rename_key
 from transformer.checkpoint import weights_file as weights_file
-from transformer.configuration import ACTIVATIONS, BertConfig
+from transformer.configuration import ACTIVATIONS, CLASSIFIER, BertConfig
 from transformer.files import read_json
 
 
@@ -212,6 +212,15 @@ class BertPreTrainingHeads(nn.Module):
             self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
 
+def initialize(model, std):
+    """Draw a model's matrices from a normal distribution of this deviation; biases become 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
 def projection_key(config):
     return "fit_denses.0.weight" if config.fit_per_layer else "fit_dense.weight"
 
@@ -219,23 +228,20 @@ def projection_key(config):
 class BertPreTrainedModel(nn.Module):
     """A model with a `bert` inside: initialization, the projection onto a teacher, reading and writing folders."""
 
+    bert_class = BertModel
     architecture = None  # the Hugging Face class with the same keys; each subclass sets it and defines `add_heads`
 
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.bert = BertModel(config)
+        self.bert = self.bert_class(config)
         self.add_heads(config)
         if config.fit_size and config.fit_per_layer:
             count = config.num_hidden_layers + 1
             self.fit_denses = nn.ModuleList(nn.Linear(config.hidden_size, config.fit_size) for _ in range(count))
         elif config.fit_size:
             self.fit_dense = nn.Linear(config.hidden_size, config.fit_size)
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        initialize(self, config.initializer_range)
 
     def project(self, hidden_states):
         """W_h of equations 8 and 9: hidden states in the teacher's width, [(B, L, D)] -> [(B, L, fit_size)]."""
@@ -307,7 +313,7 @@ class TinyBertForPreTraining(BertForMaskedLM):
 class TinyBertForSequenceClassification(BertPreTrainedModel):
     """Encoder and classifier (with one label, a regressor): teachers and students of every task."""
 
-    architecture = "BertForSequenceClassification"
+    architecture = CLASSIFIER
 
     def add_heads(self, config):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)

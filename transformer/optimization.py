@@ -34,25 +34,59 @@ SCHEDULES = {"none": constant, **{each.__name__: each for each in (warmup_consta
 class BertAdam(Optimizer):
     """The reference's optimizer, applied to all tensors of a group at once; a step clips the gradients in place.
 
-    Args: lr: peak rate; warmup: fraction of the run's `t_total` steps; schedule: a name in SCHEDULES; max_grad_norm: of
-    each tensor, 0 = no clipping. A group may have its own values, also of `betas` and `eps`.
+    Args: lr: peak rate; warmup: fraction of the run's `t_total` steps, -1 = none; t_total: -1 = a constant rate;
+    schedule: a name in SCHEDULES, None = "none", or an object whose get_lr(step) is the factor; b1, b2, e: Adam's betas
+    and epsilon; max_grad_norm: of each tensor, 0 = no clipping. A group may have its own values, by the names in
+    `defaults`. Raises ValueError for a value out of range, TypeError for an unknown name.
     """
 
     def __init__(
-        self, params, lr, warmup=0.0, t_total=1, schedule="warmup_linear", weight_decay=0.01, max_grad_norm=1.0
+        self,
+        params,
+        lr,
+        warmup=-1,
+        t_total=-1,
+        schedule="warmup_linear",
+        b1=0.9,
+        b2=0.999,
+        e=1e-6,
+        weight_decay=0.01,
+        max_grad_norm=1.0,
     ):
-        if schedule not in SCHEDULES:
+        schedule = "none" if schedule is None else schedule
+        if not hasattr(schedule, "get_lr") and schedule not in SCHEDULES:
             raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
-        if lr < 0 or not 0 <= warmup < 1:
-            raise ValueError(f"lr {lr} must not be negative, warmup {warmup} must be from 0 up to 1")
-        rates = {"lr": lr, "warmup": warmup, "t_total": max(t_total, 1), "schedule": schedule}
-        update = {"betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
+        for name, value, fits, expected in (
+            ("lr", lr, lr >= 0, "0 or more"),
+            ("warmup", warmup, 0 <= warmup < 1 or warmup == -1, "from 0 up to 1, or -1"),
+            ("b1", b1, 0 <= b1 < 1, "from 0 up to 1"),
+            ("b2", b2, 0 <= b2 < 1, "from 0 up to 1"),
+            ("e", e, e >= 0, "0 or more"),
+        ):
+            if not fits:
+                raise ValueError(f"{name} is {value}, expected {expected}")
+        rates = {"lr": lr, "warmup": warmup, "t_total": t_total or 1, "schedule": schedule}
+        update = {"betas": (b1, b2), "eps": e, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm}
         super().__init__(params, {**rates, **update, "step": 0})
 
-    def get_lr(self, group=None):
-        """The rate of the next step, for the first group by default."""
-        group = group or self.param_groups[0]
-        return group["lr"] * SCHEDULES[group["schedule"]](group["step"] / group["t_total"], group["warmup"])
+    def add_param_group(self, param_group):
+        """As in every optimizer, but a misspelt value is an error: it would leave the default in force."""
+        if unknown := set(param_group) - {"params", *self.defaults}:
+            known = ", ".join(self.defaults)
+            raise TypeError(f"a group of parameters has {', '.join(sorted(unknown))}, expected some of {known}")
+        super().add_param_group(param_group)
+
+    def get_lr(self):
+        """The rates of the next step, one for each tensor in the order of the groups."""
+        return [self._rate(group) for group in self.param_groups for _ in group["params"]]
+
+    def _rate(self, group):
+        schedule, step, t_total = group["schedule"], group["step"], group["t_total"]
+        if isinstance(schedule, str):
+            factor = SCHEDULES[schedule](step / t_total, max(group["warmup"], 0.0)) if t_total > 0 else 1.0
+        else:
+            factor = schedule.get_lr(step)
+        return group["lr"] * factor
 
     def advance_to(self, step):
         """Make the next step number `step`, even if some steps before it made no update."""
@@ -61,11 +95,14 @@ class BertAdam(Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient. Returns the loss of `closure`, which is called first."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
         for group in self.param_groups:
             if params := [param for param in group["params"] if param.grad is not None]:
                 self._update(params, group)
             group["step"] += 1
+        return loss
 
     def _update(self, params, group):
         for param in params:
@@ -81,7 +118,7 @@ class BertAdam(Optimizer):
         # AdamW divides the moments by 1 - beta^step. An infinite step makes that 1: no bias correction.
         never = [torch.full((), math.inf, device=params[0].device)] * len(params)  # made on the device, not copied
         beta1, beta2 = group["betas"]
-        rates = {"lr": self.get_lr(group), "beta1": beta1, "beta2": beta2}
+        rates = {"lr": self._rate(group), "beta1": beta1, "beta2": beta2}
         rates |= {name: group[name] for name in ("eps", "weight_decay")}
         # Fused: one pass over the memory.
         adamw(params, grads, *moments, [], never, fused=True, amsgrad=False, maximize=False, **rates)

@@ -125,6 +125,8 @@ class BasicTokenizer:
 class WordpieceTokenizer:
     """Splits a word into the vocabulary's pieces, the longest possible piece first."""
 
+    unknown = "[UNK]"
+
     def __init__(self, vocab, max_chars_per_word=100):
         self.vocab = vocab
         self.max_chars_per_word = max_chars_per_word
@@ -133,7 +135,7 @@ class WordpieceTokenizer:
     def tokenize(self, word):
         """Return the pieces of a word, or only [UNK] when it is too long or a part of it has no piece."""
         if len(word) > self.max_chars_per_word:
-            return ["[UNK]"]
+            return [self.unknown]
         pieces, start = [], 0
         while start < len(word):
             prefix = "##" if start else ""
@@ -142,7 +144,7 @@ class WordpieceTokenizer:
                 if piece in self.vocab:
                     break
             else:
-                return ["[UNK]"]
+                return [self.unknown]
             pieces.append(piece)
             start = end
         return pieces

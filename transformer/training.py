@@ -116,7 +116,7 @@ class TrainingRun:
                 guard.note(indices, losses, look=logging_now)
                 self.history.add_step(losses, len(indices), sequences.lengths[indices].sum())
                 self.sums, self.summed = add_losses(self.sums, sum_by_kind(losses)), self.summed + 1
-                rate = self.optimizer.get_lr()  # of this step: the update advances it
+                rate = self.optimizer.get_lr()[0]  # of this step: the update advances it
                 self.update()
                 bar.update()
                 if logging_now:
