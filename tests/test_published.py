@@ -40,6 +40,7 @@ def make_inputs():
 
 
 def make_config(**values):
+    torch.manual_seed(3)  # for the model that is made next
     return transformer.BertConfig(V, **{**SIZES, **values})
 
 
@@ -53,7 +54,9 @@ def save(model, folder, tokenizer=None):
     return folder
 
 
-def assert_same(one, other, tolerance=1e-6):
+def assert_same(one, other):
+    """Losses to 1e-6; single numbers of a tensor to 1e-5, which different kernels do not meet more closely."""
+    tolerance = 1e-5 if one.dim() else 1e-6
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
@@ -267,7 +270,7 @@ def test_the_heads_and_their_losses_are_hugging_face_s():
     model = transformer.BertForMaskedLM(make_config()).eval()
     scores = model(*inputs)
     peer = in_hugging_face("BertForMaskedLM", model)(inputs[0], inputs[2], inputs[1], labels=ignored)
-    assert_same(scores, peer.logits, 1e-5)
+    assert_same(scores, peer.logits)
     assert_same(model(*inputs, words), peer.loss)
     loss, attention = model(*inputs, words, output_att=True, infer=True)
     assert_same(loss, peer.loss)
@@ -280,15 +283,15 @@ def test_the_heads_and_their_losses_are_hugging_face_s():
         "cls.seq_relationship.bias",
     }
     peer = in_hugging_face("BertForNextSentencePrediction", model)(inputs[0], inputs[2], inputs[1], labels=following)
-    assert_same(model(*inputs), peer.logits, 1e-5)
+    assert_same(model(*inputs), peer.logits)
     assert_same(model(*inputs, following), peer.loss)
 
     model = transformer.BertForPreTraining(make_config()).eval()
     peer = in_hugging_face("BertForPreTraining", model)
     expected = peer(inputs[0], inputs[2], inputs[1], labels=ignored, next_sentence_label=following)
     scores, next_sentence = model(*inputs)
-    assert_same(scores, expected.prediction_logits, 1e-5)
-    assert_same(next_sentence, expected.seq_relationship_logits, 1e-5)
+    assert_same(scores, expected.prediction_logits)
+    assert_same(next_sentence, expected.seq_relationship_logits)
     assert_same(model(*inputs, words, following), expected.loss)
     assert_same(model(*inputs, words) + F.cross_entropy(next_sentence, following), expected.loss)
 
