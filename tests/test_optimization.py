@@ -165,6 +165,9 @@ def test_a_saved_state_continues_to_the_same_bits():
     resumed = make(second)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert resumed.get_lr() == optimizer.get_lr()
+    # The names that states of earlier versions have.
+    names = {"params", "lr", "warmup", "t_total", "schedule", "betas", "eps", "weight_decay", "max_grad_norm", "step"}
+    assert set(optimizer.state_dict()["param_groups"][0]) == names
     run(second, resumed, range(5, 13))
     for one, other in zip(straight, second, strict=True):
         assert torch.equal(one, other)

@@ -346,7 +346,6 @@ def test_what_is_saved_the_published_way_comes_back(tmp_path, name, inputs):
     state = torch.load(folder / "pytorch_model.bin", weights_only=True)
     for again in (
         cls.from_pretrained(str(folder), *inputs, cache_dir=None),
-        cls.from_pretrained(folder, *inputs[:1], **({"fit_size": 19} if inputs == (3, 19) else {})),
         cls.from_pretrained(folder, *inputs[:-1]),  # the width of the projection is that in the folder
         cls.from_pretrained(folder, *inputs, state_dict=state),
     ):
