@@ -56,6 +56,8 @@ TEACHER = {
     "initializer_range": 0.05,
 }
 STUDENT = {**TEACHER, "hidden_size": 72, "num_hidden_layers": 3, "intermediate_size": 288}
+# Models as small as these learn faster without dropout; the teacher's pre-training had it.
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 VOCABULARY_SIZE = 3000
 MIN_WORD_COUNT = 2  # rarer words are left to pieces
 BATCH_SIZE, MASK_RATE, CLAUSE_EPOCHS, REVIEW_EPOCHS = 64, 0.3, 120, 11
@@ -392,6 +394,7 @@ def pretrain_teacher(clauses, sentences, tokenizer, folder, seed):
         if number >= CLAUSE_EPOCHS or number % 10 == 9:
             mean_loss = loss_sum / len(batches[number])
             print(f"masked LM, epoch {number + 1} of {len(epochs)}: loss {mean_loss:.3f}", flush=True)
+    model.config.__dict__.update(NO_DROPOUT)
     model.config.save_pretrained(folder, model.architecture)
     tokenizer.save_pretrained(folder)
     # Half precision halves the file; what it loses is far below what the model knows.
@@ -459,7 +462,7 @@ def build_models(clauses, splits, folder, seed):
     write_vectors([basic.tokenize(text) for text in texts], words, os.path.join(folder, "vectors.txt"))
     for name in ("teacher", "student"):
         os.makedirs(os.path.join(folder, name), exist_ok=True)
-    student = BertConfig(vocab_size=len(vocabulary), **STUDENT)
+    student = BertConfig(vocab_size=len(vocabulary), **STUDENT, **NO_DROPOUT)
     student.save_pretrained(os.path.join(folder, "student"), "BertForPreTraining")
     pretrain_teacher(clauses, texts + documents, tokenizer, os.path.join(folder, "teacher"), seed)
 
