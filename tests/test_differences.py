@@ -1,6 +1,7 @@
-"""The fourteen places where this suite deliberately differs from the reference implementation, a test for each."""
+"""The places where this suite deliberately differs from the reference implementation, by README's numbers."""
 
 import functools
+import json
 import math
 import os
 import random
@@ -15,6 +16,7 @@ from tiny import (
     BAD,
     GOOD,
     ROOT,
+    SPECIAL,
     VOCABULARY,
     call_script,
     make_corpus,
@@ -28,14 +30,19 @@ from tiny import (
 from torch import nn
 
 import data_augmentation
+import general_distill
 import pregenerate_training_data
 import task_distill
 from data_augmentation import augment_rows
 from transformer import finetuning
-from transformer.data import Sequences
+from transformer.checkpoint import load_state_dict
+from transformer.data import Sequences, epoch_batches
 from transformer.distillation import PredictionLearner, TransformerLearner
+from transformer.downloads import upload
+from transformer.epochs import Epochs
 from transformer.evaluation import Evaluator
-from transformer.flags import FINETUNE
+from transformer.files import UserError, make_folder
+from transformer.flags import FINETUNE, flags_of, model, path
 from transformer.glue import TASKS, TaskFile, label_order
 from transformer.instances import InstanceMaker, InstanceSettings
 from transformer.modeling import (
@@ -46,11 +53,12 @@ from transformer.modeling import (
     label_names,
 )
 from transformer.own_tasks import find_task
-from transformer.processes import Processes
-from transformer.proposals import CandidateProposer, states_at
+from transformer.processes import Processes, choose_precision
+from transformer.proposals import CandidateProposer, replaceable, states_at
 from transformer.settings import Batching, Schedule
 from transformer.task_run import TaskRun
 from transformer.tasks.regression import REGRESSION
+from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
 from transformer.vectors import WordVectors
 
@@ -182,7 +190,7 @@ def test_05_mnli_reports_both_dev_sets_and_selects_on_the_matched_one():
     labels = np.where(np.arange(29) < 7, (predicted + 1) % 3, predicted)
     sets = [("matched", random_sequences(labels=labels)), ("mismatched", random_sequences(labels=predicted))]
     selecting, results = EVALUATOR.score(task, model, sets)
-    assert results == {"acc": pytest.approx(22 / 29), "mm_acc": 1.0}
+    assert results == {"acc": pytest.approx(22 / 29), "mm_acc": 1.0, "eval_loss": results["eval_loss"]}
     assert selecting == pytest.approx(22 / 29)
 
 
@@ -401,3 +409,238 @@ def test_14_a_long_sentence_is_windowed_around_the_masked_word(tmp_path, monkeyp
     assert found == {index: ["great"] for index in range(90)}  # the last words as well as the first
     assert len(seen) == 90 and max(len(ids) for ids, _ in seen) <= 37
     assert all(ids[position] == TOKENIZER.mask_token_id for ids, position in seen)
+
+
+def test_15_an_example_counts_the_same_in_any_batch():
+    student = TinyBertForPreTraining(BertConfig(**SMALL, fit_size=12)).eval()
+    learner = TransformerLearner(student, TinyBertForPreTraining(BertConfig(**SMALL)))
+    learner.eval()
+    sequences = random_sequences()
+
+    def loss(rows):
+        return sum(learner(sequences.batch(np.array(rows))).values()).item()
+
+    shortest, longest = int(sequences.lengths.argmin()), int(sequences.lengths.argmax())
+    assert loss([shortest, longest]) == pytest.approx((loss([shortest]) + loss([longest])) / 2, rel=1e-5)
+
+
+def test_16_there_is_no_relu_before_the_classifier_but_dropout():
+    model = TinyBertForSequenceClassification(BertConfig(**SMALL, initializer_range=0.5)).eval()
+    batch = random_sequences().batch(np.arange(5))
+    del batch["rows"]
+    logits, output = model(**batch)
+    assert torch.equal(logits, model.classifier(output.pooled)) and (output.pooled < 0).any()
+    model.config.pooled_relu = True
+    assert torch.equal(model(**batch)[0], model.classifier(output.pooled.relu()))
+    model.dropout = nn.Dropout(1.0).train()
+    assert torch.equal(model(**batch)[0], model.classifier.bias.expand(5, -1))
+
+
+def test_17_a_general_student_starts_from_its_teacher():
+    assert general_distill.read_settings([]).init_student == "teacher"
+    torch.manual_seed(4)
+    teacher = TinyBertForPreTraining(BertConfig(**{**SMALL, "hidden_size": 24}, initializer_range=0.3))
+    learner = TransformerLearner(TinyBertForPreTraining(BertConfig(**SMALL, fit_size=24)).eval(), teacher)
+    learner.eval()
+    batch = random_sequences().batch(np.arange(29))
+    drawn = sum(learner(batch).values()).item()
+    general_distill.start_from_teacher(learner, random_sequences(), CPU)
+    assert sum(learner(batch).values()).item() < 0.7 * drawn
+
+
+def test_18_batches_hold_sequences_of_similar_length():
+    lengths = np.random.default_rng(1).integers(3, 60, 500)
+
+    def padded(bucketed):
+        found = epoch_batches(lengths, 13, 1, 0, bucketed)
+        assert sorted(np.concatenate(found).tolist()) == list(range(500))
+        return sum(lengths[batch].max() * len(batch) for batch in found) - lengths.sum()
+
+    assert padded(True) < padded(False) / 10
+    assert random_sequences().batch(np.array([0, 1]))["input_ids"].shape[1] == random_sequences().lengths[:2].max()
+
+
+def test_19_the_weight_decay_that_is_given_is_the_one_that_is_used(tmp_path):
+    assert {scripts_settings("--wd", "0.3").weight_decay, scripts_settings().weight_decay} == {0.3, 0.01}
+    student = TinyBertForPreTraining(BertConfig(**SMALL, fit_size=12))
+    learner = TransformerLearner(student, TinyBertForPreTraining(BertConfig(**SMALL)))
+    plan = Plan(lambda epoch: random_sequences(), [29], Schedule(weight_decay=0.3), Batching(train_batch_size=13))
+    run = TrainingRun(tmp_path, learner, plan, CPU, "none")
+    assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.3, 0.0]
+
+
+def scripts_settings(*flags):
+    return task_distill.read_settings(list(flags))[0]
+
+
+def test_20_a_flag_wins_over_the_task(tmp_path):
+    tries = {"CoLA": 30, "MNLI": 10, "MRPC": 30, "SST-2": 20, "STS-B": 30, "QQP": 10, "QNLI": 20, "RTE": 30}
+    for task, count in tries.items():
+        assert count == data_augmentation.read_settings(["--task_name", task])[0].N
+        assert data_augmentation.read_settings(["--task_name", task, "--N", "7"])[0].N == 7
+    assert data_augmentation.read_settings(["--task_name", "WNLI"])[0].N == 30
+    settings = scripts_settings("--task_name", "cola", "--num_train_epochs", "2", "--max_seq_length", "31")
+    assert (settings.num_train_epochs, settings.max_seq_length) == (2, 31)
+
+
+def test_21_the_casing_follows_the_model(tmp_path):
+    for name, words in (("uncased", ["film"]), ("cased", ["film", "Film"])):
+        BertTokenizer({token: index for index, token in enumerate([*SPECIAL, *words])}).save_pretrained(tmp_path / name)
+        (tmp_path / name / "tokenizer_config.json").unlink()
+        tokenizer = BertTokenizer.from_pretrained(tmp_path / name)
+        assert tokenizer.tokenize("Film") == [words[-1]]
+    assert BertTokenizer.from_pretrained(tmp_path / "cased", do_lower_case=True).tokenize("Film") == ["film"]
+
+
+def test_22_a_sequence_over_the_maximum_is_refused(tmp_path):
+    line = {"tokens": ["[CLS]", "good", "film", "[SEP]"], "segment_ids": [0, 0, 0, 0]}
+    (tmp_path / "epoch_0.json").write_text(json.dumps(line) + "\n")
+    (tmp_path / "epoch_0_metrics.json").write_text('{"num_training_examples": 1, "max_seq_len": 4}')
+    assert Epochs(tmp_path, TOKENIZER, 4).read(0).lengths.tolist() == [4]
+    with pytest.raises(UserError, match="4"):
+        Epochs(tmp_path, TOKENIZER, 3).read(0)
+
+
+def test_23_words_with_capital_letters_are_replaced_too():
+    assert replaceable("Film") and replaceable("USA") and not replaceable("The") and not replaceable("4x4")
+
+
+def test_24_chinese_text_is_augmented_by_words(tmp_path):
+    assert replaceable("电影") and not replaceable("的") and not replaceable("。")
+    (tmp_path / "vectors.txt").write_text("电影 1 0\n影片 1 0.1\n", encoding="utf-8")
+    tokenizer = BertTokenizer({token: index for index, token in enumerate([*SPECIAL, *"好电影片的"])})
+    model = BertForMaskedLM(BertConfig(**{**SMALL, "vocab_size": len(tokenizer)})).eval()
+    proposer = CandidateProposer(model, tokenizer, WordVectors(tmp_path / "vectors.txt"), 9, CPU)
+    words, candidates = proposer.candidates({"好的电影"})["好的电影"]
+    assert words == ["好", "的", "电影"] and set(candidates) == {0, 2} and candidates[2] == ["影片"]
+
+
+def test_25_masking_never_puts_a_special_token_in_place_of_a_word():
+    maker = InstanceMaker(None, TOKENIZER, masking(1.0))
+    rng, put = random.Random(2), set()
+    for _ in range(300):
+        ids = [TOKENIZER.cls_token_id, *range(5, 15), TOKENIZER.sep_token_id]
+        maker.mask(ids, rng)
+        put |= set(ids[1:-1])
+    assert TOKENIZER.mask_token_id in put and put & set(range(15, len(VOCABULARY)))
+    assert not put & {TOKENIZER.convert_tokens_to_ids([token])[0] for token in SPECIAL if token != "[MASK]"}
+
+
+def masking(probability):
+    return InstanceSettings(32, 0.1, False, probability, 20, False, 1, False)
+
+
+def test_28_stage_3_keeps_two_checkpoints_and_the_latest_under_its_usual_name(tmp_path):
+    assert general_distill.read_settings([]).keep_checkpoints == 2
+    plan = Plan(lambda epoch: random_sequences(), [29], Schedule(eval_step=1), Batching(train_batch_size=13))
+    run = TrainingRun(tmp_path, Line(), plan, CPU, "none", keep_step_files=2)
+    run.train()
+    found = sorted(path.name for path in tmp_path.glob("*pytorch_model.bin"))
+    assert found == ["pytorch_model.bin", *(f"step_{step}_pytorch_model.bin" for step in (run.step - 1, run.step))]
+    assert (tmp_path / found[0]).read_bytes() == (tmp_path / found[-1]).read_bytes()
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_29_a_gpu_with_bf16_uses_it_by_itself(monkeypatch, supported):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    gpu = torch.device("cuda", 0)
+    assert choose_precision("auto", gpu) == (torch.bfloat16 if supported else torch.float32)
+    assert choose_precision("auto", torch.device("cpu")) == choose_precision("fp32", gpu) == torch.float32
+
+
+def test_30_each_process_takes_its_share_of_every_batch(tmp_path):
+    shares = []
+    for rank in range(3):
+        learner = Line()
+        plan = Plan(lambda epoch: random_sequences(), [29], Schedule(), Batching(train_batch_size=13))
+        run = TrainingRun(tmp_path, learner, plan, Processes(torch.device("cpu"), rank, 3), "none")
+        run.forward_backward(learner, random_sequences(), np.arange(13))
+        shares.append(learner.rows)
+    assert sorted(sum(shares, [])) == list(range(13)) and {*map(len, shares)} == {4, 5}
+
+
+def test_31_a_finished_output_is_left_and_another_one_s_is_refused(tmp_path):
+    TOKENIZER.save_pretrained(tmp_path / "bert")
+    command = ["--train_corpus", make_corpus(tmp_path / "corpus.txt"), "--bert_model", tmp_path / "bert"]
+    command = ["pregenerate_training_data.py", *command, "--output_dir", tmp_path / "out"]
+    assert call_script(*command, "--data_url", tmp_path / "copy").returncode == 0
+    before = tree(tmp_path / "out")
+    assert tree(tmp_path / "copy" / "out") == before  # a folder; see 36
+    assert "finished before" in call_script(*command).stdout
+    refused = call_script(*command, "--seed", 7)
+    assert refused.returncode == 2 and "seed was 42, is now 7" in refused.stderr and tree(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("script", [data_augmentation, pregenerate_training_data, general_distill, task_distill])
+def test_32_every_path_has_a_default(script):
+    settings = script.read_settings([])
+    settings = settings[0] if isinstance(settings, tuple) else settings
+    rows = flags_of(settings.step)
+    paths = {name for name, flag in rows.items() if flag.type in (path, model, list) and name != "cache_dir"}
+    assert paths and all(settings[name] for name in paths)
+
+
+def test_26_the_student_takes_the_size_of_its_teacher_s_vocabulary(tmp_path):
+    BertConfig(**{**SMALL, "vocab_size": 99}).save_pretrained(tmp_path, "BertForPreTraining")
+    student = general_distill.new_student(tmp_path, TinyBertForPreTraining(BertConfig(**SMALL)), TOKENIZER)
+    assert student.config.vocab_size == len(VOCABULARY)
+
+
+def test_27_columns_are_found_by_name(tmp_path):
+    (tmp_path / "train.tsv").write_text("label\tother\tsentence\n1\tx\ta good film\n")
+    [row] = TaskFile(tmp_path / "train.tsv", find_task("SST-2"))
+    assert (row.texts, row.label) == (("a good film",), "1")
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\na good film\n")
+    with pytest.raises(UserError, match="train.tsv line 2: 1 columns, expected 2"):
+        list(TaskFile(tmp_path / "train.tsv", find_task("SST-2")))
+
+
+def test_33_parts_of_a_batch_weigh_as_their_examples(tmp_path):
+    class Rows(Line):
+        def forward(self, batch):
+            return {"loss": (self.student.weight * batch["rows"].float()[:, None]).mean()}
+
+    gradients = []
+    for parts in (1, 3):
+        learner, batching = Rows(), Batching(train_batch_size=13, gradient_accumulation_steps=parts)
+        run = TrainingRun(
+            tmp_path, learner, Plan(lambda _: random_sequences(), [29], Schedule(), batching), CPU, "none"
+        )
+        run.forward_backward(learner, random_sequences(), np.arange(13))
+        gradients.append(learner.student.weight.grad.item())
+    assert gradients[0] == pytest.approx(6) == gradients[1]
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("should not be",)
+
+
+def test_34_a_checkpoint_never_runs_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"bert.pooler.dense.bias": Code()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        load_state_dict(tmp_path)
+    assert not (tmp_path / "should not be").exists()
+
+
+def test_35_general_distillation_s_do_eval_measures_and_does_not_train(tmp_path):
+    make_teacher(tmp_path / "teacher")
+    line = {"tokens": ["[CLS]", "good", "[SEP]"], "segment_ids": [0, 0, 0]}
+    (tmp_path / "epoch_0.json").write_text(json.dumps(line) + "\n")
+    (tmp_path / "epoch_0_metrics.json").write_text('{"num_training_examples": 1, "max_seq_len": 4}')
+    student = TinyBertForPreTraining(BertConfig(**SMALL, fit_size=24))
+    student.save_pretrained(make_folder(tmp_path / "3"))
+    before = tree(tmp_path)
+    folders = ["--teacher_model", tmp_path / "teacher", "--pregenerated_data", tmp_path, "--output_dir", tmp_path / "3"]
+    assert call_script("general_distill.py", "--do_eval", *folders, "--max_seq_length", 4).returncode == 0
+    after = tree(tmp_path)
+    assert "rep_loss = " in after.pop("3/eval_results.txt").decode() and after == before
+
+
+def test_36_an_upload_goes_to_a_folder_or_to_s3_and_nowhere_else(tmp_path):
+    (tmp_path / "file").write_text("made")
+    upload(tmp_path / "file", tmp_path / "copies")
+    assert (tmp_path / "copies" / "file").read_text() == "made"
+    with pytest.raises(UserError, match="expected a folder or s3"):
+        upload(tmp_path / "file", "obs://bucket/folder")

@@ -14,6 +14,8 @@ import pregenerate_training_data
 import task_distill
 from transformer import console
 from transformer.files import UserError
+from transformer.flags import flags_of, model, path
+from transformer.glue import TASKS
 
 FLAGS = {
     data_augmentation: "--pretrained_bert_model --glove_embs --glue_dir --task_name --N --M --p --limit --batch_size "
@@ -148,3 +150,37 @@ def test_a_header_may_ask_for_tracebacks(monkeypatch, tmp_path):
 def test_two_steps_at_once_are_refused():
     with pytest.raises(UserError, match="--do_finetune: does not go with --do_eval"):
         task_distill.read_settings(["--do_finetune", "--do_eval"])
+
+
+def default_of(script, name):
+    """The default of a flag as the table in tests/README.md writes it."""
+    settings = script.read_settings([])
+    settings = settings[0] if isinstance(settings, tuple) else settings
+    flag, value = flags_of(settings.step)[name], flags_of(settings.step)[name].value_at(settings.step)
+    if name == "do_lower_case":
+        assert value is None
+        return "the model decides"
+    if flag.type is bool:
+        return "on" if value else "off"
+    if flag.type in (path, model, list) or name == "task_name":
+        value = settings[name]  # data_dir's comes from the task
+        return f"`{' '.join(value) if isinstance(value, list) else value}`" if value else "none"
+    if name == "N":
+        assert {task.tries for task in TASKS.values()} == {None, 10, 20}
+        return f"{value}; 10 or 20 for some tasks"
+    text = "none" if value is None else str(value)
+    return f"{text}, or the task's own" if settings.step in flag.by_task else text
+
+
+@pytest.mark.parametrize("script", FLAGS, ids=lambda script: script.__name__)
+def test_the_table_of_flags_is_that_of_the_suite(script, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(rf"^\| `{script.__name__}\.py` \| `--(\w+)` \| (.+?) \| (.+?) \| (\d*) \|$", text, re.M)
+    assert len(rows) == PUBLISHED[script] and len({name for name, *_ in rows}) == len(rows)
+    for name, there, here, number in rows:
+        assert here == default_of(script, name), name
+        assert number or here == there, name
+
+
+PUBLISHED = {data_augmentation: 7, pregenerate_training_data: 14, general_distill: 22, task_distill: 23}

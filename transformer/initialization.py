@@ -4,6 +4,10 @@ Shapes: B batch, L length, D teacher's width, d student's width, R student's wid
 On a sample of text the teacher's hidden states h of all mapped layers have mean mu and principal directions V (D, d).
 The student's hidden state s stands for V'h, so that h is near V s + r with r = mu - V V' mu. Every weight of the
 student is the teacher's under this map; `fit_dense` is the map itself, so the hidden losses start small.
+
+Its parts are known: students that begin with some of the teacher's layers (DistilBERT, arXiv 1910.01108), a narrower
+model by the principal directions of the hidden states (SliceGPT, arXiv 2401.15024), and the most important units of a
+feed-forward layer (weight subcloning, arXiv 2312.09299). The paper of TinyBERT draws its general student at random.
 """
 
 import torch
