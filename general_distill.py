@@ -137,7 +137,7 @@ def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_c
         first.log_example(tokenizer)
     if here.first:
         student.config.save_pretrained(output.folder, student.architecture)
-        tokenizer.save_pretrained(output.folder)
+        tokenizer.save_pretrained(output.folder, student.config.max_position_embeddings)
     logging.info("%d sequences, %d steps", sum(epochs.sizes), plan.total_steps)
     if from_teacher and not run.has_state():  # a saved state holds weights that have already learned
         logging.info("student's weights from the teacher's, by %d sequences", min(INIT_SEQUENCES, len(first)))

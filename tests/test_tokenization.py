@@ -312,11 +312,11 @@ def test_a_maximum_without_room_for_the_special_tokens_is_an_error():
 )
 def test_a_saved_tokenizer_gives_the_same_ids_in_auto_tokenizer_and_here(tmp_path, config):
     tokenizer = BertTokenizer(small_vocab(), **config)
-    tokenizer.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model", 131)
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["tokenizer_config.json", "vocab.txt"]
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     again = BertTokenizer.from_pretrained(tmp_path / "model")
-    assert auto.model_max_length == 512
+    assert auto.model_max_length == 131
     assert again.vocab == tokenizer.vocab
     for text in mixed_texts(100, random.Random(3)):
         assert auto(text, add_special_tokens=False)["input_ids"] == again.ids(text) == tokenizer.ids(text), ascii(text)

@@ -110,8 +110,9 @@ class TaskRun:
         """Train learner.student, write its model folder and finish `output`. rates, evaluate: see `TrainingRun`."""
         run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate)
         if self.here.first:
-            learner.student.config.save_pretrained(output.folder, learner.student.architecture)
-            tokenizer.save_pretrained(output.folder)
+            config = learner.student.config
+            config.save_pretrained(output.folder, learner.student.architecture)
+            tokenizer.save_pretrained(output.folder, config.max_position_embeddings)
             (output.folder / REPORT_NAME).unlink(missing_ok=True)  # it describes weights that are about to change
         logging.info("%d rows, %d steps", len(data.train), data.plan.total_steps)
         results = run.train()

@@ -243,15 +243,16 @@ class BertTokenizer:
             logging.warning("%s: the model is %s, read as %s as asked", folder, names[follows], names[do_lower_case])
         return cls(vocab, do_lower_case, config.get("strip_accents"), config.get("tokenize_chinese_chars", True))
 
-    def save_pretrained(self, folder):
-        """Write vocab.txt and tokenizer_config.json; with them Hugging Face's AutoTokenizer makes the same ids."""
+    def save_pretrained(self, folder, max_length=512):
+        """Write vocab.txt and tokenizer_config.json; with them Hugging Face's AutoTokenizer makes the same ids.
+        `max_length`: the model's positions, at which Hugging Face cuts a text."""
         folder = make_folder(folder)
         config = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.do_lower_case,
             "strip_accents": self.strip_accents,
             "tokenize_chinese_chars": self.basic_tokenizer.tokenize_chinese_chars,
-            "model_max_length": 512,
+            "model_max_length": max_length,
             **SPECIAL_TOKENS,
         }
         with atomic_write(folder / VOCAB_NAME) as file:
