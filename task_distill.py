@@ -137,7 +137,9 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             # The student takes over the teacher's class order, so that logit i means the same in both.
             labels = label_order(task, label_names(teacher.config))
             distillation.check_same_vocabulary(tokenizer, student_folder)
-            id2label, fit_size = task.kind.id2label(task, labels), teacher.config.hidden_size
+            id2label = task.kind.id2label(task, labels)
+            # The prediction step compares no hidden states, so the finished student has no projection.
+            fit_size = None if with_report else teacher.config.hidden_size
             student, _ = run.load(student_folder, tokenizer=tokenizer, id2label=id2label, fit_size=fit_size)
             logging.info("teacher %s", describe(teacher))
             logging.info("student %s", describe(student))

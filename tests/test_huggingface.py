@@ -1,8 +1,13 @@
 """Hugging Face's library reads what the stages leave, and computes the same."""
 
+import logging
+
 import pytest
 import torch
+from tiny import TEACHER, call_script, scripts
 
+from transformer.checkpoint import load_state_dict
+from transformer.files import read_json
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tokenization import BertTokenizer
 
@@ -32,3 +37,39 @@ def test_hugging_face_reads_the_general_student(pipeline):
     state = torch.load(pipeline.folder / "3" / "pytorch_model.bin", weights_only=True)
     for key, value in model.state_dict().items():
         torch.testing.assert_close(value, state[f"bert.{key}"])
+
+
+@pytest.mark.parametrize("output", ["3", "4", "5", "teacher/SST-2"])
+def test_the_longest_text_of_a_folder_s_tokenizer_is_what_its_model_has_positions_for(pipeline, output):
+    folder = pipeline.folder / output
+    assert read_json(folder / "tokenizer_config.json")["model_max_length"] == TEACHER["max_position_embeddings"]
+
+
+@pytest.mark.parametrize("output", ["5", "teacher/SST-2"])
+def test_a_finished_classifier_runs_in_hugging_face_on_long_text_without_a_warning(pipeline, output, caplog):
+    import transformers
+
+    folder, theirs = pipeline.folder / output, logging.getLogger("transformers")
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_warning()
+    theirs.addHandler(caplog.handler)
+    try:
+        classify = transformers.pipeline("text-classification", str(folder), truncation=True)
+        [found] = classify("the film is good and " * 100)
+    finally:
+        theirs.removeHandler(caplog.handler)
+        transformers.logging.set_verbosity(level)
+    assert found["label"] in {"negative", "positive"}
+    assert not caplog.messages
+    assert not [key for key in load_state_dict(folder) if key.startswith("fit_dense")]
+    assert read_json(folder / "config.json").get("fit_size") is None
+
+
+def test_a_finished_student_is_taught_on_with_a_new_projection(copy):
+    script, flags = scripts(copy)["intermediate"]
+    flags += ["--student_model", copy / "5", "--output_dir", copy / "again", "--max_steps", 1]
+    found = call_script(script, *flags)
+    assert found.returncode == 0 and "has had its prediction step" in found.stdout + found.stderr
+    finished, again = load_state_dict(copy / "5"), load_state_dict(copy / "again")
+    assert set(again) - set(finished) == {"fit_dense.weight", "fit_dense.bias"}
+    assert set(again) == set(load_state_dict(copy / "4"))

@@ -75,7 +75,7 @@ def train_baseline(student, output_dir, run):
     files = [Path(student) / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]
     with run.output(output_dir, {"student_model": files}) as output:
         if not output.finished:
-            config = BertConfig.from_pretrained(student)
+            config = BertConfig.from_pretrained(student, fit_size=None)
             tokenizer = BertTokenizer.from_pretrained(student, run.reading.do_lower_case)
             set_seed(run.schedule.seed)  # random weights must not depend on what ran before
             model = run.task.kind.model(config).to(run.here.device)
