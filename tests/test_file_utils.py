@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import logging
 import os
 import random
@@ -469,6 +470,37 @@ def test_a_cached_model_works_without_a_connection(hub, monkeypatch, caplog):
         model_folder("org/other")
 
 
+def test_weights_in_shards_are_fetched_after_their_index(hub, monkeypatch):
+    base, index = "/org/tiny/resolve/main", "pytorch_model.bin.index.json"
+    del hub.files[f"{base}/pytorch_model.bin"]
+    names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    hub.files[f"{base}/{index}"] = json.dumps({"weight_map": {"a": names[0], "b": names[1], "c": names[0]}}).encode()
+    hub.files[f"{base}/{names[0]}"] = b"one"
+    with pytest.raises(UserError, match=rf"{names[1]}.*404"):
+        model_folder("org/tiny")
+    hub.files[f"{base}/{names[1]}"] = b"two"
+    folder = model_folder("org/tiny")
+    assert visible(folder) == ["config.json", names[0], names[1], index, "vocab.txt"]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert model_folder("org/tiny") == model_folder(folder) == folder
+    (folder / names[1]).unlink()
+    with pytest.raises(UserError, match=rf"no {names[1]} there, which {index} names; copy it"):
+        model_folder(folder)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra"])
+def test_a_model_of_another_kind_is_refused_by_its_model_type(hub, tmp_path, kind):
+    config = json.dumps({"model_type": kind})
+    told = rf"config\.json: model_type is '{kind}'; this suite reads BERT \(model_type 'bert'\)$"
+    hub.files = {"/org/tiny/resolve/main/config.json": config.encode()}  # others have their vocabulary elsewhere
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "model.safetensors").touch()
+    for model in ("org/tiny", tmp_path):
+        with pytest.raises(UserError, match=told) as caught:
+            model_folder(model)
+        assert "\n" not in str(caught.value) and "no such" not in str(caught.value)
+
+
 def test_an_address_is_a_model_too(hub):
     folder = model_folder(hub.url + "/org/tiny/resolve/main/")
     assert visible(folder) == ["config.json", "pytorch_model.bin", "vocab.txt"]
@@ -502,7 +534,7 @@ def test_a_local_folder_needs_weights_and_says_how_to_get_them(tmp_path):
     (teacher / "model.safetensors").touch()
     with pytest.raises(UserError, match=r"no configuration.*config\.json.*python -m transformer\.file_utils teacher$"):
         model_folder(teacher)
-    (teacher / "config.json").touch()
+    (teacher / "config.json").write_text("{}")
     assert model_folder(str(teacher) + "/") == teacher
     with pytest.raises(UserError, match="a file, expected a model folder"):
         model_folder(teacher / "model.safetensors")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny import VOCABULARY, make_tokenizer
 
+import transformer
 from transformer.checkpoint import (
     CONFIG_NAME,
     SAFE_WEIGHTS_NAME,
@@ -20,6 +21,7 @@ from transformer.checkpoint import (
     load_state_dict,
     stored_outputs,
     weights_file,
+    weights_files,
 )
 from transformer.file_utils import UserError
 from transformer.modeling import (
@@ -490,6 +492,39 @@ def test_our_weights_are_preferred_to_safetensors(tmp_path):
     assert_same_weights(TinyBertForSequenceClassification.from_pretrained(tmp_path), ours)
 
 
+def save_shards(folder, state):
+    """Write a model's weights as two shards and the index that Hugging Face writes beside them."""
+    (folder / CONFIG_NAME).write_text(json.dumps(SIZES), encoding="utf-8")
+    keys = {key: f"shard-{index % 2}.bin" for index, key in enumerate(state)}
+    for shard in sorted(set(keys.values())):
+        torch.save({key: value.clone() for key, value in state.items() if keys[key] == shard}, folder / shard)
+    index = {"metadata": {}, "weight_map": keys}
+    (folder / f"{WEIGHTS_NAME}.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def test_shards_are_one_checkpoint(tmp_path):
+    model = make_model(TinyBertForSequenceClassification)
+    save_shards(tmp_path, model.state_dict())
+    assert weights_file(tmp_path).name == f"{WEIGHTS_NAME}.index.json"
+    assert [path.name for path in weights_files(tmp_path)] == ["shard-0.bin", "shard-1.bin"]
+    assert_same_weights(TinyBertForSequenceClassification.from_pretrained(tmp_path), model)
+    assert stored_outputs(tmp_path, "classifier") == 2
+    assert_same_weights(transformer.TinyBertForSequenceClassification.from_pretrained(tmp_path, 2).bert, model.bert)
+    # A file of all weights beside them comes first.
+    torch.save({"classifier.weight": torch.ones(5, 12)}, tmp_path / WEIGHTS_NAME)
+    assert stored_outputs(tmp_path, "classifier") == 5
+
+
+def test_shards_saved_by_hugging_face_load_here(tmp_path):
+    torch.manual_seed(9)
+    peer = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, initializer_range=0.3)).eval()
+    peer.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert weights_file(tmp_path).name == f"{SAFE_WEIGHTS_NAME}.index.json" and len(weights_files(tmp_path)) > 2
+    ours = TinyBertForSequenceClassification.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert_close(ours(**make_inputs())[0], peer(**make_inputs()).logits, 1e-5)
+
+
 # --- in: what is refused
 
 
@@ -562,6 +597,34 @@ def test_a_truncated_safetensors_file_is_refused(tmp_path):
     assert SAFE_WEIGHTS_NAME in error_of(load_state_dict, tmp_path)
 
 
+def test_each_shard_is_checked_as_a_file_of_all_weights_is(tmp_path):
+    save_shards(tmp_path, {"a": torch.ones(2), "b": torch.tensor([1.0, torch.nan])})
+    assert "shard-1.bin: b holds NaN" in error_of(load_state_dict, tmp_path)
+    torch.save({"trap": Trap(tmp_path / "ran")}, tmp_path / "shard-1.bin")
+    assert "shard-1.bin" in error_of(load_state_dict, tmp_path) and not (tmp_path / "ran").exists()
+    (tmp_path / "shard-1.bin").unlink()
+    told = f"no shard-1.bin there, which {WEIGHTS_NAME}.index.json names"
+    assert told in error_of(load_state_dict, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../weights.bin", "/weights.bin", "..", "deeper/weights.bin", "weights", 3, ["a.bin"]]
+)
+def test_an_index_names_files_beside_it_only(tmp_path, name):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    torch.save({"a": torch.ones(2)}, tmp_path / "weights.bin")
+    (folder / f"{WEIGHTS_NAME}.index.json").write_text(json.dumps({"weight_map": {"a": name}}), encoding="utf-8")
+    told = error_of(load_state_dict, folder)
+    assert f"{folder}/{WEIGHTS_NAME}.index.json: expected a weight_map" in told
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": {}}', '{"weight_map": ["a.bin"]}'])
+def test_an_index_of_another_form_is_told(tmp_path, text):
+    (tmp_path / f"{SAFE_WEIGHTS_NAME}.index.json").write_text(text, encoding="utf-8")
+    assert f"{SAFE_WEIGHTS_NAME}.index.json" in error_of(load_state_dict, tmp_path)
+
+
 @pytest.mark.parametrize("content", [[torch.ones(3)], {"weight": 3}, torch.ones(3)])
 def test_a_file_of_something_else_than_named_tensors_is_refused(tmp_path, content):
     torch.save(content, tmp_path / WEIGHTS_NAME)
@@ -598,6 +661,13 @@ def test_a_config_value_out_of_range_is_told(tmp_path, values, words):
     (tmp_path / CONFIG_NAME).write_text(json.dumps({**SIZES, **values}), encoding="utf-8")
     message = error_of(BertConfig.from_pretrained, tmp_path)
     assert words in message and str(tmp_path / CONFIG_NAME) in message
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "electra", ["bert", "\n"]])
+def test_a_config_of_another_model_type_is_refused(tmp_path, kind):
+    (tmp_path / CONFIG_NAME).write_text(json.dumps({**SIZES, "hidden_act": "new", "model_type": kind}))
+    told = error_of(BertConfig.from_pretrained, tmp_path)
+    assert told.endswith(f"{CONFIG_NAME}: model_type is {kind!r}; this suite reads BERT (model_type 'bert')")
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{", "", "7"])

@@ -214,12 +214,14 @@ def test_a_fingerprint_sees_the_ends_of_a_large_file(tmp_path):
 
 def test_a_fingerprint_of_a_model_folder_changes_with_each_of_its_files(tmp_path):
     prints = {fingerprint(tmp_path)}
-    for name in ("config.json", "vocab.txt", "pytorch_model.bin"):
+    shards = ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "pytorch_model-00002-of-00002.bin")
+    for name in ("config.json", "vocab.txt", "pytorch_model.bin", *shards):
         (tmp_path / name).write_text(name)
         prints.add(fingerprint(tmp_path))
-    (tmp_path / "log.txt").write_text("not read")
-    prints.add(fingerprint(tmp_path))
-    assert len(prints) == 4
+    for name in ("log.txt", "step_3_pytorch_model.bin"):
+        (tmp_path / name).write_text("not read")
+        prints.add(fingerprint(tmp_path))
+    assert len(prints) == 7
 
 
 @pytest.mark.parametrize("place", [0, 1_000_003, 2_500_000, 4_194_303, 6_000_000])

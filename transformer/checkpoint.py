@@ -1,7 +1,7 @@
 """Model folders: reading, checking and writing their weights. Knows no model class.
 
 A folder holds config.json, vocab.txt and the weights: pytorch_model.bin (ours, Huawei's) or model.safetensors
-(Hugging Face).
+(Hugging Face), or either in shards, files that an index names.
 """
 
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from transformer.downloads import need
+from transformer.downloads import INDEX, MODEL_PARTS, need, shards
 from transformer.files import UserError, atomic_write
 
 CONFIG_NAME = "config.json"
@@ -19,17 +19,29 @@ SAFE_WEIGHTS_NAME = "model.safetensors"
 
 
 def weights_file(folder):
-    """The file of `folder` that holds the weights, or None. Ours comes first if both kinds are there."""
-    paths = (Path(folder) / name for name in (WEIGHTS_NAME, SAFE_WEIGHTS_NAME))
-    return next(filter(Path.is_file, paths), None)
+    """The file of `folder` that holds the weights, or their index, or None. Ours comes first where both kinds are."""
+    return next(filter(Path.is_file, (Path(folder) / name for name in MODEL_PARTS["weights"])), None)
+
+
+def weights_files(folder):
+    """The files of `folder` that hold the weights, more than one if they are in shards."""
+    path = weights_file(folder)
+    return [path.with_name(name) for name in shards(path)] if path.name.endswith(INDEX) else [path]
 
 
 def load_state_dict(folder):
     """Read a checkpoint's tensors under today's key names. Raises UserError: missing, damaged, code inside, NaN."""
     need("weights", folder)
-    path = weights_file(folder)
+    state = {}
+    for path in weights_files(folder):
+        state |= {rename_key(key): value for key, value in read_tensors(path).items()}
+    return {key: value for key, value in state.items() if not key.endswith("position_ids")}
+
+
+def read_tensors(path):
+    """The tensors of one file, {key: tensor}. Raises UserError as `load_state_dict` does."""
     try:
-        if path.name == SAFE_WEIGHTS_NAME:
+        if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             state = load_file(path)
@@ -47,7 +59,7 @@ def load_state_dict(folder):
     for key, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{path}: {key} holds NaN or infinite numbers: damaged, or its training failed")
-    return {rename_key(key): value for key, value in state.items() if not key.endswith("position_ids")}
+    return state
 
 
 def rename_key(key):
@@ -75,7 +87,9 @@ def read_state(model, state, source):
 def report_keys(source, missing, unexpected, fresh=()):
     """Log the weights that the checkpoint lacks and those of it that are not used. Raises UserError where a part of the
     encoder is missing: initialized at random, it would produce nonsense."""
+    # The projection is of use to some trainings only, and made anew there.
     missing = [key for key in missing if not key.startswith(("fit_dense", *fresh))]
+    unexpected = [key for key in unexpected if not key.startswith("fit_dense")]
     gaps = [key for key in missing if key.startswith(("bert.embeddings.", "bert.encoder."))]
     if gaps:
         more = f" and {len(gaps) - 1} more keys" if len(gaps) > 1 else ""

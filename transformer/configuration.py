@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from transformer.checkpoint import CONFIG_NAME
-from transformer.downloads import need
+from transformer.downloads import check_model_type, need
 from transformer.files import UserError, read_json, write_json
 
 CLASSIFIER = "BertForSequenceClassification"  # the architecture that `pooled_relu` is about
@@ -80,11 +80,12 @@ class BertConfig:
 
     @classmethod
     def from_pretrained(cls, folder, **overrides):
-        """Read `folder`/config.json, or that file itself. Raises UserError when it is missing or malformed."""
+        """Read `folder`/config.json, or that file. Raises UserError: missing, malformed, another kind of model."""
         path = Path(folder)
         if path.is_dir():
             need("configuration", folder)
             path = path / CONFIG_NAME
+        check_model_type(path)
         values = {**read_json(path), **overrides}
         try:
             return cls.from_dict(values)

@@ -14,9 +14,10 @@ from transformer.files import UserError, copy_file, make_folder, read_json, wait
 from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, upload_s3
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"  # after the name of weights that lie in several files, the shards: which key is in which
 # {what a model is read from: the files, any of which will do}
 MODEL_PARTS = {
-    "weights": WEIGHTS[::-1],
+    "weights": (*WEIGHTS[::-1], *(name + INDEX for name in WEIGHTS[::-1])),
     "vocabulary": ("vocab.txt", "tokenizer.json"),
     "configuration": ("config.json",),
 }
@@ -30,6 +31,10 @@ FETCHED = {
 WRITERS = {"3_": "general_distill.py", "4_": "task_distill.py", "5_": "task_distill.py --pred_distill"}
 TRIES = 5  # in a row without a new byte
 BACKOFF = 1.0  # seconds before the second try, doubled for each later one
+
+
+class NotBert(UserError):
+    """A model of another kind."""
 
 
 def cached_path(url_or_path, cache_dir=None, sha256=None):
@@ -185,6 +190,8 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
     if local.is_dir():
         for part in ("weights", "configuration") if need_weights else ():
             need(part, local)
+        if (local / "config.json").is_file():
+            check_model_type(local / "config.json")
         return local
     if local.exists():
         raise UserError(f"{name}: a file, expected a model folder")
@@ -196,6 +203,8 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
         raise UserError(f"{name}: no such {'file' if local.suffix == '.txt' else 'folder'}; {advice}")
     try:
         return fetch_model(f"{hub()}/{name}/resolve/main", models / name.replace("/", "--"), need_weights)
+    except NotBert:
+        raise
     except UserError as error:
         raise UserError(f"{name}: no such folder here, and no such model to download ({error})") from error
 
@@ -203,9 +212,30 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
 def need(part, folder):
     """Raise UserError where a model folder lacks a part: "weights", "vocabulary" or "configuration"."""
     files = MODEL_PARTS[part]
-    if not any((Path(folder) / file).is_file() for file in files):
+    found = next((file for file in files if (Path(folder) / file).is_file()), None)
+    if found is None:
         advice = advice_on(folder) or f"copy {files[0]} from where the model came from"
-        raise UserError(f"{folder}: no {part} there ({' or '.join(files)}); {advice}")
+        raise UserError(f"{folder}: no {part} there ({' or '.join(files[:2])}); {advice}")
+    for name in shards(Path(folder) / found) if found.endswith(INDEX) else ():
+        if not (Path(folder) / name).is_file():
+            raise UserError(f"{folder}: no {name} there, which {found} names; copy it from where the model came from")
+
+
+def shards(index):
+    """The names of the files that together hold the weights, from their index. Raises UserError for a malformed one,
+    and for names outside of its folder."""
+    keys = read_json(index).get("weight_map")
+    names = list(keys.values()) if isinstance(keys, dict) else []
+    if not names or not all(re.fullmatch(r"[\w.-]+\.(bin|safetensors)", str(name)) for name in names):
+        raise UserError(f"{index}: expected a weight_map from each key to the name of a file beside it")
+    return sorted(set(names))
+
+
+def check_model_type(path):
+    """Raise UserError where a config.json is that of another kind of model, RoBERTa say; without a type it is BERT."""
+    found = read_json(path).get("model_type") or "bert"
+    if found != "bert":
+        raise NotBert(f"{path}: model_type is {found!r}; this suite reads BERT (model_type 'bert')")
 
 
 def advice_on(path):
@@ -232,15 +262,26 @@ def weights_in_order():
 def fetch_model(address, folder, need_weights):
     """Fetch the files of the model at `address` into `folder`, which is returned; the weights last."""
     offline = False  # true after the first file that fails, so that an unreachable server costs one wait and one line
-    for file in ("config.json", "vocab.txt"):
+
+    def fetch(file):
+        nonlocal offline
         offline = not _fetch(f"{address}/{file}", folder / file, offline=offline)
+
+    fetch("config.json")
+    check_model_type(folder / "config.json")  # before the vocabulary, which others have in other files
+    fetch("vocab.txt")
     # Without it the vocabulary decides the casing. The weights come last: a copy with weights is complete.
     with contextlib.suppress(Missing):
-        offline = not _fetch(f"{address}/tokenizer_config.json", folder / "tokenizer_config.json", offline=offline)
-    for file in weights_in_order() if need_weights else ():
-        with contextlib.suppress(Missing):
-            _fetch(f"{address}/{file}", folder / file, offline=offline)
-            return folder
+        fetch("tokenizer_config.json")
+    order = weights_in_order()
+    for file in (*order, *(name + INDEX for name in order)) if need_weights else ():
+        try:
+            fetch(file)
+        except Missing:
+            continue
+        for shard in shards(folder / file) if file.endswith(INDEX) else ():
+            fetch(shard)
+        return folder
     if need_weights:
         raise UserError(f"{address}: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is there")
     return folder

@@ -29,7 +29,7 @@ RECORD_NAME = "run.json"
 REPORT_NAME, PICTURE_NAME, BASELINE_FOLDER = "report.md", "report.png", "baseline"  # beside a task's student
 LOG_NAME, RESULTS_NAME = "log.txt", "eval_results.txt"
 MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin")
-MODEL_FILES += ("model.safetensors",)
+MODEL_FILES += ("model.safetensors", "*.index.json", "pytorch_model-*.bin", "model-*.safetensors")  # or in shards
 # Everything that a training leaves in its folder, including its saved state and the report.
 TRAINED = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin")
 TRAINED += ("training_state.bin", "teacher_logits.npy", "train_log.jsonl", "curves.png")
@@ -179,7 +179,7 @@ def fingerprint(path):
         return digests if len(path) == 1 else hashlib.sha256(digests.encode()).hexdigest()[:12]
     path = Path(path)
     if path.is_dir():
-        return "+".join(fingerprint(path / name) for name in MODEL_FILES if (path / name).is_file())
+        return "+".join(fingerprint(file) for name in MODEL_FILES for file in sorted(path.glob(name)))
     if not path.is_file():
         return "none"
     size = path.stat().st_size

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from transformer import drawing
-from transformer.checkpoint import describe, weights_file
+from transformer.checkpoint import describe, weights_files
 from transformer.evaluation import measure_speed, results_of
 from transformer.files import atomic_write
 from transformer.flags import at_root
@@ -81,7 +81,8 @@ def table_of(candidates, results, seconds):
     """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio to it.
     `results`: {name: {metric: value}}; seconds: see `measure_speed`."""
     parameters = {name: each.model.num_parameters() for name, each in candidates.items()}
-    megabytes = {name: weights_file(each.folder).stat().st_size / 1e6 for name, each in candidates.items()}
+    files = {name: weights_files(each.folder) for name, each in candidates.items()}
+    megabytes = {name: sum(file.stat().st_size for file in files[name]) / 1e6 for name in candidates}
     rows = [("parameters", "{:,}", "size", parameters), ("size on disk, MB", "{:.1f}", "size", megabytes)]
     for metric in results["student"]:
         rows.append((f"dev {metric}", "{:.4f}", "score", {name: results[name][metric] for name in candidates}))
