@@ -77,7 +77,10 @@ def read_settings(argv=None):
     given = read_command_line(__doc__, AUGMENTATION, argv)
     # Twice: the first pass finds the task, whose row then supplies defaults to the second.
     asked = settings_for(AUGMENTATION, given, HEADER)
-    task = find_task(asked.task_name, Path(asked.glue_dir) / asked.task_name)
+    folder = Path(asked.glue_dir) / asked.task_name
+    task = find_task(asked.task_name, folder, asked.dev_fraction)
+    if not task.source:  # else the lack of dev rows would show only after this stage's work, which it changes
+        task.check_file(folder / task.dev_files[0])
     return settings_for(AUGMENTATION, given, HEADER, task.settings), task
 
 
@@ -87,7 +90,7 @@ def main():
     # No TF32: its products are noisier than `proposals.TIE` allows for, and nearest neighbours would be missed.
     torch.set_float32_matmul_precision("highest")
     console.set_up_logging(quiet=not here.first)
-    logging.info("data augmentation: %s on %s", task.name, here)
+    task.announce("data augmentation", here)
     settings.log()
     task.check_training()
     folder = Path(settings.glue_dir) / task.name

@@ -71,7 +71,7 @@ def read_settings(argv=None):
     step = task_step(given, HEADER)
     # Twice: the first pass finds the task, whose row then supplies defaults to the second.
     asked = settings_for(step, given, HEADER)
-    task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name))
+    task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name), asked.dev_fraction)
     return settings_for(step, given, HEADER, task.settings), task
 
 
@@ -79,7 +79,7 @@ def main():
     settings, task = read_settings()
     here = processes.start(settings.seed, settings.precision, settings.no_cuda, settings.local_rank)
     console.set_up_logging(quiet=not here.first)
-    logging.info("task distillation, %s step, %s on %s", settings.step, task.name, here)
+    task.announce(f"task distillation, {settings.step} step", here)
     settings.log()
     for own in settings.each_seed():
         run = TaskRun(task, *own.parts, here)

@@ -29,11 +29,12 @@ EXPECTED = {
     "a number that is not negative": lambda value: 0 <= value < math.inf,
     "0 to 1": lambda value: 0 <= value <= 1,
     "0 up to 1, 1 excluded": lambda value: 0 <= value < 1,
+    "between 0 and 1": lambda value: 0 < value < 1,
     "0 or more, below 2^63": lambda value: 0 <= value < 1 << 63,
     "8 to 65535": lambda value: 8 <= value < 1 << 16,
     "-1 or more": lambda value: value >= -1,
 }
-ABOVE_0, NOT_NEGATIVE, FRACTION, BELOW_1 = list(EXPECTED)[:4]
+ABOVE_0, NOT_NEGATIVE, FRACTION, BELOW_1, BETWEEN = list(EXPECTED)[:5]
 ATTENTION_LOSSES = ("scores", "relations")
 INITIALIZATIONS = ("random", "teacher")
 
@@ -41,6 +42,11 @@ INITIALIZATIONS = ("random", "teacher")
 def at_root(name):
     """A path in the repository, valid from any working directory; relative if that is the repository's root."""
     return name if Path.cwd() == ROOT else str(ROOT / name)
+
+
+def task_key(name):
+    """A task's name without case and punctuation: sst2 for SST-2."""
+    return "".join(filter(str.isalnum, name.lower()))
 
 
 # Types of a flag: a file or folder; a model, given by folder, hub name or address. Defaults are in the repository.
@@ -102,6 +108,8 @@ OWN_DATA = {"sample_data": True, "by_task": TASK, **NO_RESULT}
 
 CORPUS_HELP = "files, folders or addresses of the corpus: .txt (one sentence per line, empty lines between documents), "
 CORPUS_HELP += '.jsonl (one document per line, field "text"), both also .gz; remote files are fetched into the cache'
+DEV_HELP = "for your own data without a dev file: this part of the training rows is dev, e.g. 0.1; "
+DEV_HELP += "the same rows for every seed, given to every step"
 
 # {(heading in --help, steps): {name: row}}
 FLAGS = {
@@ -118,6 +126,7 @@ FLAGS = {
     },
     ("task", (AUGMENTATION, *TASK)): {
         "task_name": Flag(str, "a GLUE task, in upper or lower case, or a folder with your own data", SAMPLE_TASK),
+        "dev_fraction": Flag(float, DEV_HELP, None, expected=BETWEEN),
     },
     ("augmentation", (AUGMENTATION,)): {
         "pretrained_bert_model": Flag(model, "a BERT with a masked-LM head", TEACHER, SAMPLE_TEACHER),
@@ -219,6 +228,7 @@ def _same(*names):
 
 
 _OF_TASK = _same("teacher_model", "task_name", "data_dir", "max_seq_length", "do_lower_case", "cache_dir", "no_cuda")
+_OF_TASK |= _same("dev_fraction")
 _OF_CORPUS = {"pregenerated_data": "output_dir", "teacher_model": "bert_model", "max_seq_length": "max_seq_len"}
 
 # {step: (the next step, {its flag: the flag of this step that provides the value})}

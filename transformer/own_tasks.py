@@ -6,19 +6,22 @@ The keys of task.json, all optional:
 
     {"text": "review",             the column with the text, or a pair: ["premise", "hypothesis"]
      "label": "stars",             the column with the label
-     "labels": ["bad", "good"],    the labels in the order of the model's outputs; default: those in the training file
+     "labels": ["bad", "good"],    the labels in the order of the model's outputs; default: those in the training file;
+                                   an empty label ("") counts only if it is in this list or in the next but one
      "label_names": ["-", "+"],    their names in models and reports
      "ignore_labels": ["?"],       rows with these are left out
-     "regression": false,          true: the label is a number to predict
+     "regression": false,          true: the label is a number to predict; false: its values are classes, many or few
      "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression
      "max_seq_length": 128, "epochs": 3}
 """
 
+import json
 import math
 import re
 from pathlib import Path
 
 from transformer.files import UserError, read_json
+from transformer.flags import task_key
 from transformer.glue import TASKS
 from transformer.tables import SUFFIXES, open_table
 from transformer.tasks.classification import CLASSIFICATION
@@ -31,24 +34,26 @@ DESCRIPTION = "task.json"
 TEXTS = "sentence1 sentence2|text_a text_b|text1 text2|premise hypothesis|question1 question2|question sentence"
 TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|sentence|text".split("|")]
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score")
-MOST_LABELS = 50  # with more, "regression" was probably forgotten
+MOST_NUMBERS = 10  # with more whole numbers, they may be scores
+MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
 
 
 def is_name(value):
     return isinstance(value, str) and bool(value)
 
 
-def is_names(value, least=0, most=math.inf):
-    names = isinstance(value, list) and all(is_name(name) or type(name) is int for name in value)
+def is_names(value, least=0, most=math.inf, empty=None):
+    """Whether a value is a list of `least` to `most` different names. `empty`: "" where it may be one of them."""
+    names = isinstance(value, list) and all(is_name(name) or name == empty or type(name) is int for name in value)
     return names and least <= len(value) <= most and len(set(map(str, value))) == len(value)
 
 
 KEYS = {  # {key of task.json: (expected value in words, function that checks a value)}
     "text": ("a column's name, or a list of two", lambda value: is_name(value) or is_names(value, 1, 2)),
     "label": ("a column's name", is_name),
-    "labels": ("a list of different labels, two or more", lambda value: is_names(value, 2)),
+    "labels": ("a list of different labels, two or more", lambda value: is_names(value, 2, empty="")),
     "label_names": ("a list of different names, one for each of labels", lambda value: is_names(value, 2)),
-    "ignore_labels": ("a list of labels", is_names),
+    "ignore_labels": ("a list of labels", lambda value: is_names(value, empty="")),
     "regression": ("true or false", lambda value: isinstance(value, bool)),
     "metric": ("one of acc, f1, mcc, or for regression corr, pearson, spearmanr", is_name),
     "max_seq_length": ("a whole number above 2", lambda value: type(value) is int and value > 2),
@@ -56,13 +61,19 @@ KEYS = {  # {key of task.json: (expected value in words, function that checks a 
 }
 
 
-def find_task(name, folder=None):
-    """The `Task` called `name`, in upper or lower case, from GLUE's table or else from `folder` (None = a folder called
-    `name`). Raises UserError for an unknown name, an invalid task.json, or one that does not fit the files."""
+def find_task(name, folder=None, dev_fraction=None):
+    """The `Task` called `name` from GLUE's table, in upper or lower case, with or without its hyphen, or else from
+    `folder` (None = a folder called `name`). `dev_fraction`: the part of the training rows that stands for a missing
+    dev file. Raises UserError for an unknown name, an invalid task.json, or one that does not fit the files."""
     name = str(name)
-    if name.lower() in TASKS:
-        return TASKS[name.lower()]
     folder = Path(folder or name)
+    own = folder.name == name and ((folder / DESCRIPTION).is_file() or find_file(folder, "train"))
+    by_key = {task_key(key): task for key, task in TASKS.items()}
+    glue = TASKS.get(name.lower()) or (not own and by_key.get(task_key(name)))
+    if glue and dev_fraction:
+        raise UserError(f"--dev_fraction: is for data of your own without a dev file; {glue.name} has one")
+    if glue:
+        return glue
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"--task_name {name}: expected a name of letters, digits, '_', '.', '-', as a folder has it")
     train = find_file(folder, "train")
@@ -72,7 +83,7 @@ def find_task(name, folder=None):
             f"--task_name {name}: neither one of {known}, nor is there a {DESCRIPTION} or a training file "
             f"(train{', train'.join(SUFFIXES)}) in {folder}"
         )
-    return describe_task(name, folder, train)
+    return describe_task(name, folder, train, dev_fraction)
 
 
 def find_file(folder, stem):
@@ -80,16 +91,20 @@ def find_file(folder, stem):
     return next((path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()), None)
 
 
-def describe_task(name, folder, train):
+def describe_task(name, folder, train, dev_fraction=None):
     """The `Task` of a folder: from task.json, and where that is silent from the training file."""
     where = folder / DESCRIPTION
     said = read_description(where)
     texts, label = find_columns(said, folder, train)
     labels, names, ignored = (tuple(map(str, said.get(key, ()))) for key in ("labels", "label_names", "ignore_labels"))
+    dev = find_file(folder, "dev")
+    if dev and dev_fraction:
+        raise UserError(f"--dev_fraction: stands for a missing dev file, but there is {dev}")
+    own = {key: said[key] for key in ("epochs", "max_seq_length") if key in said} | {"dev_fraction": dev_fraction}
     if not labels and not said.get("regression"):
         if train is None:
             raise UserError(f'{folder}: no training file to take the labels from; {DESCRIPTION} names them: "labels"')
-        labels = labels_of(train, texts, label, ignored, "regression" not in said)
+        labels, own["rows"], own["warnings"] = labels_of(train, texts, label, ignored, said.get("regression"))
     if names and len(names) != len(labels):
         raise UserError(f"{where}: {len(names)} label_names for {len(labels)} labels")
     kind = CLASSIFICATION if labels else REGRESSION
@@ -100,26 +115,27 @@ def describe_task(name, folder, train):
     suffix = train.suffix if train else SUFFIXES[0]
     stems = ("train", "dev", "test")
     train, dev, test = ((find_file(folder, stem) or folder / f"{stem}{suffix}").name for stem in stems)
-    own = {key: said[key] for key in ("epochs", "max_seq_length") if key in said}
     own |= {"train_file": train, "dev_files": (dev,), "test_files": (test,)}
     return Task(name, texts, label, labels, metrics, label_names=names, ignored_labels=ignored, kind=kind, **own)
 
 
 def find_columns(said, folder, train):
-    """(names of the text columns, one or two, name of the label column)."""
+    """(names of the text columns, one or two, name of the label column), as the training file spells them."""
     texts, label = said.get("text"), said.get("label")
-    found = open_table(train).names if train and not (texts and label) else ()
-    if texts is None:
-        texts = next((names for names in TEXT_COLUMNS if set(names) <= set(found)), None)
-    if label is None:
-        label = next((name for name in LABEL_COLUMNS if name in found), None)
-    for what, value, usual in (("text", texts, "sentence, sentence1 and sentence2, text"), ("label", label, "label")):
-        if value is None:
-            place = f"{train} line 1" if train else f"{folder}: no training file"
-            columns = f"; found {', '.join(found[:12])}" if train else ""
-            raise UserError(
-                f'{place}: no column for the {what} ({usual}){columns}; {DESCRIPTION} names it: {{"{what}": "..."}}'
-            )
+    table = open_table(train) if train and not (texts and label) else None
+    if table and texts is None:
+        texts = next((found for names in TEXT_COLUMNS if all(found := tuple(map(table.find, names)))), None)
+    if table and label is None:
+        label = table.find(*LABEL_COLUMNS)
+    usual = {"text": "sentence, sentence1 and sentence2, text", "label": "label"}
+    if lacking := [key for key, value in (("text", texts), ("label", label)) if value is None]:
+        columns = " and ".join(f"no column for the {key} ({usual[key]})" for key in lacking)
+        wanted = ", ".join(f'"{key}": "..."' for key in lacking)
+        keys = f"{DESCRIPTION} names {'them' if lacking[1:] else 'it'}: {{{wanted}}}"
+        if not table:
+            raise UserError(f"{folder}: no training file, {columns}; {keys}")
+        header = f"; if line 1 is no header, put one above it: {table.line(['text', 'label'])}" if table.header else ""
+        raise UserError(f"{train} line 1: {columns}; {table.told}; {keys}{header}")
     return (texts,) if isinstance(texts, str) else tuple(texts), label
 
 
@@ -137,26 +153,41 @@ def read_description(path):
     return said
 
 
-def labels_of(path, texts, label, ignored, may_be_scores):
-    """The distinct labels of a training file, sorted; () if they are scores: numbers, at least one not whole."""
-    task = Task("", texts, label, ignored_labels=ignored, kind=Kind())
-    found = {}  # {label in lower case: its first spelling}
-    for row in TaskFile(path, task):
-        found.setdefault(row.label.lower(), row.label)
-    labels = sorted(found.values())
-    try:
-        numbers = [float(value) for value in labels]
-    except ValueError:
-        numbers = [math.nan]
-    if all(map(math.isfinite, numbers)):
-        if may_be_scores and not all(number.is_integer() for number in numbers):
-            return ()
-        labels = [value for _, value in sorted(zip(numbers, labels, strict=True))]
+def labels_of(path, texts, label, ignored, regression):
+    """(labels, number of rows, warnings) of a training file: the distinct labels, sorted; () if they are scores, that
+    is, numbers of which one is not whole. `regression`: as in task.json, None = not said."""
+    first, lines, rows = {}, {}, 0  # {label in lower case: its first spelling}, {label: the first line that has it}
+    for row in TaskFile(path, Task("", texts, label, ignored_labels=ignored, kind=Kind())):
+        lines.setdefault(first.setdefault(row.label.lower(), row.label), row.line)
+        rows += 1
+        if not row.label.strip():
+            shown = json.dumps([row.label])
+            remedy = f'{DESCRIPTION} leaves such rows out: "ignore_labels": {shown}, or has it in "labels"'
+            raise UserError(f"{path} line {row.line}: the label is empty; {remedy}")
+    words, warnings = sorted(each for each in lines if not is_number(each)), []
+    numbers = sorted(lines.keys() - set(words), key=lambda each: (float(each), each))
+    if not words and regression is None and not all(float(each).is_integer() for each in numbers):
+        return (), rows, ()
+    labels = sorted(lines) if words else numbers
     if len(labels) < 2:
         raise UserError(f"{path}: every row has the label {labels[0]!r}; expected two labels or more")
-    if len(labels) > MOST_LABELS:
-        raise UserError(
-            f"{path}: {len(labels)} different labels in the column {label!r}; if they are right, {DESCRIPTION} lists "
-            'them: "labels", or says "regression": true'
-        )
-    return tuple(labels)
+    if numbers and len(words) == 1:
+        remedy = f'{DESCRIPTION} leaves it out: "ignore_labels": {json.dumps(words)}'
+        told = f"the label {words[0]!r} is a word among numbers, so all are read as classes; {remedy}"
+        warnings.append(f"{path} line {lines[words[0]]}: {told}")
+    told = f"{path}: {len(labels)} different labels in the column {label!r}: {', '.join(labels[:3])}, ..."
+    remedy = f'"regression": false in {DESCRIPTION} says that they are classes'
+    remedy += "" if words else ", true that they are scores"
+    if len(labels) > MOST_LABELS and regression is None:
+        raise UserError("; ".join([told, *warnings, remedy]))
+    if len(numbers) > MOST_NUMBERS and not words and regression is None:
+        warnings.append(f"{told}; they are read as classes; {remedy}")
+    return tuple(labels), rows, tuple(warnings)
+
+
+def is_number(text):
+    """Whether a text is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

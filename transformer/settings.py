@@ -201,9 +201,8 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     Args: given: {flag: value} from the command line; header: the script's HEADER; task: (name, {flag: value}) from a
     task's row; recorded, changes: see `Settings.for_step`. Raises UserError for unknown flags and bad values.
     """
-    header, changes, rows = header or {}, changes or {}, flags_of(step)
-    for name in header.keys() - rows.keys():
-        raise UserError(f"HEADER: {name!r} is no flag of this script")
+    changes, rows = changes or {}, flags_of(step)
+    header = read_header(header or {}, rows)
     layers = {
         "command line": given,
         "script header": header,
@@ -213,10 +212,10 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
         "": {name: flag.value_at(step) for name, flag in rows.items()},
     }
     values, origins = {}, {}
-    for name, flag in rows.items():
+    for name in rows:
         found = ((origin, layer.get(name)) for origin, layer in layers.items())
         origin, value = next((each for each in found if each[1] is not None), ("", None))
-        values[name] = [value] if flag.type is list and isinstance(value, str) else value  # a header may omit the list
+        values[name] = value
         if origin and name not in changes:
             origins[name] = origin
     values |= changes
@@ -227,6 +226,31 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     check(step, values)
     # Changes count as given from here on, so that fine-tuning and the baseline inherit a sweep's seed.
     return Settings(step, values, origins, {**given, **changes}, header, task)
+
+
+# {a flag's type: (the expected value in words, the types that fit)}. bool is an int to Python, but not a number here.
+HEADER_TYPES = {bool: ("True or False", (bool,)), int: ("a whole number", (int,)), float: ("a number", (int, float))}
+TEXT = ("text in quotes", (str, Path))
+
+
+def read_header(header, rows):
+    """A script's HEADER as the command line would give it, without values of None, which count as not given. `rows`:
+    {name: Flag}. Raises UserError for a name that is no flag and a value that is not of its flag's type or choices."""
+    read = {}
+    for name, value in header.items():
+        if name not in rows:
+            raise UserError(f"HEADER: {name!r} is no flag of this script")
+        flag = rows[name]
+        expected, types = HEADER_TYPES.get(flag.type, TEXT)
+        values = value if flag.type is list and isinstance(value, list) and value else [value]  # may omit the list
+        fits = all(isinstance(each, types) and (types == (bool,) or not isinstance(each, bool)) for each in values)
+        if value is not None and (not fits or (flag.choices and value not in flag.choices)):
+            expected = f"one of {', '.join(flag.choices)}" if flag.choices else expected
+            raise UserError(f"HEADER: {name!r} is {value!r}, expected {expected}")
+        if value is not None:
+            values = [str(each) if types == TEXT[1] else flag.type(each) for each in values]
+            read[name] = values if flag.type is list else values[0]
+    return read
 
 
 def command(step, values):
@@ -242,7 +266,7 @@ def sample_of(step, asked):
     """{flag: value} for --sample, {} without it. `asked`: {flag: value} from header and command line."""
     # Any task can use the sample's small models, but a task other than the sample's brings its own data.
     rows = flags_of(step) if asked.get("sample") else {}
-    own_task = (asked.get("task_name") or flags.SAMPLE_TASK).lower() != flags.SAMPLE_TASK.lower()
+    own_task = flags.task_key(asked.get("task_name") or flags.SAMPLE_TASK) != flags.task_key(flags.SAMPLE_TASK)
     return {name: flag.value_at(step, "sample") for name, flag in rows.items() if not (own_task and flag.sample_data)}
 
 

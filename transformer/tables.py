@@ -17,6 +17,9 @@ from transformer.files import UserError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # a .json file has an object per line too
 
+# (name, character, suffix of the files that have it between their columns)
+SEPARATORS = (("tabs", "\t", ".tsv"), ("commas", ",", ".csv"), ("semicolons", ";", ".csv"))
+
 
 def open_table(path, columns=(), wanted=()):
     """The table in a file, by its suffix. Raises UserError for a missing, empty or malformed file. `columns`: names for
@@ -54,6 +57,22 @@ class Table:
     def key(self, name):
         return self.names.index(name)
 
+    def find(self, *columns):
+        """The name, as it stands in this table, of the first of `columns` that is there, in upper or lower case; None
+        without one."""
+        same = {name.strip().lower(): name for name in reversed(self.names)}
+        exact = [column for column in columns if column in self.names]
+        return [*exact, *(same[each.lower()] for each in columns if each and each.lower() in same), None][0]
+
+    @property
+    def told(self):
+        """What to say where a column is missing: the columns found, or the separator that does not fit the suffix."""
+        path = Path(self.path)
+        for name, character, suffix in SEPARATORS:
+            if len(self.names) == 1 and character in self.names[0] and suffix != path.suffix:
+                return f"{name} seem to separate its columns; such a file's name is {path.stem}{suffix}"
+        return f"found {', '.join(name[:60] for name in self.names[:12])}"
+
     def __iter__(self):
         return itertools.islice(self._rows(), self.header is not None, None)
 
@@ -76,9 +95,17 @@ class TabSeparated(Table):
 
 
 class CommaSeparated(Table):
+    """Separated by semicolons, as spreadsheets in many languages write it, if the first line has those and no comma."""
+
+    def __init__(self, path):
+        first = next((text for _, text in read_lines(path) if text), "")
+        self.delimiter = ";" if ";" in first and "," not in first else ","
+        super().__init__(path)
+
     def _rows(self):
         csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))  # the default limit of a field is 128 KiB
-        rows, before = csv.reader((f"{text}\n" for _, text in read_lines(self.path)), strict=True), 0
+        lines, before = (f"{text}\n" for _, text in read_lines(self.path)), 0
+        rows = csv.reader(lines, delimiter=self.delimiter, strict=True)
         try:
             for row in rows:
                 if row:
@@ -87,10 +114,10 @@ class CommaSeparated(Table):
         except csv.Error as error:
             raise UserError(f"{self.path} line {before + 1}: not comma-separated text ({error})") from None
 
-    @staticmethod
-    def line(row):
+    def line(self, row):
         text = io.StringIO()
-        csv.writer(text, lineterminator="\r\n").writerow(row)  # so that it quotes fields with "\r" or "\n" in them
+        # "\r\n", so that it quotes fields with "\r" or "\n" in them.
+        csv.writer(text, delimiter=self.delimiter, lineterminator="\r\n").writerow(row)
         return text.getvalue().removesuffix("\r\n")
 
 

@@ -1,6 +1,8 @@
 """A task: its table row, and its files, read one row at a time."""
 
+import hashlib
 import json
+import logging
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,8 @@ from transformer.flags import at_root
 from transformer.tables import open_table
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.kind import Kind
+
+MOST_SHOWN = 20  # labels in the line that describes a task
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,32 @@ class Task:
     skip_short_rows: bool = False
     kind: Kind = CLASSIFICATION
     score_range: tuple = (-math.inf, math.inf)  # written predictions are clipped to it
+    dev_fraction: float | None = None  # without a dev file: the part of the training rows that stands for it
+    rows: int | None = None  # in the training file, where its labels were looked for
+    warnings: tuple = ()  # what may have been misunderstood
 
     @property
     def num_labels(self):
         """The number of outputs of a head for this task."""
         return self.kind.num_outputs(self)
+
+    def announce(self, stage, here):
+        """Log what starts, how the task's files were understood, and what may be wrong about it. `here`: Processes."""
+        logging.info("%s: %s on %s", stage, self.name, here)
+        logging.info("%s", self.describe())
+        for warning in self.warnings if here.first else ():
+            logging.warning("warning: %s", warning)
+
+    def describe(self):
+        """``text: `text`; label: `label`; 3 classes: no, yes, maybe; 212 rows``."""
+        texts = ", ".join(f"`{name}`" for name in self.text_columns)
+        more = ", ..." if len(self.labels) > MOST_SHOWN else ""
+        classes = f"{len(self.labels)} classes: {', '.join(map(_shown, self.labels[:MOST_SHOWN]))}{more}"
+        parts = [f"text: {texts}; label: `{self.label_column}`"]
+        parts.append(classes if self.labels else type(self.kind).__name__.lower())
+        parts += [f"{self.rows} rows"] if self.rows else []
+        parts += [f"{self.dev_fraction:g} of them for dev"] if self.dev_fraction else []
+        return "; ".join(parts)
 
     @property
     def titles(self):
@@ -66,13 +91,16 @@ class Task:
 
     def check_file(self, path):
         """Raise UserError if one of the task's files is missing, with the command that brings it."""
-        if path.is_file():
+        set_aside = self.dev_fraction and path.name in self.dev_files
+        if path.is_file() or set_aside:
             return
         advice = ""
         if path.name in self.published:
             advice = f"; it is published at {self.published[path.name]}"
         elif self.source and path.name in (self.train_file, *self.dev_files, *self.test_files):
             advice = f"; {fetch_advice(self.source, self.source)}"
+        elif not self.source and path.name in self.dev_files:
+            advice = f"; put one there, or give every step --dev_fraction 0.1, which takes a tenth of {self.train_file}"
         raise UserError(f"{path}: no such file{advice}")
 
     @property
@@ -103,6 +131,18 @@ def label_order(task, names):
     return task.labels  # the names say nothing about this task's classes
 
 
+def _shown(label):
+    return label if label.strip() else repr(label)
+
+
+def is_dev_row(texts, fraction):
+    """Whether a row belongs to the `fraction` of the training rows that is kept for dev."""
+    # By the texts alone: every step sets the same rows aside, whatever its --seed and however the file is sorted, and
+    # equal rows stay together.
+    digest = hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < fraction * 2**64
+
+
 class Row(NamedTuple):
     """One row of a task file: line number, unchanged columns (a list; a dictionary for JSON Lines), texts and label."""
 
@@ -113,7 +153,8 @@ class Row(NamedTuple):
 
 
 class TaskFile:
-    """A task's file. Iterating yields its `Row`s; `header` is its header line or None.
+    """A task's file. Iterating yields its `Row`s; `header` is its header line or None. Where the task has no dev file
+    but a `dev_fraction`, the training file and the dev file are the two parts of the training file.
 
     Args: labelled: whether to read the label column (train, dev) or not (test). Raises UserError for a missing or empty
     file, a missing or duplicate column, a row with a wrong number of columns, an unknown label. After an iteration
@@ -124,17 +165,21 @@ class TaskFile:
     def __init__(self, path, task, labelled=True):
         self.path, self.task, self.labelled, self.skipped = Path(path), task, labelled, 0
         task.check_file(self.path)
+        self.split = task.dev_fraction is not None and self.path.name in (task.train_file, *task.dev_files)
+        self.dev, self.title = self.split and self.path.name in task.dev_files, f"{self.path}"
+        if self.split:
+            self.path = self.path.with_name(task.train_file)
+            self.title = f"{self.path}{'' if self.dev else ' without'} --dev_fraction {task.dev_fraction:g}"
         wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
-        self.table = open_table(path, task.columns, wanted)
+        self.table = open_table(self.path, task.columns, wanted)
         self.header, self.names = self.table.header, self.table.names
-        found = [name if name in self.names else task.other_columns.get(name) for name in wanted]
+        found = [self.table.find(column, task.other_columns.get(column)) for column in wanted]
         for column, name in zip(wanted, found, strict=True):
-            if name not in self.names:
+            if name is None:
                 of_task = f" for {task.name}" if task.name else ""
-                raise UserError(f"{path} line 1: no column {column!r}{of_task}; found {', '.join(self.names[:12])}")
-        for name in found:
+                raise UserError(f"{self.path} line 1: no column {column!r}{of_task}; {self.table.told}")
             if self.names.count(name) > 1:
-                raise UserError(f"{path} line 1: more than one column {name!r}")
+                raise UserError(f"{self.path} line 1: more than one column {name!r}")
         keys = [self.table.key(name) for name in found]
         self.text_keys, self.label_key = keys[: len(task.text_columns)], keys[-1]
 
@@ -147,6 +192,8 @@ class TaskFile:
                     continue
                 raise UserError(f"{self.path} line {line}: {len(columns)} columns, expected {len(self.names)}")
             texts = tuple(self._value(columns, key, line, str) for key in self.text_keys)
+            if self.split and is_dev_row(texts, self.task.dev_fraction) != self.dev:
+                continue
             label = None
             if self.labelled:
                 label = self._value(columns, self.label_key, line, str | int | float)
@@ -161,7 +208,7 @@ class TaskFile:
             rows += 1
             yield Row(line, columns, texts, label)
         if not rows:
-            raise UserError(f"{self.path}: no rows")
+            raise UserError(f"{self.title}: no rows")
 
     def _value(self, columns, key, line, kinds):
         value = columns.get(key) if isinstance(columns, dict) else columns[key]
