@@ -225,6 +225,7 @@ def report_student(run, teacher, student, known, baseline):
 
 def evaluate(run, teacher, student, output_dir, baseline):
     """--do_eval: write the student's eval_results.txt and the report, with the teacher where one knows the task."""
+    run.warn_of_untrained(student)
     teacher = teacher and find_fine_tuned(teacher, run.task)
     candidates = {"teacher": run.candidate(teacher)} if teacher else {}
     candidates["student"] = run.candidate(student)

@@ -7,13 +7,18 @@ import math
 import os
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import VOCABULARY, call_script, make_all, make_student_config, make_teacher, run_script, scripts, tree
 
+import task_distill
 from transformer import files
+from transformer.files import UserError
+from transformer.flags import GENERAL, PREGENERATION
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
+from transformer.settings import settings_for
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -452,6 +457,42 @@ def test_a_word_for_a_number_and_an_unknown_flag_end_with_status_2(folder, name)
     for flags in (["--seed", "many"], ["--no_such_flag"]):
         process = call_script(scripts(folder)[name][0], *flags)
         assert process.returncode == 2 and flags[0] in process.stderr and "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    "name, value, expected",
+    [
+        ("max_steps", "2", "a whole number"),
+        ("max_steps", 2.0, "a whole number"),
+        ("max_steps", [2], "a whole number"),
+        ("seed", True, "a whole number"),
+        ("learning_rate", "1e-3", "a number"),
+        ("learning_rate", {}, "a number"),
+        ("no_cuda", 1, "True or False"),
+        ("sample", "yes", "True or False"),
+        ("precision", "fp8", "one of auto, fp32, bf16, fp16"),
+        ("precision", [], "one of auto, fp32, bf16, fp16"),
+        ("output_dir", 4, "text in quotes"),
+        ("task_name", ["SST-2"], "text in quotes"),
+        ("seeds", (1, 2), "text in quotes"),
+    ],
+)
+def test_a_header_s_value_of_the_wrong_kind_is_named(monkeypatch, name, value, expected):
+    monkeypatch.setattr(task_distill, "HEADER", {name: value})
+    process = call_script("task_distill.py")
+    assert process.returncode == 2
+    assert process.stderr == f"error: HEADER: {name!r} is {value!r}, expected {expected}\n"
+
+
+def test_a_header_s_value_that_fits_is_taken_as_the_command_line_s():
+    read = settings_for(GENERAL, {}, {"num_train_epochs": 2, "output_dir": Path("a"), "limit": None, "no_cuda": False})
+    assert (read.num_train_epochs, type(read.num_train_epochs)) == (2.0, float)
+    assert (read.output_dir, read.limit, read.no_cuda) == ("a", None, False) and "limit" not in read.origins
+    for value in ("a", ["a", Path("b")]):
+        assert settings_for(PREGENERATION, {}, {"train_corpus": value}).train_corpus == ["a", "b"][: len(value)]
+    for value in ([], ["a", 3], 3):
+        with pytest.raises(UserError, match="HEADER: 'train_corpus' is .*, expected text in quotes"):
+            settings_for(PREGENERATION, {}, {"train_corpus": value})
 
 
 @pytest.mark.parametrize("name", ["pregenerate", "general", "intermediate", "prediction"])

@@ -8,6 +8,7 @@ from tiny import make_tokenizer
 
 from transformer import file_utils
 from transformer.file_utils import UserError
+from transformer.files import make_folder
 from transformer.glue import TASKS, TaskFile, compute_metrics, label_order
 from transformer.own_tasks import find_task
 
@@ -130,6 +131,15 @@ def test_every_task_has_a_layout_above():
 @pytest.mark.parametrize("name", ["sst-2", "SST-2", "Sst-2", "cola", "sts-b", "MNLI", "mnli-mm"])
 def test_task_names_are_found_in_any_case(name):
     assert find_task(name).name.lower() == name.lower()
+
+
+@pytest.mark.parametrize("name", ["sst2", "SST_2", "stsb", "mnli_mm", "MNLIMM", "c-o-l-a"])
+def test_task_names_are_found_without_their_hyphens_unless_a_folder_has_that_name(tmp_path, name):
+    found = find_task(name, tmp_path / "elsewhere")
+    assert found.name.lower().replace("-", "") == name.lower().replace("-", "").replace("_", "")
+    write(make_folder(tmp_path / name) / "train.tsv", "text\tlabel", "x\tyes", "y\tno")
+    assert find_task(name, tmp_path / name).labels == ("no", "yes")
+    assert find_task(name, tmp_path / name.lower() / "..") is found
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

@@ -11,6 +11,7 @@ from transformer.glue import TASKS, TaskFile, compute_metrics
 from transformer.own_tasks import find_task
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.regression import REGRESSION
+from transformer.tasks.task import Task
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -131,6 +132,21 @@ def test_glue_s_names_come_first(tmp_path, name):
         ("text\tlabel\nx\t1\n", {"max_seq_length": True}, "max_seq_length is True"),
         ("text\tlabel\nx\t1\n", [], "expected one JSON object"),
         ("text\tlabel\nx\n", None, "train.tsv line 2: 1 columns, expected 2"),
+        ("text\tlabel\nx\ta\ny\t\n", None, r'line 3: the label is empty; .*"ignore_labels": \[""\], or has it in'),
+        ("text\tlabel\nx\ta\ny\t \n", None, r'line 3: the label is empty; .*"ignore_labels": \[" "\]'),
+        (
+            "a film\t1\nx\t0\n",
+            None,
+            "line 1: no column for the text .* and no column for the label .*; found a film, ",
+        ),
+        ("a film\t1\nx\t0\n", None, r'names them: {"text": "...", "label": "..."}; if line 1 is no header, put'),
+        ("text,label\nx,1\n", None, "commas seem to separate its columns; such a file's name is train.csv"),
+        ("text\tlabel\n" + "".join(f"x\tw{n}\n" for n in range(51)), None, 'regression": false .* they are classes$'),
+        (
+            "text\tlabel\n" + "".join(f"x\t{n}\n" for n in (*range(50), "n/a")),
+            None,
+            r'line 52: the label .n/a. is a word among numbers.*"ignore_labels": \["n/a"\]',
+        ),
     ],
 )
 def test_what_describes_no_task_is_told_in_one_line(tmp_path, text, description, message):
@@ -141,6 +157,100 @@ def test_what_describes_no_task_is_told_in_one_line(tmp_path, text, description,
     with pytest.raises(UserError, match=message) as error:
         find_task("mine", tmp_path)
     assert "\n" not in str(error.value)
+
+
+def table(*labels):
+    return "\n".join(["text\tlabel", *(f"x{number}\t{label}" for number, label in enumerate(labels)), ""])
+
+
+@pytest.mark.parametrize(
+    ("header", "labels", "description", "line"),
+    [
+        ("text\tlabel", "abca", None, "text: `text`; label: `label`; 3 classes: a, b, c; 4 rows"),
+        ("Text\tLABEL", "ab", None, "text: `Text`; label: `LABEL`; 2 classes: a, b; 2 rows"),
+        ("text\tlabel", ("0.5", "1"), None, "text: `text`; label: `label`; regression; 2 rows"),
+        ("text\tlabel", "12", {"regression": True}, "text: `text`; label: `label`; regression"),
+        ("text\tx", "12", {"label": "x", "labels": ["2", ""]}, "text: `text`; label: `x`; 2 classes: 2, ''"),
+    ],
+)
+def test_what_was_understood_is_one_line(tmp_path, header, labels, description, line):
+    text = table(*labels).replace("text\tlabel", header)
+    assert find_task("mine", write(tmp_path, "train.tsv", text, description)).describe() == line
+
+
+def test_many_classes_are_cut_in_that_line(tmp_path):
+    task = find_task("mine", write(tmp_path, "train.tsv", table(*(f"w{n:02}" for n in range(30)))))
+    assert "; 30 classes: w00, w01, " in task.describe() and task.describe().endswith(", w19, ...; 30 rows")
+    pair = Task("pair", ("a", "b"))
+    assert pair.describe() == "text: `a`, `b`; label: `label`; 2 classes: 0, 1"
+
+
+@pytest.mark.parametrize(
+    ("labels", "description", "told"),
+    [
+        (
+            ("1", "n/a", "2"),
+            None,
+            "line 3: the label 'n/a' is a word among numbers, so all are read as classes",
+        ),
+        (("1.5", "1", "nan"), None, "train.tsv line 4: the label 'nan' is a word among numbers"),
+        (range(11), None, "11 different labels in the column 'label': 0, 1, 2, ...; they are read as classes; \"regr"),
+        (range(10), None, None),
+        (("1", "n/a", "2"), {"ignore_labels": ["n/a"]}, None),
+        (("1", "a", "b"), None, None),
+        (range(11), {"regression": False}, None),
+        (range(60), {"regression": False}, None),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_warned_of(tmp_path, labels, description, told):
+    task = find_task("mine", write(tmp_path, "train.tsv", table(*labels), description))
+    assert task.kind is CLASSIFICATION and len(task.warnings) == (told is not None)
+    assert told is None or told in task.warnings[0]
+
+
+def test_empty_labels_are_a_class_or_left_out_where_the_description_lists_them(tmp_path):
+    for description, labels in (({"ignore_labels": [""]}, ["a", "b"]), ({"labels": ["a", "b", ""]}, ["a", "", "b"])):
+        folder = write(tmp_path, "train.tsv", table("a", "", "b"), description)
+        task = find_task("mine", folder)
+        assert [row.label for row in TaskFile(folder / "train.tsv", task)] == labels
+
+
+# --- without a dev file
+
+
+def test_a_part_of_the_training_rows_is_dev_where_there_is_no_dev_file(tmp_path):
+    folder = write(tmp_path, "train.tsv", table(*(["a", "b"] * 150)) + "x7\ta\n")
+    task = find_task("mine", folder, 0.2)
+    train, dev = ([row.texts for row in TaskFile(folder / f"{part}.tsv", task)] for part in ("train", "dev"))
+    assert not set(train) & set(dev) and len(train) + len(dev) == 301 and 40 < len(dev) < 80
+    assert (("x7",) in train) is (("x7",) not in dev)  # rows with the same text stay together
+    # Whatever the order of the rows is, the same ones are dev.
+    header, *rows = (folder / "train.tsv").read_text().splitlines()
+    write(folder, "train.tsv", "\n".join([header, *reversed(rows), ""]))
+    assert [row.texts for row in TaskFile(folder / "dev.tsv", task)] == dev[::-1]
+    assert task.describe().endswith("2 classes: a, b; 301 rows; 0.2 of them for dev")
+    # A file of another name is read whole.
+    write(folder, "train_aug.tsv", table("a", "b", "a"))
+    assert len(list(TaskFile(folder / "train_aug.tsv", task))) == 3
+
+
+def test_too_few_rows_for_a_dev_part_and_a_dev_file_beside_it_are_told(tmp_path):
+    folder = write(tmp_path, "train.tsv", table("a", "b"))
+    with pytest.raises(UserError, match="train.tsv --dev_fraction 0.001: no rows"):
+        list(TaskFile(folder / "dev.tsv", find_task("mine", folder, 0.001)))
+    with pytest.raises(UserError, match="dev.tsv: no such file; put one there, or give every step --dev_fraction 0.1"):
+        TaskFile(folder / "dev.tsv", find_task("mine", folder))
+    with pytest.raises(UserError, match="is for data of your own without a dev file; SST-2 has one"):
+        find_task("sst-2", folder, 0.1)
+    write(folder, "dev.tsv", table("a"))
+    with pytest.raises(UserError, match="stands for a missing dev file, but there is .*dev.tsv"):
+        find_task("mine", folder, 0.1)
+
+
+def test_augmentation_asks_for_dev_rows_before_its_work(tmp_path):
+    write(tmp_path / "mine", "train.tsv", table("a", "b"))
+    found = call_script("data_augmentation.py", "--task_name", "mine", "--glue_dir", tmp_path)
+    assert found.returncode == 2 and "dev.tsv: no such file; put one there, or give every step --dev" in found.stderr
 
 
 def test_a_name_that_is_a_path_is_refused(tmp_path):
@@ -158,6 +268,7 @@ def test_f1_of_more_than_two_classes_is_their_mean(tmp_path):
 # --- every stage on data of one's own
 
 RNG = random.Random(17)
+PARTS = ("train", "dev", "train_aug")
 
 
 def make_csv(folder):
@@ -176,9 +287,9 @@ def make_csv(folder):
 
 
 def make_jsonl(folder):
-    """Pairs with a score, without a task.json."""
+    """Pairs with a score, without a task.json and without a dev file."""
     folder.mkdir()
-    for name, count in (("train", 31), ("dev", 11), ("test", 7)):
+    for name, count in (("train", 42), ("test", 7)):
         with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
             for number in range(count):
                 texts = [make_sentence(RNG, RNG.random() < 0.5) for _ in range(2)]
@@ -196,7 +307,9 @@ def finished(request, tmp_path_factory):
     for name in ("student", "2", "3"):
         assert name == "student" or not (folder / name).exists()
     teacher, data = folder / "teacher", folder / "glue" / "reviews"
+    split = [] if request.param == "csv" else ["--dev_fraction", 0.25]
     common = [
+        *split,
         "--task_name",
         "reviews",
         "--data_dir",
@@ -226,6 +339,7 @@ def finished(request, tmp_path_factory):
         3,
         "--M",
         4,
+        *split,
     )
     call(
         "pregenerate_training_data.py",
@@ -273,7 +387,7 @@ def call(*command):
 def test_augmentation_writes_the_file_s_own_kind(finished):
     folder, data, _ = finished
     kind = ".csv" if (data / "train.csv").exists() else ".jsonl"
-    task = find_task("reviews", data)
+    task = find_task("reviews", data, None if kind == ".csv" else 0.25)
     rows, widened = list(TaskFile(data / f"train{kind}", task)), list(TaskFile(data / f"train_aug{kind}", task))
     assert len(widened) > len(rows)
     assert [row.columns for row in rows] == [row.columns for row in widened if row.columns in [r.columns for r in rows]]
@@ -283,6 +397,27 @@ def test_augmentation_writes_the_file_s_own_kind(finished):
         )
     if kind == ".csv":
         assert any(row.texts[0].startswith('" so "') for row in widened)
+
+
+def test_no_step_trains_on_dev_rows(finished):
+    folder, data, printed = finished
+    if (data / "dev.csv").exists():
+        return
+    task = find_task("reviews", data, 0.25)
+    train, dev, widened = ([row.columns["id"] for row in TaskFile(data / f"{name}.jsonl", task)] for name in PARTS)
+    assert set(widened) == set(train) and not set(train) & set(dev)
+    for place in (folder / "4", folder / "5", folder / "teacher" / "reviews"):
+        assert json.loads((place / "run.json").read_text())["settings"]["dev_fraction"] == 0.25
+    assert f"train.jsonl --dev_fraction 0.25: {len(dev)} rows" in printed[2]
+    assert "--dev_fraction 0.25" in printed[0].splitlines()[-1]  # the next step's command
+    steps = ["--student_model", folder / "3", "--output_dir", folder / "other"]
+    usual = ["--task_name", "reviews", "--data_dir", data, "--teacher_model", folder / "teacher", *steps]
+    usual += ["--max_seq_length", 31, "--max_steps", 9, "--dev_fraction", 0.5]
+    found = call_script("task_distill.py", *usual, "--aug_train")
+    remedy = "data_augmentation.py --task_name reviews --dev_fraction 0.5 --overwrite_output makes it without them"
+    assert found.returncode == 2 and f"train_aug.jsonl: may hold dev rows; {remedy}" in found.stderr
+    found = call_script("task_distill.py", *usual)
+    assert found.returncode == 2 and "reviews: was not trained with --dev_fraction 0.5 and may know" in found.stderr
 
 
 def test_every_step_knows_the_task(finished):
@@ -311,6 +446,7 @@ def test_a_changed_description_is_another_input(finished):
     try:
         found = call_script(
             "task_distill.py",
+            *([] if (data / "dev.csv").exists() else ["--dev_fraction", 0.25]),
             "--task_name",
             "reviews",
             "--data_dir",

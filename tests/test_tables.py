@@ -73,6 +73,34 @@ def test_what_is_no_table_is_named_with_its_line(tmp_path, name, text, message):
         list(open_table(tmp_path / name))
 
 
+def test_a_csv_file_may_have_semicolons_and_keeps_them(tmp_path):
+    table = open_table(write(tmp_path / "a.csv", 'text;label\n"a; b, c";1\nd, e;0\n'))
+    assert table.header == "text;label" and [row for _, row in table] == [["a; b, c", "1"], ["d, e", "0"]]
+    assert [table.line(row) for _, row in table] == ['"a; b, c";1', "d, e;0"]
+    # Commas in the first line separate, whatever else is there.
+    assert open_table(write(tmp_path / "b.csv", "a;b,c\n1,2\n")).names == ["a;b", "c"]
+
+
+def test_columns_are_found_in_any_case_and_an_exact_name_first(tmp_path):
+    table = open_table(write(tmp_path / "a.csv", " Text,TEXT,label\na,b,c\n"))
+    assert [table.find("text"), table.find("TEXT"), table.find("LABEL")] == [" Text", "TEXT", "label"]
+    assert table.find("x", "label") == "label" and table.find("x", None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("a.tsv", "text,label\n", "commas seem to separate its columns; such a file's name is a.csv"),
+        ("a.tsv", "text;label\n", "semicolons seem to separate its columns; such a file's name is a.csv"),
+        ("a.csv", "text\tlabel\n", "tabs seem to separate its columns; such a file's name is a.tsv"),
+        ("a.csv", '"text, all of it"\n', "found text, all of it"),
+        ("a.tsv", "text\tlabel\n", "found text, label"),
+    ],
+)
+def test_a_separator_of_another_suffix_is_told(tmp_path, name, text, told):
+    assert open_table(write(tmp_path / name, text)).told == told
+
+
 def test_a_csv_field_may_be_as_long_as_it_likes(tmp_path):
     path = write(tmp_path / "a.csv", f"text,label\n{'word ' * 60_000},1\n")
     [(_, row)] = open_table(path)

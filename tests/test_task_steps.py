@@ -45,6 +45,19 @@ def test_the_usual_order_gives_no_warning(copy):
         assert process.returncode == 0 and "Probably meant" not in process.stdout
 
 
+def test_a_student_without_a_prediction_step_is_measured_after_a_warning(copy):
+    flags = ["--do_predict", "--output_dir", copy / "out", "--student_model"]
+    for student, warned in ((copy / "4", True), (copy / "5", False)):
+        process = call(copy, "evaluate", *flags, student)
+        assert process.returncode == 0, process.stderr
+        lines = process.stdout.splitlines()
+        warnings = [line for line in lines if "its classifier has learned nothing" in line]
+        assert len(warnings) == (2 if warned else 0)  # before the predictions, and before the table
+        if warned:
+            assert lines.index(warnings[0]) < next(n for n, line in enumerate(lines) if "7 predictions" in line)
+            assert lines.index(warnings[-1]) < next(n for n, line in enumerate(lines) if "dev acc" in line)
+
+
 def test_a_next_command_never_writes_into_its_student_s_folder(tmp_path):
     settings, _ = task_distill.read_settings(["--output_dir", "5_task_distill_out"])
     words = shlex.split(settings.next_command())

@@ -12,6 +12,7 @@ from transformer.tasks.task import label_order
 def predict(run, student, output_dir):
     """Write predictions for the test files of the run's task and of other tasks that its models do, if they are there:
     MNLI's models also answer the diagnostic set AX."""
+    run.warn_of_untrained(student)
     model, tokenizer = run.load_finished(student)
     labels, folder, written = label_order(run.task, label_names(model.config)), make_folder(output_dir), []
     found = [(run.task, run.folder)]

@@ -12,7 +12,8 @@ from transformer.console import format_results
 from transformer.data import Sequences
 from transformer.evaluation import Candidate, Evaluator
 from transformer.files import UserError, atomic_write
-from transformer.outputs import REPORT_NAME, RESULTS_NAME, Output, write_results
+from transformer.flags import INTERMEDIATE
+from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, read_record, write_results
 from transformer.own_tasks import DESCRIPTION
 from transformer.tasks.task import TaskFile, label_order
 from transformer.tokenization import BertTokenizer
@@ -43,9 +44,15 @@ class TaskRun:
         """Raise UserError if the task has no training data."""
         task = self.task
         task.check_training()
-        if self.reading.aug_train and not (self.folder / self.train_file).is_file():
-            made = f"data_augmentation.py --task_name {task.name} makes it"
-            raise UserError(f"{self.folder}/{self.train_file}: no such file; {made}")
+        made = f"data_augmentation.py --task_name {task.name}"
+        made += f" --dev_fraction {task.dev_fraction:g}" if task.dev_fraction else ""
+        path = self.folder / self.train_file
+        if self.reading.aug_train and not path.is_file():
+            raise UserError(f"{path}: no such file; {made} makes it")
+        # Variants of a row look different from it, so only the record can tell whether they are of dev rows.
+        record = path.with_name(f"{path.stem}.{RECORD_NAME}")
+        if self.reading.aug_train and task.dev_fraction and recorded(record, "dev_fraction") != task.dev_fraction:
+            raise UserError(f"{path}: may hold dev rows; {made} --overwrite_output makes it without them")
 
     def read(self, names, tokenizer, labels, labelled=True, task=None, folder=None):
         """Encode a task's files: [(file name, Sequences)]. Task and folder default to the run's own."""
@@ -56,7 +63,7 @@ class TaskRun:
             sequences = task.kind.encode(file, tokenizer, length, labels, limit, pad)
             sets.append((name, sequences))
             skipped = f", {file.skipped} rows left out" if file.skipped else ""
-            logging.info("%s: %d rows, %d tokens%s", file.path, len(sequences), len(sequences.ids), skipped)
+            logging.info("%s: %d rows, %d tokens%s", file.title, len(sequences), len(sequences.ids), skipped)
         return sets
 
     def read_data(self, tokenizer, labels):
@@ -82,7 +89,21 @@ class TaskRun:
             found = f"a {task.kind.head} of {outputs} classes" if outputs else f"no {task.kind.head}"
             needs = f"{task.name} needs {task.num_labels}"
             raise UserError(f"{folder}: has {found}, {needs}; give a model made for the task")
+        differs = recorded(folder, "dev_fraction") != task.dev_fraction
+        if task.dev_fraction and differs and recorded(folder, "task_name") == task.name:
+            told = f"{folder}: was not trained with --dev_fraction {task.dev_fraction:g} and may know the dev rows"
+            raise UserError(f"{told}; train it again (a teacher: --do_finetune --overwrite_output)")
         return self.load(folder, **overrides)
+
+    def warn_of_untrained(self, student):
+        """Warn where a student's classifier has learned nothing yet, before its answers are shown."""
+        if self.here.first and recorded(student, "step") == INTERMEDIATE:
+            logging.warning(
+                "warning: %s has had the intermediate step only, and its classifier has learned nothing: what follows "
+                "is chance. --pred_distill trains it. / 该学生只做过中间层蒸馏，分类头尚未训练，以下结果只是随机水平；"
+                "请先运行 --pred_distill。",
+                student,
+            )
 
     def candidate(self, folder):
         """Load a model trained on the task and answer the dev sets: a `Candidate` for the report."""
@@ -140,6 +161,11 @@ class TaskRun:
             with atomic_write(path, "wb") as file:
                 np.save(file, outputs.cpu().numpy())
         return outputs
+
+
+def recorded(place, name):
+    """The value of a flag, or the step, in the record of an output; None without one."""
+    return read_record(place).get("settings", {}).get(name)
 
 
 def read_outputs(path, shape):
