@@ -139,7 +139,11 @@ def test_glue_s_names_come_first(tmp_path, name):
             None,
             "line 1: no column for the text .* and no column for the label .*; found a film, ",
         ),
-        ("a film\t1\nx\t0\n", None, r'names them: {"text": "...", "label": "..."}; if line 1 is no header, put'),
+        (
+            "a film\t1\nx\t0\n",
+            None,
+            r'names them: {"text": "...", "label": "..."}; if line 1 is no header, put one above it: text<TAB>label',
+        ),
         ("text,label\nx,1\n", None, "commas seem to separate its columns; such a file's name is train.csv"),
         ("text\tlabel\n" + "".join(f"x\tw{n}\n" for n in range(51)), None, 'regression": false .* they are classes$'),
         (
@@ -236,7 +240,7 @@ def test_a_part_of_the_training_rows_is_dev_where_there_is_no_dev_file(tmp_path)
 
 def test_too_few_rows_for_a_dev_part_and_a_dev_file_beside_it_are_told(tmp_path):
     folder = write(tmp_path, "train.tsv", table("a", "b"))
-    with pytest.raises(UserError, match="train.tsv --dev_fraction 0.001: no rows"):
+    with pytest.raises(UserError, match="train.tsv, dev rows: no rows .--dev_fraction 0.001"):
         list(TaskFile(folder / "dev.tsv", find_task("mine", folder, 0.001)))
     with pytest.raises(UserError, match="dev.tsv: no such file; put one there, or give every step --dev_fraction 0.1"):
         TaskFile(folder / "dev.tsv", find_task("mine", folder))
@@ -408,7 +412,7 @@ def test_no_step_trains_on_dev_rows(finished):
     assert set(widened) == set(train) and not set(train) & set(dev)
     for place in (folder / "4", folder / "5", folder / "teacher" / "reviews"):
         assert json.loads((place / "run.json").read_text())["settings"]["dev_fraction"] == 0.25
-    assert f"train.jsonl --dev_fraction 0.25: {len(dev)} rows" in printed[2]
+    assert f"train.jsonl, dev rows: {len(dev)} rows" in printed[2]
     assert "--dev_fraction 0.25" in printed[0].splitlines()[-1]  # the next step's command
     steps = ["--student_model", folder / "3", "--output_dir", folder / "other"]
     usual = ["--task_name", "reviews", "--data_dir", data, "--teacher_model", folder / "teacher", *steps]

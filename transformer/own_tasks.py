@@ -134,8 +134,9 @@ def find_columns(said, folder, train):
         keys = f"{DESCRIPTION} names {'them' if lacking[1:] else 'it'}: {{{wanted}}}"
         if not table:
             raise UserError(f"{folder}: no training file, {columns}; {keys}")
-        header = f"; if line 1 is no header, put one above it: {table.line(['text', 'label'])}" if table.header else ""
-        raise UserError(f"{train} line 1: {columns}; {table.told}; {keys}{header}")
+        header = table.line(["text", "label"]).replace("\t", "<TAB>")
+        advice = f"; if line 1 is no header, put one above it: {header}" if table.header and lacking[1:] else ""
+        raise UserError(f"{train} line 1: {columns}; {table.told}; {keys}{advice}")
     return (texts,) if isinstance(texts, str) else tuple(texts), label
 
 

@@ -61,7 +61,7 @@ class TaskRun:
         for name in names:
             file = TaskFile((folder or self.folder) / name, task, labelled)
             sequences = task.kind.encode(file, tokenizer, length, labels, limit, pad)
-            sets.append((name, sequences))
+            sets.append((file.name, sequences))
             skipped = f", {file.skipped} rows left out" if file.skipped else ""
             logging.info("%s: %d rows, %d tokens%s", file.title, len(sequences), len(sequences.ids), skipped)
         return sets
@@ -99,10 +99,11 @@ class TaskRun:
         """Warn where a student's classifier has learned nothing yet, before its answers are shown."""
         if self.here.first and recorded(student, "step") == INTERMEDIATE:
             logging.warning(
-                "warning: %s has had the intermediate step only, and its classifier has learned nothing: what follows "
-                "is chance. --pred_distill trains it. / 该学生只做过中间层蒸馏，分类头尚未训练，以下结果只是随机水平；"
+                "warning: %s has had the intermediate step only, and its %s has learned nothing: its answers are luck. "
+                "--pred_distill trains it. / 该学生只做过中间层蒸馏，输出层尚未训练，以下结果只是随机水平；"
                 "请先运行 --pred_distill。",
                 student,
+                self.task.kind.head,
             )
 
     def candidate(self, folder):

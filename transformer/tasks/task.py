@@ -159,17 +159,18 @@ class TaskFile:
     Args: labelled: whether to read the label column (train, dev) or not (test). Raises UserError for a missing or empty
     file, a missing or duplicate column, a row with a wrong number of columns, an unknown label. After an iteration
     `skipped` counts the rows left out: short ones (only with skip_short_rows) and those with an ignored label.
-    `text_keys`: the keys of the texts in a row's columns.
+    `name`, `title`: the file's name or path, and which of its rows; `text_keys`: the keys of the texts in a row's columns.
     """
 
     def __init__(self, path, task, labelled=True):
         self.path, self.task, self.labelled, self.skipped = Path(path), task, labelled, 0
         task.check_file(self.path)
         self.split = task.dev_fraction is not None and self.path.name in (task.train_file, *task.dev_files)
-        self.dev, self.title = self.split and self.path.name in task.dev_files, f"{self.path}"
+        self.dev, self.name = self.split and self.path.name in task.dev_files, self.path.name
         if self.split:
             self.path = self.path.with_name(task.train_file)
-            self.title = f"{self.path}{'' if self.dev else ' without'} --dev_fraction {task.dev_fraction:g}"
+            self.name = f"{self.path.name}, {'dev rows' if self.dev else 'without dev rows'}"
+        self.title = self.path.with_name(self.name)
         wanted = (*task.text_columns, task.label_column) if labelled else task.text_columns
         self.table = open_table(self.path, task.columns, wanted)
         self.header, self.names = self.table.header, self.table.names
@@ -208,7 +209,8 @@ class TaskFile:
             rows += 1
             yield Row(line, columns, texts, label)
         if not rows:
-            raise UserError(f"{self.title}: no rows")
+            advice = f" (--dev_fraction {self.task.dev_fraction:g})" if self.split else ""
+            raise UserError(f"{self.title}: no rows{advice}")
 
     def _value(self, columns, key, line, kinds):
         value = columns.get(key) if isinstance(columns, dict) else columns[key]
