@@ -114,7 +114,8 @@ def test_glue_s_names_come_first(tmp_path, name):
     ("text", "description", "message"),
     [
         (None, None, "neither one of CoLA, .* nor is there a task.json or a training file"),
-        (None, {}, "no column for the text"),
+        (None, {}, 'no column for the text .*: {"text": "...", "label": "...", "labels": \\["...", "..."\\]}$'),
+        ("text\tlabel\nx\t1\n", {"labels": [None, "a"]}, "labels is .None, 'a'., expected a list of different labels"),
         (None, {"text": "a", "label": "b"}, "no training file to take the labels from"),
         ("body\tlabel\nx\t1\n", None, r'train.tsv line 1: no column for the text .*; found body, label; .*"text"'),
         ("text\tclass\nx\t1\n", None, "no column for the label"),

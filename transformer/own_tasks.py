@@ -6,10 +6,9 @@ The keys of task.json, all optional:
 
     {"text": "review",             the column with the text, or a pair: ["premise", "hypothesis"]
      "label": "stars",             the column with the label
-     "labels": ["bad", "good"],    the labels in the order of the model's outputs; default: those in the training file;
-                                   an empty label ("") counts only if it is in this list or in the next but one
+     "labels": ["bad", "good"],    the labels in the order of the model's outputs; default: those in the training file
      "label_names": ["-", "+"],    their names in models and reports
-     "ignore_labels": ["?"],       rows with these are left out
+     "ignore_labels": ["?", ""],   rows with these are left out; an empty label must be listed here or in "labels"
      "regression": false,          true: the label is a number to predict; false: its values are classes, many or few
      "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression
      "max_seq_length": 128, "epochs": 3}
@@ -42,18 +41,18 @@ def is_name(value):
     return isinstance(value, str) and bool(value)
 
 
-def is_names(value, least=0, most=math.inf, empty=None):
-    """Whether a value is a list of `least` to `most` different names. `empty`: "" where it may be one of them."""
-    names = isinstance(value, list) and all(is_name(name) or name == empty or type(name) is int for name in value)
+def is_names(value, least=0, most=math.inf, allowed=()):
+    """Whether a value is a list of `least` to `most` different names. `allowed`: other items that it may have."""
+    names = isinstance(value, list) and all(is_name(name) or type(name) is int or name in allowed for name in value)
     return names and least <= len(value) <= most and len(set(map(str, value))) == len(value)
 
 
 KEYS = {  # {key of task.json: (expected value in words, function that checks a value)}
     "text": ("a column's name, or a list of two", lambda value: is_name(value) or is_names(value, 1, 2)),
     "label": ("a column's name", is_name),
-    "labels": ("a list of different labels, two or more", lambda value: is_names(value, 2, empty="")),
+    "labels": ("a list of different labels, two or more", lambda value: is_names(value, 2, allowed=("",))),
     "label_names": ("a list of different names, one for each of labels", lambda value: is_names(value, 2)),
-    "ignore_labels": ("a list of labels", lambda value: is_names(value, empty="")),
+    "ignore_labels": ("a list of labels", lambda value: is_names(value, allowed=("",))),
     "regression": ("true or false", lambda value: isinstance(value, bool)),
     "metric": ("one of acc, f1, mcc, or for regression corr, pearson, spearmanr", is_name),
     "max_seq_length": ("a whole number above 2", lambda value: type(value) is int and value > 2),
@@ -130,10 +129,13 @@ def find_columns(said, folder, train):
     usual = {"text": "sentence, sentence1 and sentence2, text", "label": "label"}
     if lacking := [key for key, value in (("text", texts), ("label", label)) if value is None]:
         columns = " and ".join(f"no column for the {key} ({usual[key]})" for key in lacking)
-        wanted = ", ".join(f'"{key}": "..."' for key in lacking)
-        keys = f"{DESCRIPTION} names {'them' if lacking[1:] else 'it'}: {{{wanted}}}"
+        wanted = [f'"{key}": "..."' for key in lacking]
+        wanted += [] if train or said.keys() & {"labels", "regression"} else ['"labels": ["...", "..."]']
+        keys = f"{DESCRIPTION} names {'them' if wanted[1:] else 'it'}: {{{', '.join(wanted)}}}"
         if not table:
             raise UserError(f"{folder}: no training file, {columns}; {keys}")
+        if table.misnamed:
+            raise UserError(f"{train} line 1: {table.misnamed}")
         header = table.line(["text", "label"]).replace("\t", "<TAB>")
         advice = f"; if line 1 is no header, put one above it: {header}" if table.header and lacking[1:] else ""
         raise UserError(f"{train} line 1: {columns}; {table.told}; {keys}{advice}")

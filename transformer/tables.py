@@ -65,13 +65,18 @@ class Table:
         return [*exact, *(same[each.lower()] for each in columns if each and each.lower() in same), None][0]
 
     @property
-    def told(self):
-        """What to say where a column is missing: the columns found, or the separator that does not fit the suffix."""
+    def misnamed(self):
+        """One line about a first line that looks separated by what its suffix does not mean; "" for others."""
         path = Path(self.path)
         for name, character, suffix in SEPARATORS:
             if len(self.names) == 1 and character in self.names[0] and suffix != path.suffix:
                 return f"{name} seem to separate its columns; such a file's name is {path.stem}{suffix}"
-        return f"found {', '.join(name[:60] for name in self.names[:12])}"
+        return ""
+
+    @property
+    def told(self):
+        """What to say where a column is missing: the columns found, or that the file is `misnamed`."""
+        return self.misnamed or f"found {', '.join(name[:60] for name in self.names[:12])}"
 
     def __iter__(self):
         return itertools.islice(self._rows(), self.header is not None, None)

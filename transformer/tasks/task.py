@@ -159,7 +159,7 @@ class TaskFile:
     Args: labelled: whether to read the label column (train, dev) or not (test). Raises UserError for a missing or empty
     file, a missing or duplicate column, a row with a wrong number of columns, an unknown label. After an iteration
     `skipped` counts the rows left out: short ones (only with skip_short_rows) and those with an ignored label.
-    `name`, `title`: the file's name or path, and which of its rows; `text_keys`: the keys of the texts in a row's columns.
+    `name`, `title`: the file's name or path, and which of its rows; `text_keys`: the keys of the texts in a row.
     """
 
     def __init__(self, path, task, labelled=True):
