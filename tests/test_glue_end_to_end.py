@@ -158,7 +158,7 @@ def test_mnli_mm_is_scored_on_the_mismatched_set_with_mnli_s_models(tmp_path):
     assert found.returncode == 0, found.stderr
     [line] = [line for line in found.stdout.splitlines() if line.startswith("dev acc")]
     assert len(line.split()) >= 4  # two numbers: teacher and student
-    assert list(read_results(tmp_path / "out" / "eval_results.txt")) == ["acc"]
+    assert list(read_results(tmp_path / "out" / "eval_results.txt")) == ["acc", "eval_loss"]
 
 
 @pytest.mark.parametrize("name", ["AX", "MNLI-mm"])

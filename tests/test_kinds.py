@@ -238,7 +238,9 @@ def test_nobody_else_says_what_an_answer_is():
     code = code_outside_the_kinds()
     assert {"task_distill.py", "transformer/evaluation.py", "transformer/report.py"} <= set(code)
     assert [name for name, text in code.items() if "argmax" in text and name != NO_ANSWERS] == []
-    assert [name for name, text in code.items() if "classifier" in text.lower()] == []
+    # What a published classifier's config means, and the published classes.
+    published = {"transformer/configuration.py", "transformer/published.py"}
+    assert {name for name, text in code.items() if "classifier" in text.lower()} <= published
 
 
 def test_kinds_are_called_by_name_only_where_tasks_are_made():
