@@ -94,12 +94,12 @@ def main():
 
     # Otherwise train one.
     student_folder = model_folder(settings.student_model, settings.cache_dir, bool(settings.continue_train))
-    student = (load_student if settings.continue_train else new_student)(student_folder, teacher, tokenizer)
-    learner = make_learner(student.to(here.device), teacher, matching, length)
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder, **epochs.inputs}
     following = settings.next_command()
     with Output(output_dir / WEIGHTS_NAME, settings.provenance, inputs, here, following) as output:
         if not output.finished:
+            student = (load_student if settings.continue_train else new_student)(student_folder, teacher, tokenizer)
+            learner = make_learner(student.to(here.device), teacher, matching, length)
             from_teacher = settings.init_student == "teacher" and not settings.continue_train
             distill(learner, epochs, tokenizer, schedule, batching, from_teacher, settings.keep_checkpoints, output)
     here.leave()

@@ -33,7 +33,7 @@ from transformer.checkpoint import describe, label_names, stored_outputs
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
 from transformer.files import make_folder
-from transformer.finetuning import find_fine_tuned, finetune, ready_teacher, train_baseline
+from transformer.finetuning import finetune, ready_teacher, teacher_to_compare, train_baseline
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
 from transformer.outputs import BASELINE_FOLDER, RESULTS_NAME, read_record, read_results, write_results
@@ -112,7 +112,7 @@ def main():
             continue
 
         # Distillation. Cheap checks come first: fine-tuning the teacher can take hours.
-        run.check_train_file()
+        run.output(output_dir, {"teacher_model": None, "student_model": student}).check()
         tuning = own.for_step(FINETUNE, overwrite_output=own.overwrite_output)
         teacher = model_folder(own.teacher_model, own.cache_dir)
         teacher = ready_teacher(teacher, run, TaskRun(task, *tuning.parts, here), not own.no_finetune, tuning.log)
@@ -226,7 +226,7 @@ def report_student(run, teacher, student, known, baseline):
 def evaluate(run, teacher, student, output_dir, baseline):
     """--do_eval: write the student's eval_results.txt and the report, with the teacher where one knows the task."""
     run.warn_of_untrained(student)
-    teacher = teacher and find_fine_tuned(teacher, run.task)
+    teacher = teacher and teacher_to_compare(teacher, run)
     candidates = {"teacher": run.candidate(teacher)} if teacher else {}
     candidates["student"] = run.candidate(student)
     output_dir = make_folder(output_dir)

@@ -90,7 +90,7 @@ def refused_teacher(folder, name, lacking):
     shutil.rmtree(teacher / "SST-2")
     (teacher / lacking).unlink()
     flag = {"augment": "--pretrained_bert_model", "pregenerate": "--bert_model"}.get(name, "--teacher_model")
-    student = ["--student_model", folder / "3"] if name == "prediction" else []
+    student = ["--student_model", folder / "3", "--output_dir", folder / "out"] if name == "prediction" else []
     message = refused(folder, name, flag, teacher, *student)
     assert message.endswith("; fetched into teacher_model/ by: python -m transformer.file_utils teacher\n")
     return message
@@ -290,11 +290,13 @@ def test_a_missing_dev_file_is_named_before_anything_is_trained(folder):
     assert refused(folder, "intermediate").endswith(told)
 
 
-def test_the_missing_augmented_file_names_the_script_that_makes_it(folder):
+def test_the_missing_augmented_file_names_the_command_that_makes_it(folder):
     (folder / "glue" / "SST-2" / "train_aug.tsv").unlink()
     shutil.rmtree(folder / "teacher" / "SST-2")  # found before a teacher is fine-tuned
     message = refused(folder, "intermediate")
-    assert "train_aug.tsv: no such file; data_augmentation.py --task_name SST-2 makes it" in message
+    assert "train_aug.tsv: no such file; made by: python data_augmentation.py " in message
+    teacher, glue = folder / "teacher", folder / "glue"
+    assert message.endswith(f" --pretrained_bert_model {teacher} --glue_dir {glue}\n")
 
 
 @pytest.mark.parametrize("name", ["augment", "intermediate"])

@@ -447,6 +447,7 @@ def test_a_changed_description_is_another_input(finished):
     folder, data, _ = finished
     description = data / "task.json"
     before = description.read_text() if description.exists() else None
+    became = "has changed" if before else "is new"
     description.write_text(json.dumps({**json.loads(before or "{}"), "epochs": 1}))
     try:
         found = call_script(
@@ -476,7 +477,7 @@ def test_a_changed_description_is_another_input(finished):
         description.unlink()
         if before:
             description.write_text(before)
-    assert found.returncode == 2 and "task.json was" in found.stderr
+    assert found.returncode == 2 and f"task.json {became}" in found.stderr
 
 
 def test_an_unknown_task_names_what_was_looked_for(tmp_path, monkeypatch):

@@ -30,11 +30,14 @@ def test_other_flags_are_refused_and_the_difference_is_named(copy, name):
 def test_another_input_is_refused_and_named(copy):
     with open(copy / "corpus.txt", "a", encoding="utf-8") as file:
         file.write("\nthe film is warm .\n")
-    assert "train_corpus was" in call(copy, "pregenerate").stderr
-    (copy / "glue" / "SST-2" / "dev.tsv").write_text("sentence\tlabel\nthe film\t1\n")
-    assert "dev.tsv was" in call(copy, "intermediate").stderr
+    assert "train_corpus has changed" in call(copy, "pregenerate").stderr
+    dev = copy / "glue" / "SST-2" / "dev.tsv"
+    before = dev.read_bytes()
+    dev.write_text("sentence\tlabel\nthe film\t1\n")
+    assert "dev.tsv has changed" in call(copy, "intermediate").stderr
+    dev.write_bytes(before)
     shutil.copy(copy / "3" / "pytorch_model.bin", copy / "teacher" / "SST-2" / "pytorch_model.bin")
-    assert "teacher_model was" in call(copy, "prediction").stderr
+    assert "teacher_model has changed" in call(copy, "prediction").stderr
 
 
 @pytest.mark.parametrize("name", ["augment", "pregenerate", "general", "prediction"])

@@ -241,11 +241,13 @@ def check_model_type(path):
 def advice_on(path):
     """How to get a file or folder that is missing or incomplete, ending with the command; None where nothing brings it.
     Its name decides."""
-    name = Path(os.path.abspath(Path(path).expanduser())).name
+    *_, above, name = ("", *Path(os.path.abspath(Path(path).expanduser())).parts)
     if name in FETCHED:
         return fetch_advice(*FETCHED[name])
     if name == "student_model":
         return "it is the student's configuration; to train weights: python general_distill.py"
+    if above[:2] in ("4_", "5_") and not re.match("seed_|baseline$", name):
+        return f"made by: python {WRITERS[above[:2]]} --task_name {name}"
     return f"made by: python {WRITERS[name[:2]]}" if name[:2] in WRITERS else None
 
 
@@ -287,20 +289,23 @@ def fetch_model(address, folder, need_weights):
     return folder
 
 
-def upload(paths, data_url):
+def upload(paths, data_url, without=()):
     """Copy finished files and folders to `data_url`, a folder or s3://bucket/prefix, as `cp -r` does; nothing if that
-    is empty."""
+    is empty. `without`: folders inside them that stay behind."""
     if not data_url:
         return
     scheme, found, _ = str(data_url).partition("://")
     if found and scheme != "s3":
         raise UserError(f"{data_url}: cannot upload to {scheme}://, expected a folder or s3://bucket/prefix")
+    without = {Path(os.path.abspath(folder)) for folder in without}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(os.path.abspath(path))
         if not path.exists():
             raise UserError(f"{path}: no such file or folder to upload to {data_url}")
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and file.suffix not in (".tmp", ".part", ".lock"):
+            if without & {*file.parents} or file.suffix in (".tmp", ".part", ".lock"):
+                continue
+            if file.is_file():
                 name = file.relative_to(path.parent).as_posix()
                 if found:
                     upload_s3(file, data_url, name)

@@ -8,9 +8,11 @@ from pathlib import Path
 from transformer.checkpoint import describe, label_names, stored_outputs, weights_file
 from transformer.distillation import GoldLearner
 from transformer.files import UserError
+from transformer.flags import FINETUNE
 from transformer.glue import names_other_task
 from transformer.modeling import BertConfig
-from transformer.outputs import read_record
+from transformer.outputs import fingerprint, read_record
+from transformer.own_tasks import DESCRIPTION
 from transformer.processes import set_seed
 from transformer.tasks.task import label_order
 from transformer.tokenization import BertTokenizer
@@ -33,20 +35,70 @@ def ready_teacher(folder, run, tuning, allowed=True, announce=lambda: None):
     Args: folder: the pre-trained teacher; run, tuning: `TaskRun`s of the step and of fine-tuning; allowed: else raises
     UserError; announce(): called before fine-tuning. The reference does not check: it distills from a random head.
     """
-    task, found = run.task, find_fine_tuned(folder, run.task)
-    if found == Path(folder) or (found and not is_shorter(found, run)):
+    task, folder = run.task, Path(folder)
+    found, doubt = run.here.from_first(lambda: find_with_doubt(folder, run))
+    if found and (not doubt or found == folder):
         return found
     if not allowed:
-        raise UserError(
-            f"{folder}: no {task.kind.head} for {task.name}; --do_finetune makes one (or leave out --no_finetune)"
-        )
+        told = f"{found}: {doubt}" if found else f"{folder}: no {task.kind.head} for {task.name}"
+        raise UserError(f"{told}; --do_finetune makes one (or leave out --no_finetune)")
+    if found and not read_record(found):
+        raise UserError(f"{found}: {doubt}; {way_out(found, folder, run)}")
     if found is None:
         logging.info("the teacher has no %s for %s: fine-tuning it first", task.kind.head, task.name)
     else:
-        logging.info("%s comes from a short run (--max_steps or --limit): fine-tuning the teacher again", found)
-        tuning.provenance = replace(tuning.provenance, overwrite=True)
+        logging.info("%s: %s; fine-tuning the teacher again", found, doubt)
+    tuning.provenance = replace(tuning.provenance, overwrite=bool(doubt) or tuning.provenance.overwrite)
     announce()
-    return finetune(folder, Path(folder) / task.name, tuning)
+    return finetune(folder, folder / task.name, tuning)
+
+
+def find_with_doubt(folder, run):
+    """(a teacher's folder with a head for the task, or None; why it or an unfinished one is to be made again, or None).
+    Only warns of a doubt where `folder` itself is that teacher: it may have been trained elsewhere on purpose."""
+    found = find_fine_tuned(folder, run.task)
+    place = found or Path(folder) / run.task.name
+    doubt = doubt_of(place, run)
+    if found == Path(folder):
+        if doubt:
+            logging.warning("%s: %s; %s", found, doubt, way_out(found, folder, run))
+    elif not doubt and is_shorter(place, run):
+        doubt = "comes from a short run (--max_steps or --limit)"
+    return found, doubt
+
+
+def teacher_to_compare(folder, run):
+    """The folder of the teacher for a report, None without one that knows the task. Warns where it does not fit."""
+    found = find_fine_tuned(folder, run.task)
+    if found and (doubt := doubt_of(found, run)):
+        logging.warning("%s: %s; %s", found, doubt, way_out(found, folder, run))
+    return found
+
+
+def doubt_of(folder, run):
+    """Why a model trained on the task does not fit the task's files of today, None where it does or nobody knows."""
+    task, record = run.task, read_record(folder)
+    inputs = record.get("inputs", {})
+    same_task = record and record["settings"].get("task_name") in (task.name, task.trained_as)
+    if same_task and (run.folder / task.train_file).is_file():
+        for name in (task.augmented_file if task.augmented_file in inputs else task.train_file, DESCRIPTION):
+            now = fingerprint(run.folder / name)
+            if inputs.get(name, "none") != now:
+                return f"{name} has changed since it was trained"
+    outputs = stored_outputs(folder, task.kind.head) if weights_file(folder) else 0
+    if outputs not in (0, task.num_labels):
+        return f"has a {task.kind.head} of {outputs} classes, {task.name} needs {task.num_labels}"
+    return None
+
+
+def way_out(found, folder, run):
+    """The end of a message about a fine-tuned teacher that does not fit: the command that makes it again."""
+    base = {}
+    if found == Path(folder):  # fine-tuning needs the teacher of before, which usually is the folder above
+        if found.name != run.task.name or not weights_file(found.parent):
+            return "fine-tune it again, from the model that it was made of"
+        base = {"teacher_model": str(found.parent)}
+    return f"made again by: {run.provenance.command_of(FINETUNE, overwrite_output=True, **base)}"
 
 
 def is_shorter(folder, run):

@@ -163,11 +163,13 @@ FLAGS = {
     },
     ("models and data", TRAINING): {
         "teacher_model": Flag(model, "folder or name of the teacher", TEACHER, SAMPLE_TEACHER, heirs=(FINETUNE,)),
-        "student_model": own(model, "folder or name of the student", STUDENTS, SAMPLE_STUDENTS),
+        "student_model": own(
+            model, "folder or name of the student", STUDENTS, SAMPLE_STUDENTS, by_task=(PREDICTION, EVALUATION)
+        ),
         "max_seq_length": Flag(int, "tokens per sequence; stage 3 refuses more, stage 4 cuts", 128, 64, by_task=TASK),
     },
     ("output", (PREGENERATION, *TRAINING)): {
-        "output_dir": own(path, "folder for the output", OUTPUTS, **NO_RESULT),
+        "output_dir": own(path, "folder for the output", OUTPUTS, by_task=TASK[:3], **NO_RESULT),
         "do_lower_case": Flag(bool, "force lower case; by default the model decides"),
     },
     ("training", TRAINING): {
@@ -240,3 +242,10 @@ NEXT = {
     INTERMEDIATE: (PREDICTION, _OF_TASK | {"student_model": "output_dir"} | _same("aug_train")),
     PREDICTION: (EVALUATION, _OF_TASK | {"student_model": "output_dir"} | _same("output_dir")),
 }
+# The same for steps after which another task than the sample's goes on with its own student.
+NEXT_OF_TASK = {
+    AUGMENTATION: {"teacher_model": "pretrained_bert_model"} | _same("task_name", "cache_dir", "no_cuda"),
+    FINETUNE: _OF_TASK | _same("aug_train"),
+}
+# For a task's step: what augmentation takes over to make the file that is missing or out of date.
+AUGMENT_AGAIN = {"pretrained_bert_model": "teacher_model"} | _same("task_name", "cache_dir", "no_cuda")

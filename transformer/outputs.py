@@ -9,7 +9,8 @@
         ...                          optional extras, such as a report
 
 A record beside the output says what it was made with. A run compares itself with that record and starts a new output,
-resumes its own, skips a finished one, or refuses to touch one that was made differently.
+resumes its own, skips a finished one, or refuses to touch one that was made differently. `check()` does the same
+comparison before any work, where an input has yet to be made.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ class Output:
 
     result: Path  # the file whose presence a finished output needs
     provenance: object  # settings.Provenance
-    inputs: dict  # {name: path or paths} of the inputs, which are compared by content, not by path
+    inputs: dict  # {name: path, paths, or None = not known yet} of the inputs, compared by content, not by path
     processes: object = OneProcess
     next_command: str | None = None  # what to run next
     replaces: list | None = None  # the files that a new run removes; None = a model folder's, which also has a log
@@ -65,43 +66,61 @@ class Output:
         self.replaced = None  # the files that `begin` removes; None = the run resumes
         self.started, self.finished = time.monotonic(), False
 
+    def check(self):
+        """Raise, in every process, the UserError that entering would raise, as far as the inputs are known by now.
+        Changes nothing on the disk."""
+        self._check_sources()
+        self.processes.from_first(self._compare)
+
     def __enter__(self):
         """Compare with the existing output. Raises UserError, in every process, if it must not be touched."""
+        self._check_sources()
+        self.finished, self.progress = self.processes.from_first(self._claim)
+        return self
+
+    def _check_sources(self):
         read = ((name, file) for name, file in self.inputs.items() if isinstance(file, Path))
         for name, folder in (*self.provenance.sources, *read):
             if Path(folder).resolve() == self.folder.resolve():
                 raise UserError(f"--output_dir {self.folder}: is the folder of --{name}; choose another")
-        self.finished, self.progress = self.processes.from_first(self._claim)
-        return self
 
     def _claim(self):
-        """Decide whether to skip, resume or start over: (whether the output is finished, its progress). Raises
-        UserError for files of another origin, or an output from other flags or inputs."""
+        """Decide whether to skip, resume or start over: (whether the output is finished, its progress)."""
+        lock_folder(make_folder(self.folder))
+        found, present = self._compare()
+        # A killed run resumes even with --overwrite_output, which replaces only what was there before it.
+        if not found or (self.provenance.overwrite and found.get("finished")):
+            self.replaced = present
+            return False, None
+        return bool(found.get("finished")), found.get("progress")
+
+    def _compare(self):
+        """(the record of this very output, {} without one; the files in its place). Raises UserError for files of
+        another origin, or an output from other flags or inputs."""
         settings = {name: value for name, value in self.provenance.settings.items() if name not in self.inputs}
         contents = {name: fingerprint(file) for name, file in self.inputs.items() if file is not None}
         values = {"script": self.provenance.script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(values))  # as the record reads back
-        lock_folder(make_folder(self.folder))
         replaces = model_outputs(self.folder) if self.replaces is None else self.replaces
         present = [path for path in replaces if Path(path).exists()]
         found, overwrite = self._read_record(), self.provenance.overwrite
-        finished = bool(found.get("finished"))
         # A run was killed while it removed old files, or the result was deleted later.
-        gone = found.get("clearing") or (finished and not self.result.exists())
+        gone = found.get("clearing") or (found.get("finished") and not self.result.exists())
         differences = self._differences(found) if found and not gone else []
 
         if not overwrite and not found and (present or self.path.exists()):
             other = [*present, self.path][0]
-            raise UserError(f"{other}: already there, made by something else; --overwrite_output replaces it")
+            raise UserError(f"{other}: already there, made by something else; {self._way_out()}")
         if not overwrite and differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
             told = f"{self.folder}: made with other inputs or flags: {'; '.join(differences[:3])}{more}"
-            raise UserError(f"{told}; --overwrite_output replaces it")
-        # A killed run resumes even with --overwrite_output, which replaces only what was there before it.
-        if not found or gone or differences or (overwrite and finished):
-            self.replaced = present
-            return False, None
-        return finished, found.get("progress")
+            raise UserError(f"{told}; {self._way_out()}")
+        return {} if gone or differences else found, present
+
+    def _way_out(self):
+        # The folder of a training inside another step is not the one that --output_dir names.
+        elsewhere = self.whole_folder and self.provenance.script not in ("finetune", "baseline")
+        return f"--overwrite_output replaces it{', --output_dir writes elsewhere' if elsewhere else ''}"
 
     def _read_record(self):
         """The existing record, {} without one. Raises UserError for a broken one, unless it will be replaced."""
@@ -113,13 +132,23 @@ class Output:
             raise
 
     def _differences(self, found):
-        return [
-            f"{name} was {_short(found[part].get(name))}, is now {_short(self.values[part].get(name))}"
-            for part in ("settings", "inputs")
-            for name in sorted({*found[part], *self.values[part]})
-            if found[part].get(name) != self.values[part].get(name)
-            and (part == "inputs" or name in self.provenance.counted)  # ignore flags that no longer exist
+        was, now = found["settings"], self.values["settings"]
+        flags = [
+            f"{name} was {_short(was.get(name))}, is now {_short(now.get(name))}"
+            for name in sorted({*was, *now} & self.provenance.counted)  # ignore flags that no longer exist
+            if was.get(name) != now.get(name)
         ]
+        # A file is called by its own name: train.csv, where the flag names only the folder above it.
+        files = {name: file.name for name, file in self.inputs.items() if isinstance(file, Path) and file.is_file()}
+        unknown = {name for name, file in self.inputs.items() if file is None}
+        was, now = found["inputs"], self.values["inputs"]
+        for name in sorted({*was, *now} - unknown):
+            if was.get(name) != now.get(name):
+                became = (
+                    "has changed" if name in was and name in now else "is new" if name in now else "is no input now"
+                )
+                flags.append(f"{files.get(name, name)} {became}")
+        return flags
 
     def begin(self):
         """Write the record and remove the files that the output replaces. Call it once all inputs have been read."""
@@ -159,7 +188,11 @@ class Output:
             if self.finished:
                 logging.info("finished before: %s", self.shown or self.result)
             if self.processes.first:
-                upload([self.folder if self.whole_folder else self.result], self.provenance.data_url)
+                # Outputs of other tasks and seeds have folders inside this one, and records of their own.
+                others = {path.parent for path in self.folder.glob(f"*/{RECORD_NAME}")} - {
+                    self.folder / BASELINE_FOLDER
+                }
+                upload([self.folder if self.whole_folder else self.result], self.provenance.data_url, others)
             if self.next_command:
                 logging.info("next: %s", self.next_command)
         log_to(None)

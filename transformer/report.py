@@ -199,6 +199,8 @@ def training_steps(folder):
         # The record identifies the run's initial student by content, not by path.
         wanted = record["inputs"].get("student_model")
         places = sorted(path.parent for path in folder.parent.glob(f"*/{HISTORY_NAME}"))
+        # 4_task_distill_mid/reviews for 5_task_distill_out/reviews
+        places += sorted(path.parent for path in folder.parent.parent.glob(f"*/{folder.name}/{HISTORY_NAME}"))
         places += [Path(at_root("4_task_distill_mid")), Path(at_root("3_general_distill"))]
         folder = next((each for each in places if each.resolve() not in seen and fingerprint(each) == wanted), None)
     return steps

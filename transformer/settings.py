@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from transformer import flags
+from transformer import downloads, flags
 from transformer.files import UserError
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, PREDICTION, SWITCHES, TASK, flags_of, model
 
@@ -101,6 +101,7 @@ class Provenance:
     sources: list  # (flag, path or name) of each input model and corpus file
     overwrite: bool
     data_url: str | None
+    command_of: object = None  # `Settings.command_of` of the run
 
 
 NO_TASK = ("", {})
@@ -171,22 +172,51 @@ class Settings(Mapping):
         sources = [(name, value) for name, value in given.items() if rows[name].type is model]
         sources += [("train_corpus", file) for file in given.get("train_corpus", ())]
         script = self.step if self.step in (FINETUNE, BASELINE) else flags.SCRIPTS[self.step].removesuffix(".py")
-        return Provenance(script, kept, counted, sources, bool(self.overwrite_output), self.data_url)
+        overwrite = bool(self.overwrite_output)
+        return Provenance(script, kept, counted, sources, overwrite, self.data_url, self.command_of)
 
     def next_command(self, **changes):
-        """The next step's command, ready to paste, without flags that already have the right default."""
+        """The next step's command, ready to paste, without flags that already have the right default. Another task than
+        the sample's goes on with its own student, for which the general student is made first where there is none."""
         step, handed_on = flags.NEXT[self.step]
+        if self.step not in flags.NEXT_OF_TASK or self._task[0] in ("", flags.SAMPLE_TASK):
+            return self._command(step, handed_on, **changes)
+        teacher = "pretrained_bert_model" if self.step == flags.AUGMENTATION else "teacher_model"
+        if self.step == flags.AUGMENTATION:
+            changes |= {"aug_train": True, "data_dir": str(Path(self.glue_dir) / self._task[0])}
+        elif self.output_dir:
+            changes |= {"teacher_model": self.output_dir}
+        of_task = self._command(INTERMEDIATE, flags.NEXT_OF_TASK[self.step], **changes)
+        general = Path(flags_of(INTERMEDIATE)["student_model"].value_at(INTERMEDIATE))
+        if any((general / name).is_file() for name in downloads.WEIGHTS):
+            return of_task
+        first = (
+            self._command(flags.PREGENERATION, {"bert_model": teacher}),
+            self._command(flags.GENERAL, {"teacher_model": teacher}),
+        )
+        return " && ".join([*first, of_task])
+
+    def _command(self, step, handed_on, **changes):
+        """The command of another step. `handed_on`: {its flag: the flag of this step that provides the value}."""
         values = {name: self[own] for name, own in handed_on.items()} | changes
-        if str(values.get("student_model")) == str(flags_of(step)["output_dir"].value_at(step)) and step != EVALUATION:
-            values["output_dir"] = f"{values['student_model']}_{step}"  # never the student's own folder
         defaults = settings_for(step, {"sample": self.sample, "task_name": self._task[0] or None}, task=self._task)
+        values |= beside_student(step, values.get("student_model"), defaults.get("output_dir"))
         defaults = {**defaults, "task_name": flags.SAMPLE_TASK}
         differing = {name: value for name, value in values.items() if str(value) != str(defaults[name])}
         return command(step, differing | ({"sample": True} if self.sample else {}))
 
-    def command_of(self, step):
-        """This run's command line for another of task_distill.py's steps."""
-        return command(step, {name: value for name, value in self._given.items() if name not in SWITCHES.values()})
+    def command_of(self, step, **changes):
+        """The command line, ready to paste, of another of task_distill.py's steps with this run's flags, or of
+        augmentation for this run's task."""
+        if step == flags.AUGMENTATION:
+            return self._command(step, flags.AUGMENT_AGAIN, glue_dir=str(Path(self.data_dir).parent), **changes)
+        rows, modes = flags_of(step), (*SWITCHES.values(), "do_predict", "baseline")
+        given = {name: value for name, value in self._given.items() if name not in modes}
+        if step == FINETUNE:  # whose output is no student
+            given = {name: value for name, value in given.items() if FINETUNE in rows[name].heirs}
+        default = settings_for(step, given, self._header, self._task)
+        beside = beside_student(step, default.student_model, default.output_dir)
+        return command(step, given | beside | changes)
 
     def log(self):
         """Log every value that is not the default, with its source."""
@@ -208,7 +238,11 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
         "script header": header,
         "the student's run": recorded or {},
         "sample": sample_of(step, {**header, **given}),
-        task[0]: {name: value for name, value in task[1].items() if name in rows and step in rows[name].by_task},
+        task[0]: {
+            name: value.get(step) if isinstance(value, dict) else value
+            for name, value in task[1].items()
+            if name in rows and step in rows[name].by_task
+        },
         "": {name: flag.value_at(step) for name, flag in rows.items()},
     }
     values, origins = {}, {}
@@ -255,11 +289,18 @@ def read_header(header, rows):
 
 def command(step, values):
     """The command of a step with these flags, ready to paste."""
-    words = ["python", flags.SCRIPTS[step], *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
+    script = shlex.quote(flags.at_root(flags.SCRIPTS[step]))
+    words = ["python", script, *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
     for name, value in values.items():
         if value not in (None, False):
             words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
     return " ".join(words)
+
+
+def beside_student(step, student, output):
+    """{"output_dir": folder} where a training would write into its own student's folder, else {}."""
+    same = student and output and Path(student).resolve() == Path(output).resolve()
+    return {"output_dir": f"{Path(student)}_{step}"} if same and step != EVALUATION else {}
 
 
 def sample_of(step, asked):

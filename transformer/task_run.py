@@ -12,8 +12,8 @@ from transformer.console import format_results
 from transformer.data import Sequences
 from transformer.evaluation import Candidate, Evaluator
 from transformer.files import UserError, atomic_write
-from transformer.flags import INTERMEDIATE
-from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, read_record, write_results
+from transformer.flags import AUGMENTATION, INTERMEDIATE
+from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, fingerprint, read_record, write_results
 from transformer.own_tasks import DESCRIPTION
 from transformer.tasks.task import TaskFile, label_order
 from transformer.tokenization import BertTokenizer
@@ -41,18 +41,22 @@ class TaskRun:
         self.evaluator = Evaluator(batching.eval_batch_size, here)
 
     def check_train_file(self):
-        """Raise UserError if the task has no training data."""
-        task = self.task
+        """Raise UserError if the task has no training data, or an augmented file of another training file."""
+        task, file = self.task, self.folder / self.train_file
         task.check_training()
-        made = f"data_augmentation.py --task_name {task.name}"
-        made += f" --dev_fraction {task.dev_fraction:g}" if task.dev_fraction else ""
-        path = self.folder / self.train_file
-        if self.reading.aug_train and not path.is_file():
-            raise UserError(f"{path}: no such file; {made} makes it")
+        if not self.reading.aug_train:
+            return
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; made by: {self.provenance.command_of(AUGMENTATION)}")
+        source, record = self.folder / task.train_file, file.with_name(f"{file.stem}.{RECORD_NAME}")
         # Variants of a row look different from it, so only the record can tell whether they are of dev rows.
-        record = path.with_name(f"{path.stem}.{RECORD_NAME}")
-        if self.reading.aug_train and task.dev_fraction and recorded(record, "dev_fraction") != task.dev_fraction:
-            raise UserError(f"{path}: may hold dev rows; {made} --overwrite_output makes it without them")
+        if task.dev_fraction and recorded(record, "dev_fraction") != task.dev_fraction:
+            again = self.provenance.command_of(AUGMENTATION, overwrite_output=True)
+            raise UserError(f"{file}: may hold dev rows; made again without them by: {again}")
+        made_from = read_record(record).get("inputs", {}).get("glue_dir")
+        if made_from and source.is_file() and fingerprint(source) != made_from:
+            again = self.provenance.command_of(AUGMENTATION, overwrite_output=True)
+            raise UserError(f"{file}: {task.train_file} has changed since it was made; made again by: {again}")
 
     def read(self, names, tokenizer, labels, labelled=True, task=None, folder=None):
         """Encode a task's files: [(file name, Sequences)]. Task and folder default to the run's own."""
@@ -87,8 +91,9 @@ class TaskRun:
         outputs = stored_outputs(folder, task.kind.head)
         if outputs != task.num_labels:
             found = f"a {task.kind.head} of {outputs} classes" if outputs else f"no {task.kind.head}"
+            again = "train it again with --overwrite_output, or " if outputs else ""
             needs = f"{task.name} needs {task.num_labels}"
-            raise UserError(f"{folder}: has {found}, {needs}; give a model made for the task")
+            raise UserError(f"{folder}: has {found}, {needs}; {again}give a model made for the task")
         differs = recorded(folder, "dev_fraction") != task.dev_fraction
         if task.dev_fraction and differs and recorded(folder, "task_name") == task.name:
             told = f"{folder}: was not trained with --dev_fraction {task.dev_fraction:g} and may know the dev rows"

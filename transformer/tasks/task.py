@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from transformer.downloads import fetch_advice
 from transformer.files import UserError
-from transformer.flags import at_root
+from transformer.flags import EVALUATION, INTERMEDIATE, OUTPUTS, PREDICTION, SAMPLE_TASK, STUDENTS, at_root
 from transformer.tables import open_table
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.kind import Kind
@@ -78,10 +78,14 @@ class Task:
 
     @property
     def settings(self):
-        """(name, {flag: value}): the row's defaults for a run's settings."""
+        """(name, {flag: value, or {step: value}}): the row's defaults for a run's settings."""
         epochs = None if self.epochs is None else float(self.epochs)
         folder = at_root(self.source or self.name)
         own = {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "N": self.tries}
+        if self.name != SAMPLE_TASK:  # whose students have the plain folders, those of the published commands
+            student, steps = self.trained_as or self.name, (INTERMEDIATE, PREDICTION, EVALUATION)
+            own["student_model"] = {step: at_root(f"{STUDENTS[step]}/{student}") for step in steps[1:]}
+            own["output_dir"] = {step: at_root(f"{OUTPUTS[step]}/{self.name}") for step in steps}
         return self.name, own | {"data_dir": folder}
 
     def check_training(self):
