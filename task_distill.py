@@ -10,7 +10,8 @@ Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.t
 Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction step: the best on dev), config.json,
          vocab.txt, tokenizer_config.json, eval_results.txt, log.txt, train_log.jsonl, curves.png (with matplotlib);
          prediction step and --do_eval: report.md, report.png (with matplotlib), with --baseline the model folder
-         baseline/; a fine-tuned teacher goes to <teacher>/<task>/
+         baseline/; a fine-tuned teacher goes to <teacher>/<task>/. The default folders of tasks other than SST-2 are
+         4_task_distill_mid/<task>/ and 5_task_distill_out/<task>/
 
     python task_distill.py --data_dir SST-2 --teacher_model teacher_model --student_model 3_general_distill \\
         --task_name SST-2 --output_dir 4_task_distill_mid --aug_train --do_lower_case

@@ -7,7 +7,7 @@ import re
 import time
 
 import pytest
-from tiny import ROOT
+from tiny import ROOT, names, tree
 
 import data_augmentation
 import general_distill
@@ -16,7 +16,7 @@ import task_distill
 from transformer import files
 from transformer.file_utils import UserError
 from transformer.files import make_folder
-from transformer.flags import ALL, BASELINE, FINETUNE, GENERAL, PREDICTION, flags_of
+from transformer.flags import ALL, AUGMENTATION, BASELINE, FINETUNE, GENERAL, PREDICTION, flags_of
 from transformer.outputs import Output, fingerprint, read_results, write_results
 from transformer.settings import settings_for
 from transformer.tokenization import TOKENIZER_FILES
@@ -199,6 +199,45 @@ def test_an_error_inside_tells_nothing_of_an_end(tmp_path, caplog):
         output.begin()
         1 / 0  # noqa: B018
     assert caplog.messages == [] and status_of(make_output(tmp_path)) == "resume"
+
+
+# --- what is refused before any work
+
+
+def test_a_check_refuses_what_entering_refuses_and_changes_nothing(tmp_path):
+    out = tmp_path / "out"
+    make_output(out).check()
+    assert not out.exists()
+    (tmp_path / "a.txt").write_text("same")
+    finish(make_output(make_folder(out), {"teacher_model": tmp_path / "a.txt", "data": tmp_path / "a.txt"}))
+    before = tree(tmp_path)
+    make_output(out, {"teacher_model": None, "data": tmp_path / "a.txt"}).check()  # the teacher is not known yet
+    with pytest.raises(UserError, match="flags: seed was 42, is now 5;"):
+        make_output(out, {"teacher_model": None, "data": tmp_path / "a.txt"}, seed=5).check()
+    with pytest.raises(UserError, match="flags: data is no input now; more is new;"):
+        make_output(out, {"teacher_model": None, "more": [tmp_path / "a.txt"]}).check()
+    with pytest.raises(UserError, match="is the folder of --teacher_model"):
+        make_output(out, {"data": tmp_path / "a.txt"}, teacher_model=str(out)).check()
+    assert tree(tmp_path) == before
+
+
+def test_an_output_that_is_one_file_is_named_as_that_file_and_has_no_other_folder(tmp_path):
+    for given in ({}, {"seed": 5}):
+        provenance = settings_for(AUGMENTATION, given).provenance
+        output = Output(tmp_path / "result.txt", provenance, {}, replaces=[], whole_folder=False)
+        if given:
+            with pytest.raises(UserError, match="result.txt: made with other .*; --overwrite_output replaces it$"):
+                status_of(output)
+        else:
+            finish(output)
+
+
+def test_a_copy_of_an_output_has_no_other_task_s_output_in_it(tmp_path):
+    for name in ("out/reviews", "out/baseline", "out"):
+        finish(make_output(make_folder(tmp_path / name), data_url=str(tmp_path / "url") if name == "out" else None))
+    assert names(tmp_path / "url") == {
+        f"out/{name}" for name in ("result.txt", "run.json", "baseline/result.txt", "baseline/run.json")
+    }
 
 
 # --- fingerprints and results

@@ -3,6 +3,8 @@
 import ast
 import importlib
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 from tiny import ROOT
@@ -460,6 +462,83 @@ def test_the_next_command_has_what_the_next_step_would_not_take_by_itself(monkey
     [first, second] = read(task_distill, "--seeds", "1,2", "--output_dir", "o").each_seed()
     assert first.next_command() == "python task_distill.py --pred_distill --student_model o/seed_1"
     assert second.next_command() == "python task_distill.py --pred_distill --student_model o/seed_2"
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """A repository elsewhere with a task of one's own, reviews."""
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "reviews" / "train.csv").write_text("text,label\na good film,good\na bad film,bad\n")
+    monkeypatch.setattr(flags, "ROOT", tmp_path)
+    return tmp_path
+
+
+def paste(line):
+    """The settings of each command of a line."""
+    commands = [shlex.split(command) for command in line.split(" && ")]
+    assert all(words[0] == "python" and Path(words[1]).resolve().parent == flags.ROOT for words in commands)
+    return [read(importlib.import_module(Path(script).stem), *given) for _, script, *given in commands]
+
+
+def test_each_task_s_students_have_folders_of_their_own(reviews):
+    def folders(*given):
+        settings = read(task_distill, *given)
+        return [str(Path(settings[name]).relative_to(reviews)) for name in ("student_model", "output_dir")]
+
+    mid, out = "4_task_distill_mid", "5_task_distill_out"
+    for more in ([], ["--sample"]):
+        assert folders("--task_name", "reviews", *more) == ["3_general_distill", f"{mid}/reviews"]
+        assert folders("--task_name", "reviews", "--pred_distill", *more) == [f"{mid}/reviews", f"{out}/reviews"]
+        assert folders("--task_name", "reviews", "--do_eval", *more) == [f"{out}/reviews", f"{out}/reviews"]
+        assert folders("--task_name", "sst-2", "--pred_distill", *more) == [mid, out]
+    assert folders("--task_name", "ax", "--do_predict") == [f"{out}/MNLI", f"{out}/AX"]  # answered by MNLI's student
+    given = read(task_distill, "--task_name", "reviews", "--output_dir", "o")
+    assert given.output_dir == "o" and read(task_distill, "--task_name", "cola").origins["output_dir"] == "CoLA"
+
+
+def test_a_path_of_pasted_commands_leads_through_all_steps_of_a_task(reviews):
+    asked = ["--sample", "--task_name", "reviews"]
+    *general, middle = paste(follow(data_augmentation, *asked))
+    assert [settings.step for settings in general] == [PREGENERATION, GENERAL]  # there is no general student yet
+    assert all(settings.sample for settings in general)
+    (reviews / "3_general_distill").mkdir()
+    (reviews / "3_general_distill" / "pytorch_model.bin").write_text("weights")
+    assert paste(follow(data_augmentation, *asked)) == [middle]
+    assert paste(follow(task_distill, "--do_finetune", "--aug_train", *asked)) == [middle]
+    [prediction] = paste(middle.next_command())
+    [evaluation] = paste(prediction.next_command())
+    for settings, step in ((middle, INTERMEDIATE), (prediction, PREDICTION), (evaluation, EVALUATION)):
+        assert (settings.step, settings.task_name, settings.sample) == (step, "reviews", True)
+        assert settings.data_dir == str(reviews / "reviews") and (settings.aug_train or step == EVALUATION)
+    assert prediction.student_model == middle.output_dir and evaluation.student_model == prediction.output_dir
+    [augmentation] = paste(middle.command_of(AUGMENTATION))
+    assert augmentation == read(data_augmentation, *asked)
+    [tuning] = paste(prediction.command_of(FINETUNE, overwrite_output=True))
+    assert tuning == read(task_distill, "--do_finetune", "--overwrite_output", *asked)
+
+
+def test_the_command_after_fine_tuning_has_the_teacher_where_it_went(reviews):
+    *_, middle = paste(follow(task_distill, "--do_finetune", "--task_name", "reviews", "--output_dir", "tuned"))
+    assert (middle.teacher_model, middle.task_name) == ("tuned", "reviews")
+
+
+def test_the_command_that_augments_finds_the_task_s_folder_and_model(reviews, monkeypatch):
+    monkeypatch.setattr(task_distill, "HEADER", {"task_name": "reviews", "data_dir": str(reviews / "reviews")})
+    given = read(task_distill, "--teacher_model", "t", "--aug_train")
+    [augmentation] = paste(given.command_of(AUGMENTATION, overwrite_output=True))
+    assert (augmentation.task_name, augmentation.pretrained_bert_model) == ("reviews", "t")
+    assert Path(augmentation.glue_dir) == reviews and augmentation.overwrite_output
+
+
+@pytest.mark.parametrize("out", ["5_task_distill_out", "./5_task_distill_out/", str(ROOT / "5_task_distill_out")])
+def test_no_command_writes_into_its_student_s_folder(monkeypatch, out):
+    monkeypatch.chdir(ROOT)
+    given = read(task_distill, "--output_dir", out)
+    [following] = paste(given.next_command())
+    [other] = paste(read(task_distill, "--student_model", out, "--baseline", "--do_eval").command_of(PREDICTION))
+    [general] = paste(follow(general_distill, "--output_dir", "4_task_distill_mid"))
+    for settings in (following, other, general):
+        assert Path(settings.output_dir).resolve() != Path(settings.student_model).resolve()
 
 
 @pytest.mark.parametrize("step", [AUGMENTATION, PREGENERATION, GENERAL, *TASK[:2], FINETUNE])

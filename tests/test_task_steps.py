@@ -4,15 +4,19 @@ import os
 import re
 import shlex
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pipeline import LEAVES, MODEL, REPORT, Killed, call
 from tiny import call_script, make_tokenizer, names, tree
 
+import data_augmentation
 import task_distill
+from transformer.finetuning import doubt_of
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.outputs import Output
+from transformer.own_tasks import find_task
 from transformer.tokenization import BertTokenizer
 
 
@@ -131,6 +135,71 @@ def test_a_teacher_from_a_short_run_is_not_used_by_a_full_one(copy):
     full = call(copy, "intermediate", "--num_train_epochs", 1, "--output_dir", copy / "full")
     assert full.returncode == 0 and "fine-tuning the teacher again" in full.stdout
     assert "max_steps" not in (copy / "teacher" / "SST-2" / "run.json").read_text()
+
+
+def change_labels(folder):
+    """Another training file, half of whose rows are left."""
+    path = folder / "glue" / "SST-2" / "train.tsv"
+    path.write_text("\n".join(path.read_text().splitlines()[:300]) + "\n")
+
+
+def test_an_augmented_file_of_another_training_file_is_refused_with_the_command_that_makes_it_again(copy):
+    change_labels(copy)
+    before = tree(copy)
+    process = call(copy, "intermediate", "--output_dir", copy / "mid")
+    told, again = process.stderr.split("; made again by: ")
+    assert process.returncode == 2 and told.endswith("train_aug.tsv: train.tsv has changed since it was made")
+    _, script, *flags = shlex.split(again)
+    settings, _ = data_augmentation.read_settings(flags)
+    assert script == "data_augmentation.py" and settings.overwrite_output
+    assert settings.glue_dir == str(copy / "glue") and settings.pretrained_bert_model == str(copy / "teacher")
+    assert tree(copy) == before
+
+
+def test_a_teacher_of_another_training_file_is_fine_tuned_again_by_itself(copy):
+    change_labels(copy)
+    (copy / "glue" / "SST-2" / "train_aug.run.json").unlink()  # nobody knows what the augmented file was made of
+    told = "teacher/SST-2: train.tsv has changed since it was trained; "
+    out = ["--max_steps", 2, "--output_dir", copy / "mid"]
+    before = tree(copy)
+    refused = call(copy, "intermediate", *out, "--no_finetune")
+    assert refused.returncode == 2 and f"{told}made again by: python task_distill.py --do_finetune " in refused.stderr
+    measured = call(copy, "evaluate")
+    assert measured.returncode == 0 and measured.stdout.count(f"{told}made again by: ") == 1
+    given = ["--teacher_model", copy / "teacher" / "SST-2"]  # by itself it is taken, since that may be on purpose
+    taken = call(copy, "intermediate", *given, "--max_steps", 2, "--output_dir", copy / "taken")
+    assert taken.returncode == 0 and f"{told}made again by: " in taken.stdout and "fine-tuning" not in taken.stdout
+    assert f"--teacher_model {copy / 'teacher'} " in taken.stdout
+    assert all(tree(copy)[name] == data for name, data in before.items() if name.startswith("teacher/"))
+    again = call(copy, "intermediate", *out)
+    assert again.returncode == 0, again.stderr
+    assert f"{told}fine-tuning the teacher again" in again.stdout
+    assert "fine-tuning" not in call(copy, "intermediate", *out).stdout
+
+
+def test_a_teacher_of_other_classes_is_doubted(pipeline):
+    task, folder = find_task("MNLI"), pipeline.folder / "teacher" / "SST-2"
+    run = SimpleNamespace(task=task, folder=pipeline.folder / "absent")
+    assert doubt_of(folder, run) == "has a classifier of 2 classes, MNLI needs 3"
+    run = SimpleNamespace(task=find_task("SST-2"), folder=pipeline.folder / "glue" / "SST-2")
+    assert doubt_of(folder, run) is None
+
+
+def test_a_task_json_that_is_new_makes_another_teacher_too(copy):
+    run = SimpleNamespace(task=find_task("SST-2"), folder=copy / "glue" / "SST-2")
+    (run.folder / "task.json").write_text("{}")
+    assert doubt_of(copy / "teacher" / "SST-2", run) == "task.json has changed since it was trained"
+
+
+@pytest.mark.parametrize(
+    "name, told", [("3", "made with other inputs or flags"), ("student", "made by something else")]
+)
+def test_another_output_in_the_folder_is_found_before_a_teacher_is_fine_tuned(copy, name, told):
+    shutil.rmtree(copy / "teacher" / "SST-2")
+    before = tree(copy)
+    process = call(copy, "intermediate", "--student_model", copy / "4", "--output_dir", copy / name)
+    assert process.returncode == 2 and told in process.stderr and "--output_dir writes elsewhere" in process.stderr
+    assert tree(copy) == before
 
 
 def test_a_fine_tuning_that_was_stopped_is_finished_by_the_next_step(copy):

@@ -40,8 +40,9 @@ def ready_teacher(folder, run, tuning, allowed=True, announce=lambda: None):
     if found and (not doubt or found == folder):
         return found
     if not allowed:
-        told = f"{found}: {doubt}" if found else f"{folder}: no {task.kind.head} for {task.name}"
-        raise UserError(f"{told}; --do_finetune makes one (or leave out --no_finetune)")
+        told = f"{folder}: no {task.kind.head} for {task.name}; --do_finetune makes one"
+        told = f"{found}: {doubt}; {way_out(found, folder, run)}" if found else told
+        raise UserError(f"{told} (or leave out --no_finetune)")
     if found and not read_record(found):
         raise UserError(f"{found}: {doubt}; {way_out(found, folder, run)}")
     if found is None:

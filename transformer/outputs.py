@@ -113,8 +113,8 @@ class Output:
             raise UserError(f"{other}: already there, made by something else; {self._way_out()}")
         if not overwrite and differences:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            told = f"{self.folder}: made with other inputs or flags: {'; '.join(differences[:3])}{more}"
-            raise UserError(f"{told}; {self._way_out()}")
+            told = f"made with other inputs or flags: {'; '.join(differences[:3])}{more}; {self._way_out()}"
+            raise UserError(f"{self.folder if self.whole_folder else self.result}: {told}")
         return {} if gone or differences else found, present
 
     def _way_out(self):
