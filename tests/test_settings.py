@@ -517,6 +517,12 @@ def test_a_path_of_pasted_commands_leads_through_all_steps_of_a_task(reviews):
     assert tuning == read(task_distill, "--do_finetune", "--overwrite_output", *asked)
 
 
+def test_a_header_s_mode_does_not_forbid_the_command_of_another_step(monkeypatch):
+    monkeypatch.setattr(task_distill, "HEADER", {"do_eval": True, "baseline": True})
+    assert read(task_distill, "--limit", 3).command_of(FINETUNE).endswith(" --do_finetune --limit 3")
+    assert read(task_distill, "--limit", 3).command_of(INTERMEDIATE).endswith("task_distill.py --limit 3")
+
+
 def test_the_command_after_fine_tuning_has_the_teacher_where_it_went(reviews):
     *_, middle = paste(follow(task_distill, "--do_finetune", "--task_name", "reviews", "--output_dir", "tuned"))
     assert (middle.teacher_model, middle.task_name) == ("tuned", "reviews")

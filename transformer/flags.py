@@ -248,4 +248,5 @@ NEXT_OF_TASK = {
     FINETUNE: _OF_TASK | _same("aug_train"),
 }
 # For a task's step: what augmentation takes over to make the file that is missing or out of date.
-AUGMENT_AGAIN = {"pretrained_bert_model": "teacher_model"} | _same("task_name", "cache_dir", "no_cuda")
+AUGMENT_AGAIN = {"pretrained_bert_model": "teacher_model"}
+AUGMENT_AGAIN |= _same("task_name", "dev_fraction", "cache_dir", "no_cuda")

@@ -210,13 +210,14 @@ class Settings(Mapping):
         augmentation for this run's task."""
         if step == flags.AUGMENTATION:
             return self._command(step, flags.AUGMENT_AGAIN, glue_dir=str(Path(self.data_dir).parent), **changes)
-        rows, modes = flags_of(step), (*SWITCHES.values(), "do_predict", "baseline")
-        given = {name: value for name, value in self._given.items() if name not in modes}
         if step == FINETUNE:  # whose output is no student
-            given = {name: value for name, value in given.items() if FINETUNE in rows[name].heirs}
-        default = settings_for(step, given, self._header, self._task)
-        beside = beside_student(step, default.student_model, default.output_dir)
-        return command(step, given | beside | changes)
+            heirs = {name for name, flag in flags_of(step).items() if FINETUNE in flag.heirs}
+            return command(step, {name: self._given[name] for name in self._given if name in heirs} | changes)
+        modes = {*SWITCHES.values(), "do_predict", "baseline"}  # which belong to certain steps
+        layers = ({name: layer[name] for name in layer if name not in modes} for layer in (self._given, self._header))
+        given, header = layers
+        meant = settings_for(step, given, header, self._task)
+        return command(step, given | beside_student(step, meant.student_model, meant.output_dir) | changes)
 
     def log(self):
         """Log every value that is not the default, with its source."""

@@ -53,6 +53,7 @@ class TaskRun:
         if task.dev_fraction and recorded(record, "dev_fraction") != task.dev_fraction:
             again = self.provenance.command_of(AUGMENTATION, overwrite_output=True)
             raise UserError(f"{file}: may hold dev rows; made again without them by: {again}")
+        # glue_dir is what stage 1's records call the training file.
         made_from = read_record(record).get("inputs", {}).get("glue_dir")
         if made_from and source.is_file() and fingerprint(source) != made_from:
             again = self.provenance.command_of(AUGMENTATION, overwrite_output=True)
