@@ -9,10 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pipeline import LEAVES, MODEL, REPORT, Killed, call
-from tiny import call_script, make_tokenizer, names, tree
+from tiny import ROOT, call_script, make_tokenizer, names, tree
 
 import data_augmentation
 import task_distill
+from transformer import flags
 from transformer.finetuning import doubt_of
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.outputs import Output
@@ -229,3 +230,31 @@ def test_do_predict_writes_the_submission(copy):
         with torch.no_grad():
             logits, _ = model(torch.tensor([ids]))
         assert line.split("\t")[1] == str(int(logits.argmax()))
+
+
+@pytest.mark.slow
+def test_from_the_sample_to_one_s_own_data_every_next_line_is_pasted(tmp_path, monkeypatch, no_pictures):
+    made = shutil.ignore_patterns("train_aug*", "run.json")
+    shutil.copytree(ROOT / "1_pre_data", tmp_path / "1_pre_data", ignore=made)
+    shutil.rmtree(tmp_path / "1_pre_data/sample/teacher/SST-2", ignore_errors=True)
+    (tmp_path / "reviews").mkdir()
+    for name in ("train", "dev"):
+        rows = (tmp_path / f"1_pre_data/sample/SST-2/{name}.tsv").read_text().splitlines()
+        (tmp_path / f"reviews/{name}.tsv").write_text("\n".join(rows[:50]) + "\n")
+    monkeypatch.setattr(flags, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    short = {"task_distill.py": ["--max_steps", 2, "--limit", 40], "general_distill.py": ["--max_steps", 2]}
+    for first, count in (
+        ("python data_augmentation.py --sample", 6),
+        ("python data_augmentation.py --sample --task_name reviews", 4),
+    ):
+        lines = [first]
+        for line in lines:
+            _, script, *given = shlex.split(line)
+            process = call_script(script, *given, *short.get(script, ["--limit", 40]))
+            assert process.returncode == 0, f"{line}\n{process.stderr}"
+            lines += re.findall(r"next: (.*)", process.stdout)[-1:]
+        assert len(lines) == count and "--do_eval" in lines[-1]
+        assert all("--task_name reviews" in line for line in lines) is (count == 4)
+    for folder in ("4_task_distill_mid", "5_task_distill_out"):
+        assert all((tmp_path / folder / name).is_file() for name in ("run.json", "reviews/run.json"))
