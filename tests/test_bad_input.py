@@ -290,7 +290,7 @@ def test_a_missing_dev_file_is_named_before_anything_is_trained(folder):
     assert refused(folder, "intermediate").endswith(told)
 
 
-def test_the_missing_augmented_file_names_the_command_that_makes_it(folder):
+def test_the_missing_augmented_file_names_the_script_that_makes_it(folder):
     (folder / "glue" / "SST-2" / "train_aug.tsv").unlink()
     shutil.rmtree(folder / "teacher" / "SST-2")  # found before a teacher is fine-tuned
     message = refused(folder, "intermediate")
