@@ -37,7 +37,14 @@ from transformer.files import make_folder
 from transformer.finetuning import finetune, ready_teacher, teacher_to_compare, train_baseline
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
-from transformer.outputs import BASELINE_FOLDER, RESULTS_NAME, read_record, read_results, write_results
+from transformer.outputs import (
+    BASELINE_FOLDER,
+    GENERAL_BASELINE_FOLDER,
+    RESULTS_NAME,
+    read_record,
+    read_results,
+    write_results,
+)
 from transformer.own_tasks import find_task
 from transformer.predict import predict
 from transformer.settings import Matching, read_command_line, settings_for, task_step
@@ -216,11 +223,11 @@ def report_student(run, teacher, student, known, baseline):
     """Write the prediction step's report, unless it exists. `teacher`, `student`: folders; known: {name: Candidate}."""
     folders = {"teacher": teacher, "student": student}
     if baseline:
-        folders["baseline"] = train_baseline(student, student / BASELINE_FOLDER, baseline)
+        folders |= train_baselines(student, student, baseline)
     # Also for a run that had finished before: it may have been killed before its report, or now have a baseline.
     if run.here.first and not set(folders) <= set(report.reported(student)):
         candidates = {name: known.get(name) or run.candidate(folder) for name, folder in folders.items()}
-        report.write_report(run.task, candidates, student, run.reading.max_seq_length, run.evaluator)
+        report.write_report(run.task, run.folder, candidates, student, run.reading.max_seq_length, run.evaluator)
     run.here.barrier()
 
 
@@ -232,7 +239,8 @@ def evaluate(run, teacher, student, output_dir, baseline):
     candidates["student"] = run.candidate(student)
     output_dir = make_folder(output_dir)
     if baseline:
-        candidates["baseline"] = run.candidate(train_baseline(student, output_dir / BASELINE_FOLDER, baseline))
+        trained = train_baselines(student, output_dir, baseline)
+        candidates |= {name: run.candidate(folder) for name, folder in trained.items()}
     if run.here.first:
         answers, path = candidates["student"].answers, student / RESULTS_NAME
         # The losses and the step of these weights, from their training.
@@ -240,9 +248,22 @@ def evaluate(run, teacher, student, output_dir, baseline):
         trained = {name: value for name, value in trained.items() if re.search("^global_step$|loss$", name)}
         results = results_of(run.task, answers) | {"eval_loss": answers[0].loss}
         write_results(output_dir / RESULTS_NAME, {**results, **trained, **results})
-        written = report.write_report(run.task, candidates, output_dir, run.reading.max_seq_length, run.evaluator)
+        length = run.reading.max_seq_length
+        written = report.write_report(run.task, run.folder, candidates, output_dir, length, run.evaluator)
         upload([output_dir / RESULTS_NAME, *written], run.provenance.data_url)
     run.here.barrier()
+
+
+def train_baselines(student, output_dir, run):
+    """Train the student's two baselines, without distillation: from random weights and, where it is found, from the
+    general student. Returns {column of the report: folder}."""
+    found = {"baseline": train_baseline(student, output_dir / BASELINE_FOLDER, run)}
+    if general := run.here.from_first(lambda: report.general_student(student)):
+        folder = train_baseline(student, output_dir / GENERAL_BASELINE_FOLDER, run, general)
+        found["general baseline"] = folder
+    else:
+        logging.info("%s: its general student is not found, so there is no baseline from it", student)
+    return found
 
 
 def prediction_of(student, task):

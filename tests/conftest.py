@@ -30,9 +30,10 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_timing():
-    """Scripts called in this process measure speeds for a moment only. Scripts started by a test measure as usual."""
+    """Scripts called in this process measure for a moment only. Scripts started by a test measure as usual."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformer.evaluation.SECONDS", 0.05)
+        patch.setattr("transformer.evaluation.RESAMPLES", 20)
         yield
 
 

@@ -87,10 +87,16 @@ class Marks(Kind):
         rows = zip(task.labels, *(map(str, counts) for counts in (gold, *found.values())), strict=True)
         return "How often each mark is set", [[["mark", "gold", *found], *map(list, rows)]]
 
-    def panel(self, task, title, answers):
-        counts = zip(task.labels, answers.predictions.sum(axis=0), answers.labels.sum(axis=0), strict=True)
-        groups = {label: {"set": int(found), "gold": int(gold)} for label, found, gold in counts}
-        return partial(drawing.bars, title=title, groups=groups)
+    def answer_text(self, task, answer):
+        return "+".join(label for label, value in zip(task.labels, answer, strict=True) if value)
+
+    def panels(self, task, answers):
+        panels = []
+        for title, each in answers.items():
+            counts = zip(task.labels, each.predictions.sum(axis=0), each.labels.sum(axis=0), strict=True)
+            groups = {label: {"set": int(found), "gold": int(gold)} for label, found, gold in counts}
+            panels.append(partial(drawing.bars, title=title, groups=groups))
+        return panels
 
 
 MARKS = Task("Marks", ("sentence",), "marks", tuple(NOUNS), ("overlap", "exact"), 2, 31, kind=Marks())

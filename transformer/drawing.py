@@ -1,7 +1,9 @@
 """Pictures of trainings and results, where matplotlib is installed. A picture is a grid of panels, functions that draw
 into an axis."""
 
+import functools
 import importlib.util
+import logging
 import math
 import warnings
 from pathlib import Path
@@ -13,19 +15,50 @@ FONTS = ("Noto Sans CJK", "WenQuanYi", "Microsoft YaHei", "SimHei", "PingFang", 
 
 
 def save_panels(path, panels):
-    """Draw the panels into a PNG file. Returns False, without a file, if matplotlib is missing or there is no panel."""
+    """Draw the panels into a PNG file. Returns False, without a file, if there is no panel, or matplotlib is missing or
+    fails, which is only worth a warning."""
+    Path(path).unlink(missing_ok=True)  # an old picture would be wrong
     if importlib.util.find_spec("matplotlib") is None or not panels:
-        Path(path).unlink(missing_ok=True)  # an old picture would be wrong
         return False
+    try:
+        _draw(path, panels)
+    except Exception as error:  # a broken matplotlib must not fail a finished run
+        logging.warning("no %s: %s", Path(path).name, error)
+        return False
+    return True
+
+
+@functools.cache
+def fonts():
+    """The names of the fonts of a picture, matplotlib's own first."""
     import matplotlib
     from matplotlib import font_manager
-    from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
     installed = sorted(font_manager.get_font_names(), reverse=True)  # ... SC, simplified Chinese, before ... JP
-    fallback = [name for start in FONTS for name in installed if name.startswith(start)]
-    fonts = [*matplotlib.rcParams["font.family"], *fallback]
+    return [
+        *matplotlib.rcParams["font.family"],
+        *(name for start in FONTS for name in installed if name.startswith(start)),
+    ]
+
+
+@functools.cache
+def drawable(text):
+    """Whether a picture's fonts have all characters of a text. True where no picture can be drawn."""
+    try:
+        from matplotlib import font_manager
+
+        faces = [font_manager.get_font(font_manager.findfont(name)) for name in fonts()]
+    except Exception:  # matplotlib is missing or broken
+        return True
+    return all(any(face.get_char_index(ord(character)) for face in faces) for character in text)
+
+
+def _draw(path, panels):
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no window, no global state
+
     # Labels come from users: a dollar sign is not a formula, and a character without a font is not worth a warning.
-    with matplotlib.rc_context({"font.family": fonts, "text.parse_math": False}), warnings.catch_warnings():
+    with matplotlib.rc_context({"font.family": fonts(), "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")
         # The fewest empty cells, then the squarest grid.
         columns = min((3, 2, 4), key=lambda count: (-len(panels) % count, abs(count - math.sqrt(len(panels)))))
@@ -36,7 +69,6 @@ def save_panels(path, panels):
             panel(figure.add_subplot(rows, columns, number))
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format="png", dpi=100)
-    return True
 
 
 def lines(axis, title, curves, log=False, levels=(), ordered=False):
@@ -61,13 +93,22 @@ def lines(axis, title, curves, log=False, levels=(), ordered=False):
     axis.legend(fontsize="small", ncols=1 + (len(curves) + len(levels)) // 7)
 
 
-def bars(axis, title, groups):
-    """Draw a group of bars per metric, {name: {label: value}}, with the values above them."""
+def bars(axis, title, groups, intervals=None):
+    """Draw a group of bars per metric, {name: {label: value}}, with the values above them. `intervals`: {name: {label:
+    (low, high)}}."""
     labels = list(next(iter(groups.values())))
     width, few = 0.8 / len(labels), len(groups) * len(labels) < 7
     for number, label in enumerate(labels):
         places = [place + (number - (len(labels) - 1) / 2) * width for place in range(len(groups))]
-        drawn = axis.bar(places, [values[label] for values in groups.values()], width * 0.92, label=label)
+        heights, errors = [values[label] for values in groups.values()], None
+        if intervals:
+            ends = [intervals[name][label] for name in groups]
+            # A score may lie outside its interval by rounding; an error bar has no negative length.
+            pairs = zip(heights, ends, strict=True)
+            errors = list(
+                zip(*((max(value - low, 0), max(high - value, 0)) for value, (low, high) in pairs), strict=True)
+            )
+        drawn = axis.bar(places, heights, width * 0.92, label=label, yerr=errors, ecolor="dimgray", capsize=3)
         axis.bar_label(drawn, fmt="%.4f" if few else "%.3f", padding=2, fontsize="small" if few else "x-small")
     lowest = min(value for values in groups.values() for value in values.values())
     axis.set(title=title, ylim=(min(lowest * 1.15, 0), 1.32), xlim=(-0.7, len(groups) - 0.3))
@@ -78,27 +119,32 @@ def bars(axis, title, groups):
     axis.legend(fontsize="small", ncols=len(labels), loc="upper center")
 
 
-def matrix(axis, title, counts, names):
-    """Draw a confusion matrix (C, C) with its counts. The colour is a cell's share of its true class."""
+def matrix(axis, title, counts, names, others=None):
+    """Draw a confusion matrix (C, C) with its counts. The colour is a cell's share of its true class. `others`: the
+    name of one more column, for answers that have no column of their own."""
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     few, size = len(names) < 7, max(10 - len(names) / 3, 4)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row in range(len(names) if len(names) < 15 else 0):  # for more classes the colours must do
-        for column in range(len(names)):
+        for column in range(counts.shape[1]):
             share = f"\n{shares[row, column]:.1%}" if few else ""
             style = {"fontsize": size, "color": "white" if shares[row, column] > 0.5 else "black"}
             axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", **style)
     axis.set(title=title, xlabel="answer", ylabel="gold label")
     names = [name if len(name) < 19 else f"{name[:17]}…" for name in names]
     upright = sum(map(len, names)) > 45
-    axis.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
+    answers = [*names, others] if others else names
+    axis.set_xticks(range(len(answers)), answers, rotation=90 if upright else 0, fontsize=size)
     axis.set_yticks(range(len(names)), names, rotation=0 if upright else 90, va="center", fontsize=size)
 
 
-def scatter(axis, title, gold, scores):
-    """Draw scores (N,) against gold scores, and the line where both are equal."""
+def scatter(axis, title, gold, scores, limits):
+    """Draw scores (N,) against gold scores, and the line where both are equal. `limits`: (low, high) of both axes."""
+    low, high = map(float, limits)
+    margin = (high - low) * 0.04 or 1
+    limits = low - margin, high + margin
     axis.scatter(gold, scores, s=9, alpha=0.5)
-    axis.axline((float(gold.min()), float(gold.min())), slope=1, linestyle="--", color="gray", label="equal")
-    axis.set(title=title, xlabel="gold score", ylabel="answer")
+    axis.plot(limits, limits, linestyle="--", color="gray", label="equal")
+    axis.set(title=title, xlabel="gold score", ylabel="answer", xlim=limits, ylim=limits, aspect="equal")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")

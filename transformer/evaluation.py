@@ -20,6 +20,7 @@ from transformer.history import sum_by_kind
 from transformer.processes import Processes
 from transformer.tasks.task import label_order
 
+RESAMPLES = 1000
 BATCH_SIZES = (1, 32)  # for latency and for throughput
 # A model is timed for REPETITIONS batches, or for as many as start within SECONDS, split into TURNS turns.
 TURNS, REPETITIONS, SECONDS = 4, 100, 1.5
@@ -32,6 +33,7 @@ class Answers(NamedTuple):
     predictions: np.ndarray  # (N,): class indices in the order of the task's labels, or scores
     labels: np.ndarray
     loss: float = math.nan  # of the head's outputs on the gold labels
+    row_losses: np.ndarray | None = None  # (N,): the same of each row
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class Evaluator:
         labels, found = label_order(task, label_names(model.config)), []
         for name, sequences in sets:
             outputs = self.outputs(model, sequences)
-            loss = task.kind.gold_loss(outputs, torch.from_numpy(sequences.labels)).item()
-            found.append(Answers(name, *task.kind.answers(task, outputs, sequences.labels, labels), loss))
+            targets = torch.from_numpy(sequences.labels)
+            losses = task.kind.gold_loss(outputs, targets).item(), task.kind.row_losses(outputs, targets).numpy()
+            found.append(Answers(name, *task.kind.answers(task, outputs, sequences.labels, labels), *losses))
         return found
 
     def score(self, task, model, sets):
@@ -101,9 +104,23 @@ def results_of(task, answers):
     # Separate names keep the matched set as the one that selects the weights. In the reference the second replaces it.
     return {
         f"{prefix}{name}": value
-        for prefix, (_, predictions, labels, _) in zip(("", "mm_"), answers, strict=False)
-        for name, value in task.kind.score(task, predictions, labels).items()
+        for prefix, each in zip(("", "mm_"), answers, strict=False)
+        for name, value in task.kind.score(task, each.predictions, each.labels).items()
     }
+
+
+def resampled_results(task, answers):
+    """All metrics, {name: (R,)}, on R = `RESAMPLES` bootstrap samples of the dev rows. The samples are the same for all
+    models, so that the differences of two models can be compared too."""
+    draw, found = np.random.default_rng(0), {}
+    for _ in range(RESAMPLES):
+        samples = []
+        for each in answers:
+            rows = draw.integers(len(each.labels), size=len(each.labels))
+            samples.append(each._replace(predictions=each.predictions[rows], labels=each.labels[rows]))
+        for name, value in results_of(task, samples).items():
+            found.setdefault(name, []).append(value)
+    return {name: np.array(values) for name, values in found.items()}
 
 
 def measure_speed(candidates, length, evaluator):

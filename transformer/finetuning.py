@@ -122,18 +122,26 @@ def finetune(folder, output_dir, run, next_command=None):
     return output.folder
 
 
-def train_baseline(student, output_dir, run):
-    """Train a randomly initialized model of the student's size on gold labels. Returns the folder of the result.
-    `student`: the student's folder; run: a `TaskRun` with the settings of its prediction step."""
+def train_baseline(student, output_dir, run, start=None):
+    """Train a model of the student's size on gold labels, from random weights. Returns the folder of the result.
+    `student`: the student's folder; run: a `TaskRun` with the settings of its prediction step; start: the folder of the
+    model to begin with instead."""
     files = [Path(student) / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]
-    with run.output(output_dir, {"student_model": files}) as output:
+    with run.output(output_dir, {"student_model": start or files}) as output:
         if not output.finished:
-            config = BertConfig.from_pretrained(student, fit_size=None)
-            tokenizer = BertTokenizer.from_pretrained(student, run.reading.do_lower_case)
-            set_seed(run.schedule.seed)  # random weights must not depend on what ran before
-            model = run.task.kind.model(config).to(run.here.device)
-            logging.info("baseline, trained on gold labels alone: %s", describe(model))
-            train_on_labels(model, tokenizer, label_order(run.task, label_names(config)), run, output)
+            task, config = run.task, BertConfig.from_pretrained(student, fit_size=None)
+            labels = label_order(task, label_names(config))
+            if start:
+                id2label = task.kind.id2label(task, labels)
+                model, tokenizer = run.load(start, (task.kind.head,), id2label=id2label, fit_size=None)
+            else:
+                tokenizer = BertTokenizer.from_pretrained(student, run.reading.do_lower_case)
+                set_seed(run.schedule.seed)  # random weights must not depend on what ran before
+                model = task.kind.model(config).to(run.here.device)
+            logging.info(
+                "baseline, trained on gold labels alone, from %s: %s", start or "random weights", describe(model)
+            )
+            train_on_labels(model, tokenizer, labels, run, output)
     return output.folder
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import shlex
 import sys
 import time
 from functools import partial
@@ -19,11 +20,11 @@ HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
 
 class History:
     """Logs a training: log lines, train_log.jsonl with every layer's losses, curves.png. Every process adds its steps,
-    only the first one writes."""
+    only the first one writes. `rows`: of one pass over the data."""
 
-    def __init__(self, folder, total_steps, processes):
+    def __init__(self, folder, total_steps, processes, rows=None):
         self.path, self.curves = Path(folder) / HISTORY_NAME, Path(folder) / CURVES_NAME
-        self.total_steps, self.processes = total_steps, processes
+        self.total_steps, self.processes, self.rows = total_steps, processes, rows
 
     def start(self, step):
         """Start at a step, and drop a killed run's entries after it, because those steps run again."""
@@ -57,7 +58,10 @@ class History:
             f"{examples:.0f} examples/s {tokens:.0f} tokens/s | {format_seconds(left)} left | {memory:.2f} GB"
         )
         speed = {"examples_per_second": examples, "tokens_per_second": tokens, "memory_gb": memory}
-        self._write({"step": step, "losses": losses, "learning_rate": rate, **speed})
+        # Seconds of training alone, so that a run that was stopped adds up.
+        effort = {"steps": self.steps, "seconds": now - self.since}
+        origin = {"rows": self.rows, "command": command_line(self.processes)} if step == 1 else {}
+        self._write({"step": step, "losses": losses, "learning_rate": rate, **effort, **speed, **origin})
         self._restart()
 
     def add_evaluation(self, step, results):
@@ -94,6 +98,24 @@ def read_history(path):
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 entries.append(entry)
     return entries
+
+
+def read_effort(path):
+    """What a training took, by its train_log.jsonl: {"steps": number, "seconds": of training alone, "rows": of one
+    pass, "command": text}, each None where the log does not tell."""
+    entries = [entry for entry in read_history(path) if "losses" in entry]
+    first, steps = (entries[0], entries[-1]["step"]) if entries else ({}, None)
+    timed = sum(entry.get("steps", 0) for entry in entries)
+    # The steps between a log line and a stop are in no entry. They count with the mean of the others.
+    seconds = sum(entry.get("seconds", 0) for entry in entries) / timed * steps if timed else None
+    return {"steps": steps, "seconds": seconds, "rows": first.get("rows"), "command": first.get("command")}
+
+
+def command_line(processes):
+    """This process's command, ready to paste where it was started."""
+    several = processes.world_size > 1
+    start = ["torchrun", f"--nproc_per_node={processes.world_size}"] if several else ["python"]
+    return shlex.join([*start, *map(str, sys.argv)])
 
 
 def read_curves(path):

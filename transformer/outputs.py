@@ -27,7 +27,8 @@ from transformer.downloads import upload
 from transformer.files import UserError, atomic_write, lock_folder, make_folder, read_json, write_json
 
 RECORD_NAME = "run.json"
-REPORT_NAME, PICTURE_NAME, BASELINE_FOLDER = "report.md", "report.png", "baseline"  # beside a task's student
+REPORT_NAME, PICTURE_NAME = "report.md", "report.png"  # beside a task's student
+BASELINE_FOLDER, GENERAL_BASELINE_FOLDER = "baseline", "baseline_general"  # likewise, with --baseline
 LOG_NAME, RESULTS_NAME = "log.txt", "eval_results.txt"
 MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin")
 MODEL_FILES += ("model.safetensors", "*.index.json", "pytorch_model-*.bin", "model-*.safetensors")  # or in shards
@@ -199,8 +200,8 @@ class Output:
 
 
 def model_outputs(folder):
-    """The existing files of a training run in `folder`, including its baseline's."""
-    folders = [Path(folder), Path(folder) / BASELINE_FOLDER]
+    """The existing files of a training run in `folder`, including its baselines'."""
+    folders = [Path(folder), Path(folder) / BASELINE_FOLDER, Path(folder) / GENERAL_BASELINE_FOLDER]
     return [path for each in folders for name in TRAINED for path in sorted(each.glob(name))]
 
 

@@ -1,5 +1,6 @@
 """The report on a task's student: a comparison with teacher and baseline, its answers, and its training."""
 
+import math
 import platform
 import re
 from functools import partial
@@ -11,19 +12,27 @@ import torch
 
 from transformer import drawing
 from transformer.checkpoint import describe, weights_files
-from transformer.evaluation import measure_speed, results_of
+from transformer.console import format_seconds
+from transformer.evaluation import measure_speed, resampled_results, results_of
 from transformer.files import atomic_write
-from transformer.flags import at_root
-from transformer.history import HISTORY_NAME, read_curves
+from transformer.flags import BASELINE, FINETUNE, INTERMEDIATE, PREDICTION, at_root
+from transformer.history import HISTORY_NAME, read_curves, read_effort
 from transformer.outputs import PICTURE_NAME, REPORT_NAME, fingerprint, read_record
+from transformer.tasks.task import TaskFile
 
 KINDS = {"att_loss": "attention", "rep_loss": "hidden states"}  # the losses that each layer has
 STEPS = {
     "general_distill": "general distillation",
-    "intermediate": "intermediate step",
-    "prediction": "prediction step",
-    "finetune": "fine-tuning",
+    INTERMEDIATE: "intermediate step",
+    PREDICTION: "prediction step",
+    FINETUNE: "fine-tuning",
+    BASELINE: "training on gold labels",
 }
+BASELINES = {  # a column's name: where its weights come from
+    "baseline": "from random weights",
+    "general baseline": "from the general student",
+}
+ERRORS, TEXT_LENGTH = 10, 300  # the rows of the table of errors, and the characters of a text in it
 RATIOS = {  # the student in relation to the teacher, for each kind of row
     "size": lambda teacher, student: f"{teacher / student:.1f}x smaller",
     "score": lambda teacher, student: f"{100 * student / teacher:.1f}% of the teacher's" if teacher > 0 else "",
@@ -41,29 +50,47 @@ class Step(NamedTuple):
     layered: dict  # {kind of loss: {layer: curve}}
     losses: dict  # the others, {name: curve}
     scores: dict  # {metric: curve}
+    effort: dict  # see `history.read_effort`
 
 
-def write_report(task, candidates, output, length, evaluator):
+class Measured(NamedTuple):
+    """What was measured of the candidates."""
+
+    results: dict  # {name: {metric: value}}
+    samples: dict  # {name: {metric: (R,)}}, see `resampled_results`
+    seconds: dict  # see `measure_speed`
+
+
+def write_report(task, folder, candidates, output, length, evaluator):
     """Measure the candidates, {name: Candidate} in column order, print the table, and write report.md and (with
-    matplotlib) report.png to the folder `output`. `length`: tokens of the timed sequences. Returns the files' paths."""
-    results = {name: results_of(task, each.answers) for name, each in candidates.items()}
-    seconds = measure_speed(candidates, length, evaluator)
-    table, conditions = table_of(candidates, results, seconds), f"{length} tokens, {conditions_of(evaluator.processes)}"
+    matplotlib) report.png to the folder `output`. `folder`: the task's files; length: tokens of the timed sequences.
+    Returns the files' paths."""
+    answers = {name: each.answers for name, each in candidates.items()}
+    results, samples = (
+        {name: of(task, each) for name, each in answers.items()} for of in (results_of, resampled_results)
+    )
+    measured = Measured(results, samples, measure_speed(candidates, length, evaluator))
+    table = table_of(task, candidates, measured)
+    conditions = f"{length} tokens, {conditions_of(evaluator.processes)}"
     print(f"\n{format_table(table, len(candidates))}\nlatency and throughput: {conditions}\n", flush=True)
     steps, picture = training_steps(candidates["student"].folder), output / PICTURE_NAME
-    drawn = drawing.save_panels(picture, make_panels(task, candidates, results, steps))
+    drawn = drawing.save_panels(picture, make_panels(task, candidates, measured, steps))
     models = [[name, f"`{each.folder}`", describe(each.model)] for name, each in candidates.items()]
-    heading, answers = task.kind.answer_tables(task, {name: each.answers for name, each in candidates.items()}, results)
+    heading, tables = task.kind.answer_tables(task, answers, results)
+    others = [(name, *training_steps(each.folder)[-1:]) for name, each in candidates.items() if name != "student"]
     parts = [
         f"# {task.name}: {', '.join(candidates)}",
         markdown(table),
-        explanation(task, candidates, results, seconds, conditions),
+        explanation(task, candidates, measured, conditions),
         *([f"![scores, answers and losses]({picture.name})"] if drawn else []),
         "## Models",
         markdown([["", "folder", "architecture"], *models], numbers=False),
         f"## {heading}",
-        *map(markdown, answers),
+        *map(markdown, tables),
+        "## The student's worst errors",
+        *error_sections(task, folder, answers),
         *(step_section(task, step) for step in steps),
+        *(step_section(task, step, f"{name}: ") for name, *found in others for step in found),
     ]
     with atomic_write(output / REPORT_NAME) as file:
         file.write("\n\n".join(parts) + "\n")
@@ -77,36 +104,54 @@ def reported(folder):
     return [name.strip() for name in found[1].split("|")] if found else []
 
 
-def table_of(candidates, results, seconds):
-    """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio to it.
-    `results`: {name: {metric: value}}; seconds: see `measure_speed`."""
+def table_of(task, candidates, measured):
+    """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio to
+    it."""
+    results, taught = measured.results, "teacher" in candidates
     parameters = {name: each.model.num_parameters() for name, each in candidates.items()}
     files = {name: weights_files(each.folder) for name, each in candidates.items()}
     megabytes = {name: sum(file.stat().st_size for file in files[name]) / 1e6 for name in candidates}
     rows = [("parameters", "{:,}", "size", parameters), ("size on disk, MB", "{:.1f}", "size", megabytes)]
     for metric in results["student"]:
         rows.append((f"dev {metric}", "{:.4f}", "score", {name: results[name][metric] for name in candidates}))
-    for size, timed in seconds.items():
+        ends = {name: interval(measured.samples[name][metric]) for name in candidates}
+        rows.append((f"dev {metric}, 95% interval", "{0[0]:.3f} to {0[1]:.3f}", None, ends))
+    if taught:
+        rows.append(agreement_row(task, candidates))
+    for size, timed in measured.seconds.items():
         for percent in (50, 95):
             latencies = {name: np.percentile(times, percent) * 1000 for name, times in timed.items()}
             rows.append((f"latency p{percent}, batch of {size}, ms", "{:.2f}", "time", latencies))
         rates = {name: size / np.mean(times) for name, times in timed.items()}
         rows.append((f"sentences per second, batch of {size}", "{:,.0f}", "rate", rates))
-    ratio = ["student's ratio" if len(candidates) > 2 else "ratio"] if "teacher" in candidates else []
+    ratio = ["student's ratio" if len(candidates) > 2 else "ratio"] if taught else []
     lines = [["", *candidates, *ratio]]
     for title, layout, kind, values in rows:
-        ratio = [RATIOS[kind](values["teacher"], values["student"])] if "teacher" in candidates else []
+        ratio = [RATIOS[kind](values["teacher"], values["student"]) if kind else ""] if taught else []
         lines.append([title, *map(layout.format, values.values()), *ratio])
     return lines
+
+
+def interval(samples):
+    """The ends of the 95% interval of a number with these bootstrap samples, (R,)."""
+    return tuple(np.percentile(samples, (2.5, 97.5)).tolist())
+
+
+def agreement_row(task, candidates):
+    """The table's row on how alike each model's answers are to the teacher's."""
+    answers = {name: np.concatenate([file.predictions for file in each.answers]) for name, each in candidates.items()}
+    found = {name: task.kind.agreement(each, answers["teacher"]) for name, each in answers.items()}
+    title, _ = found["student"]
+    return title, "{}", None, {name: "" if name == "teacher" else f"{value:.4f}" for name, (_, value) in found.items()}
 
 
 def format_table(lines, models):
     """Format the table for the terminal: titles left-aligned, the `models` columns of values right-aligned."""
     title_width = max(len(line[0]) for line in lines)
-    width = max(14, *(len(cell) + 2 for line in lines for cell in line[1 : 1 + models]))
+    widths = [max(14, *(len(line[column]) + 2 for line in lines)) for column in range(1, models + 1)]
     texts = []
     for title, *cells in lines:
-        values = "".join(f"{cell:>{width}}" for cell in cells[:models])
+        values = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
         texts.append("   ".join([f"{title:{title_width}}{values}", *cells[models:]]).rstrip())
     return "\n".join(texts)
 
@@ -134,33 +179,75 @@ def device_name(device):
     return found[1].strip() if found else platform.processor() or platform.machine() or device.type
 
 
-def explanation(task, candidates, results, seconds, conditions):
+def explanation(task, candidates, measured, conditions):
     """What the numbers mean and how they were measured."""
-    counts = sorted({len(times) for timed in seconds.values() for times in timed.values()})
+    counts = sorted({len(times) for timed in measured.seconds.values() for times in timed.values()})
     batches = f"{counts[0]} to {counts[-1]} batches" if len(counts) > 1 else f"{counts[0]} batches"
+    draws = len(measured.samples["student"][task.metrics[0]])
     files = ", ".join(f"`{answers.file}` ({len(answers.labels):,} rows)" for answers in candidates["student"].answers)
     text = (
-        f"Scores: {files}. Parameters: without the projection onto the teacher's width, which serves training only. "
+        f"Scores: {files}. 95% intervals: between the 2.5th and the 97.5th percentile of the scores of {draws:,} "
+        "bootstrap samples of these rows; they tell how far the choice of dev rows matters, not that of the seed. "
+        f"Parameters: without the projection onto the teacher's width, which serves training only. "
         f"Latency: median and 95th percentile of {batches}, from token ids to logits, without padding, with the models "
         f"taking turns; {conditions}."
     )
-    if "baseline" in candidates:
-        metric, settings = task.metrics[0], read_record(candidates["baseline"].folder).get("settings", {})
+    for name in [name for name in BASELINES if name in candidates]:
+        metric, settings = task.metrics[0], read_record(candidates[name].folder).get("settings", {})
+        difference = measured.results["student"][metric] - measured.results[name][metric]
+        low, high = interval(measured.samples["student"][metric] - measured.samples[name][metric])
         text += (
-            "\n\nBaseline: the student's architecture, its weights drawn at random and trained on the gold labels "
+            f"\n\n{name.capitalize()}: the student's architecture, {BASELINES[name]}, trained on the gold labels "
             "alone, without distillation, for as many steps on the same rows as the prediction step (batches of "
             f"{settings.get('train_batch_size')}, learning rate {settings.get('learning_rate')}). The student's "
-            f"{metric} differs from the baseline's by {results['student'][metric] - results['baseline'][metric]:+.4f}."
+            f"{metric} differs from the {name}'s by {difference:+.4f} (95% interval {low:+.3f} to {high:+.3f})."
         )
     return text
 
 
-def step_section(task, step):
-    """The report's section on one training: settings, first and last losses (by layer where it has them), scores."""
-    told = {"num_train_epochs": "epochs", "train_batch_size": "batch size", "learning_rate": "learning rate"}
+def error_sections(task, folder, answers):
+    """For each dev file a sentence and the table of the rows that the student gets most wrong, with their texts.
+    `folder`: the task's files; answers: {model: [`Answers` for each file]}."""
+    sections = []
+    for number, own in enumerate(answers["student"]):
+        wrong = ~task.kind.same(own.predictions, own.labels)
+        order = [row for row in np.argsort(-own.row_losses, kind="stable").tolist() if wrong[row]][:ERRORS]
+        if not order:
+            sections.append(f"None of the {len(wrong):,} rows of `{own.file}`.")
+            continue
+        texts = {}
+        for row, found in enumerate(TaskFile(Path(folder) / own.file, task)):
+            if row in order:
+                texts[row] = [str(found.line), shorten(" | ".join(found.texts))]
+            if row == max(order):
+                break
+        table = [["line", "text", "gold", *answers, "student's loss"]]
+        for row in order:
+            values = own.labels[row], *(files[number].predictions[row] for files in answers.values())
+            table.append([*texts[row], *(task.kind.answer_text(task, each) for each in values)])
+            table[-1].append(f"{own.row_losses[row]:.3f}")
+        sections += [f"The rows of `{own.file}` that are not answered as their label says, the largest losses first:"]
+        sections.append(markdown(table, numbers=False))
+    return sections
+
+
+def shorten(text):
+    """A user's text for a cell of a Markdown table: on one line, not too long, as it reads."""
+    text = " ".join(text.split())
+    text = text if len(text) <= TEXT_LENGTH else f"{text[: TEXT_LENGTH - 1]}…"
+    return re.sub(r"([\\`*_\[\]<>~$#&])", r"\\\1", text)
+
+
+def step_section(task, step, name=""):
+    """The report's section on one training: its size, settings and command, first and last losses (by layer where it
+    has them), scores. `name`: how the title begins."""
+    told = {"train_batch_size": "batch size", "learning_rate": "learning rate", "seed": "seed"}
     told |= {"layer_map": "layers", "attention_loss": "attention"} if step.layered else {"temperature": "temperature"}
     settings = [f"{words} {step.settings[name]}" for name, words in told.items() if name in step.settings]
-    parts = [f"## {step.title.capitalize()}", ", ".join([f"`{step.folder}`", *settings])]
+    parts = [f"## {name.capitalize()}{step.title if name else step.title.capitalize()}"]
+    parts.append(", ".join([f"`{step.folder}`", *effort_words(step), *settings]))
+    if step.effort["command"]:
+        parts.append(f"```bash\n{step.effort['command']}\n```")
     if step.layered:
         lines = [["layer", *(f"{KINDS[kind]}, {when}" for kind in step.layered for when in ("first", "last"))]]
         for layer in sorted(set().union(*step.layered.values())):
@@ -177,16 +264,27 @@ def step_section(task, step):
     return "\n\n".join(parts)
 
 
+def effort_words(step):
+    """The rows of a training, its steps and the epochs that they were, and its time, as far as its log tells."""
+    steps, seconds, rows, size = *list(step.effort.values())[:3], step.settings.get("train_batch_size")
+    epochs = f" ({steps / math.ceil(rows / size):.3g} epochs)" if rows and size and steps else ""
+    words = [f"{rows:,} rows"] if rows else []
+    words += [f"{steps:,} steps{epochs}"] if steps else []
+    return words + ([f"{format_seconds(seconds)} of training"] if seconds is not None else [])
+
+
 def layer_title(layer):
     return f"layer {layer}" if layer else "embeddings"
 
 
 def training_steps(folder):
     """The trainings that led to a model folder, oldest first, as far as their folders can be found: [Step]."""
-    steps, folder, seen = [], Path(folder), set()
-    while folder and (record := read_record(folder)):
-        seen.add(folder.resolve())
-        settings, curves = record["settings"], read_curves(folder / HISTORY_NAME)
+    steps = []
+    for each in reversed(origins(folder)):
+        record, curves = read_record(each), read_curves(each / HISTORY_NAME)
+        if not record:
+            continue
+        settings = record["settings"]
         title = STEPS.get(settings.get("step") or record.get("script"), "training")
         layered, losses = {}, {}
         for name, curve in curves["losses"].items():
@@ -195,25 +293,40 @@ def training_steps(folder):
                 layered.setdefault(kind, {})[int(layer)] = curve
             else:
                 losses[name] = curve
-        steps.insert(0, Step(title, folder, settings, layered, losses, curves["evaluation"]))
+        effort = read_effort(each / HISTORY_NAME)
+        steps.append(Step(title, each, settings, layered, losses, curves["evaluation"], effort))
+    return steps
+
+
+def origins(folder):
+    """The folders of a model, of the model that its training began with, and so on, as far as they can be found."""
+    found, folder = [], Path(folder)
+    while folder:
+        found.append(folder)
         # The record identifies the run's initial student by content, not by path.
-        wanted = record["inputs"].get("student_model")
-        places = sorted(path.parent for path in folder.parent.glob(f"*/{HISTORY_NAME}"))
+        wanted, seen = read_record(folder).get("inputs", {}).get("student_model"), {each.resolve() for each in found}
+        places = sorted(path.parent for path in folder.parent.glob(f"*/{HISTORY_NAME}")) if wanted else []
         # 4_task_distill_mid/reviews for 5_task_distill_out/reviews
         places += sorted(path.parent for path in folder.parent.parent.glob(f"*/{folder.name}/{HISTORY_NAME}"))
         places += [Path(at_root("4_task_distill_mid")), Path(at_root("3_general_distill"))]
         folder = next((each for each in places if each.resolve() not in seen and fingerprint(each) == wanted), None)
-    return steps
+    return found
 
 
-def make_panels(task, candidates, results, steps):
+def general_student(folder):
+    """The folder of the model that a student was before task distillation, or None where it cannot be found."""
+    steps = {each: read_record(each).get("settings", {}).get("step") for each in origins(folder)}
+    return next((each for each, step in steps.items() if step not in (INTERMEDIATE, PREDICTION)), None)
+
+
+def make_panels(task, candidates, measured, steps):
     """The picture's panels: scores, answers, dev score by step, and the losses of each step, latest step first."""
+    results, samples = measured.results, measured.samples
     scores = {metric: {name: results[name][metric] for name in candidates} for metric in results["student"]}
-    panels = [partial(drawing.bars, title="dev scores", groups=scores)]
-    for name in ("student", "teacher"):
-        if name in candidates:
-            answers = candidates[name].answers[0]
-            panels.append(task.kind.panel(task, f"{name}'s answers to {answers.file}", answers))
+    ends = {metric: {name: interval(samples[name][metric]) for name in candidates} for metric in scores}
+    panels = [partial(drawing.bars, title="dev scores, 95% intervals", groups=scores, intervals=ends)]
+    shown = {name: candidates[name].answers[0] for name in ("student", "teacher") if name in candidates}
+    panels += task.kind.panels(task, {f"{name}'s answers to {each.file}": each for name, each in shown.items()})
     single, layered, metric = [], [], task.metrics[0]
     logs = {name: read_curves(each.folder / HISTORY_NAME) for name, each in candidates.items() if name != "teacher"}
     if curves := {name: log["evaluation"][metric] for name, log in logs.items() if metric in log["evaluation"]}:

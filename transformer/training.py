@@ -44,6 +44,7 @@ class Plan:
 
     def __init__(self, load_epoch, sizes, schedule, batching):
         self.load_epoch, self.schedule, self.batching = load_epoch, schedule, batching
+        self.rows = round(sum(sizes) / len(sizes))  # of a pass
         steps = [math.ceil(size / batching.train_batch_size) for size in sizes]
         epochs = schedule.num_train_epochs
         whole = int(epochs)
@@ -93,7 +94,7 @@ class TrainingRun:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=processes.dtype == torch.float16)
         self.step, self.best_score, self.results = 0, None, {}
         self.sums, self.summed = {}, 0  # the losses since the last evaluation, by kind, and the number of steps
-        self.history = History(self.folder, plan.total_steps, processes)
+        self.history = History(self.folder, plan.total_steps, processes, plan.rows)
 
     def train(self):
         """Train from the saved state, if any, to the end of the plan. Returns the results of the weights kept."""
@@ -109,7 +110,7 @@ class TrainingRun:
                 # Counted in optimizer steps, and always at the end. The reference counts parts of batches, and drops
                 # what it learns after the last multiple.
                 evaluating = step == self.plan.total_steps or step % self.plan.schedule.eval_step == 0
-                logging_now = evaluating or step % LOG_STEPS == 0
+                logging_now = evaluating or step == 1 or step % LOG_STEPS == 0
 
                 losses = self.forward_backward(learner, sequences, indices)
                 # Before the update, while the weights are still those from before a bad loss.

@@ -9,6 +9,8 @@ from transformer import drawing
 from transformer.distillation import prediction_loss
 from transformer.tasks.kind import Kind
 
+MANY, SHOWN = 20, 12  # with more classes than MANY the report has only the SHOWN or ten that are confused most
+
 
 def confusion_matrix(answers, classes):
     """Counts (C, C) of predictions: a row per true class, a column per predicted class."""
@@ -17,18 +19,25 @@ def confusion_matrix(answers, classes):
     return counts
 
 
-def f1(predictions, gold):
-    """F1 of class 1 (in the table's order) for two classes, else the mean F1 over the classes."""
-    from sklearn.metrics import f1_score
+def class_counts(predictions, gold):
+    """(right, predicted, true): how often each class is predicted and right, predicted, and true, (C,) each."""
+    classes = int(max(gold.max(), predictions.max(), 1)) + 1
+    return [np.bincount(each, minlength=classes) for each in (gold[predictions == gold], predictions, gold)]
 
-    average = "binary" if max(gold.max(), predictions.max()) < 2 else "macro"
-    return f1_score(gold, predictions, average=average, zero_division=0)
+
+def f1(predictions, gold):
+    """F1 of class 1 (in the table's order) for two classes, else the mean F1 over the classes that occur."""
+    right, predicted, true = class_counts(predictions, gold)
+    values = 2 * right / (predicted + true).clip(min=1)
+    return values[1] if len(values) == 2 else values[predicted + true > 0].mean()
 
 
 def matthews(predictions, gold):
-    from sklearn.metrics import matthews_corrcoef
-
-    return matthews_corrcoef(gold, predictions)
+    """Matthews's correlation, for any number of classes; 0 where it is undefined, as for constant answers."""
+    right, predicted, true = (counts.astype(float) for counts in class_counts(predictions, gold))
+    rows = len(gold)
+    spread = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
+    return (right.sum() * rows - predicted @ true) / np.sqrt(spread) if spread > 0 else 0.0
 
 
 class Classification(Kind):
@@ -65,20 +74,66 @@ class Classification(Kind):
     def predictions(self, task, outputs, labels):
         return [labels[index] for index in outputs.argmax(dim=1).tolist()]
 
+    def row_losses(self, outputs, targets):
+        return F.cross_entropy(outputs.float(), targets, reduction="none")
+
+    def answer_text(self, task, answer):
+        return task.titles[answer]
+
     def answer_tables(self, task, answers, results):
         names, tables = task.titles, []
+        if legend := [[shown, name] for shown, name in zip(shown_names(task), names, strict=True) if shown != name]:
+            tables.append([["in the picture", "label"], *legend])
         for number, (file, *_) in enumerate(answers["student"]):
             for model, files in answers.items():
                 counts = confusion_matrix(files[number], len(names))
+                if len(names) > MANY:
+                    tables.append(worst_confusions(counts, names, file, model))
+                    continue
                 rows = [[f"gold label of `{file}`", *(f"{model}: {label}" for label in names), "right"]]
                 for label, row, right in zip(names, counts, counts.diagonal(), strict=True):
                     rows.append([label, *(f"{count:,}" for count in row), f"{right / max(row.sum(), 1):.1%}"])
                 tables.append(rows)
         return "Answers against gold labels", tables
 
-    def panel(self, task, title, answers):
-        counts = confusion_matrix(answers, len(task.labels))
-        return partial(drawing.matrix, title=title, counts=counts, names=task.titles)
+    def panels(self, task, answers):
+        names, counts = (
+            shown_names(task),
+            {title: confusion_matrix(each, len(task.labels)) for title, each in answers.items()},
+        )
+        if len(names) <= MANY:
+            return [partial(drawing.matrix, title=title, counts=each, names=names) for title, each in counts.items()]
+        # The same classes for all models, the student's most confused ones.
+        wrong = off_diagonal(next(iter(counts.values())))
+        chosen = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:SHOWN])
+        panels, names = [], [names[index] for index in chosen]
+        for title, each in counts.items():
+            others = np.delete(each[chosen], chosen, axis=1).sum(axis=1)
+            title = f"{title},\nthe {SHOWN} most confused of {len(task.labels)} labels"
+            part = np.column_stack([each[np.ix_(chosen, chosen)], others])
+            panels.append(partial(drawing.matrix, title=title, counts=part, names=names, others="other"))
+        return panels
+
+
+def shown_names(task):
+    """The labels as a picture shows them: by number where no font has their characters."""
+    return [name if drawing.drawable(name) else f"#{number}" for number, name in enumerate(task.titles, 1)]
+
+
+def off_diagonal(counts):
+    """The confusions in a confusion matrix (C, C): the right answers are 0."""
+    return counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+
+
+def worst_confusions(counts, names, file, model):
+    """A table of the ten most frequent confusions in a confusion matrix (C, C)."""
+    wrong, true = off_diagonal(counts), counts.sum(axis=1)
+    table = [[f"gold label of `{file}`", f"{model}'s answer", "rows", "share of the label's rows"]]
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:10]:
+        gold, answer = np.unravel_index(place, wrong.shape)
+        if count := wrong[gold, answer]:
+            table.append([names[gold], names[answer], f"{count:,}", f"{count / true[gold]:.1%}"])
+    return table
 
 
 CLASSIFICATION = Classification()

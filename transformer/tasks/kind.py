@@ -4,6 +4,7 @@ Shapes: N examples, B batch, C head outputs.
 """
 
 import numpy as np
+import torch
 
 from transformer.data import SequencesBuilder
 from transformer.modeling import TinyBertForSequenceClassification
@@ -57,6 +58,12 @@ class Kind:
         """The loss of head outputs (B, C) on gold targets (B,): a scalar, the mean over the examples."""
         raise NotImplementedError
 
+    def row_losses(self, outputs, targets):
+        """`gold_loss` of each example, (B,)."""
+        return torch.stack(
+            [self.gold_loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(targets))]
+        )
+
     def prediction_loss(self, student_outputs, teacher_outputs, temperature):
         """L_pred of student and teacher outputs, (B, C) each: a scalar, the mean over the examples."""
         raise NotImplementedError
@@ -80,6 +87,18 @@ class Kind:
         """The text for each example in a prediction file, from outputs (N, C)."""
         raise NotImplementedError
 
+    def answer_text(self, task, answer):
+        """One of `answers`, predicted or gold, as a report shows it."""
+        raise NotImplementedError
+
+    def same(self, predictions, others):
+        """Which answers of two models, or of a model and the gold labels, are the same: (N,)."""
+        return (predictions == others).reshape(len(others), -1).all(axis=1)
+
+    def agreement(self, predictions, others):
+        """(title, number): how alike the answers of two models are, (N,) each."""
+        return "same answer as the teacher", float(self.same(predictions, others).mean())
+
     def answer_tables(self, task, answers, results):
         """(heading, tables) for the report; a table is rows of text, header first.
 
@@ -87,6 +106,6 @@ class Kind:
         """
         raise NotImplementedError
 
-    def panel(self, task, title, answers):
-        """A panel (see `drawing`) that shows one model's `evaluation.Answers`."""
+    def panels(self, task, answers):
+        """A panel (see `drawing`) for each model, of {title: its `evaluation.Answers`}."""
         raise NotImplementedError

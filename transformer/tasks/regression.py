@@ -10,23 +10,22 @@ from transformer import drawing
 from transformer.tasks.kind import Kind
 
 
-def correlation(kind):
-    """A function of predictions and gold scores that returns scipy's pearsonr or spearmanr."""
+def pearson(predictions, gold):
+    # The correlation with a constant is undefined. A model with constant answers knows nothing, so it gets 0.
+    constant = np.ptp(predictions) == 0 or np.ptp(gold) == 0
+    return 0.0 if constant else np.corrcoef(predictions, gold)[0, 1]
 
-    def correlate(predictions, gold):
-        from scipy import stats
 
-        # The correlation with a constant is undefined. A model with constant answers knows nothing, so it gets 0.
-        constant = np.ptp(predictions) == 0 or np.ptp(gold) == 0
-        return 0.0 if constant else getattr(stats, kind)(predictions, gold)[0]
+def spearman(predictions, gold):
+    from scipy.stats import rankdata
 
-    return correlate
+    return pearson(rankdata(predictions), rankdata(gold))
 
 
 class Regression(Kind):
     """Each row has a number; the head has one output."""
 
-    metrics = {"pearson": correlation("pearsonr"), "spearmanr": correlation("spearmanr")}
+    metrics = {"pearson": pearson, "spearmanr": spearman}
     means = {"corr": ("pearson", "spearmanr")}
     offered = ("corr", "pearson", "spearmanr")
     target_type = np.float32
@@ -60,13 +59,31 @@ class Regression(Kind):
         lowest, highest = task.score_range
         return [f"{value:.3f}" for value in outputs[:, 0].clamp(lowest, highest).tolist()]
 
+    def row_losses(self, outputs, targets):
+        return (outputs[:, 0].float() - targets) ** 2
+
+    def answer_text(self, task, answer):
+        return f"{answer:.3f}"
+
+    def agreement(self, predictions, others):
+        return "correlation with the teacher", pearson(predictions, others)
+
     def answer_tables(self, task, answers, results):
         metrics = results["student"]
         rows = [[model, *(f"{results[model][metric]:.4f}" for metric in metrics)] for model in answers]
-        return "Answers against gold scores", [[["correlation", *metrics], *rows]]
+        files = [each.file for each in answers["student"]]
+        for row, model in zip(rows, answers.values(), strict=True):
+            row += [f"{np.abs(each.predictions - each.labels).mean():.4f}" for each in model]
+        errors = [f"mean absolute error, `{file}`" for file in files]
+        return "Answers against gold scores", [[["correlation", *metrics, *errors], *rows]]
 
-    def panel(self, task, title, answers):
-        return partial(drawing.scatter, title=title, gold=answers.labels, scores=answers.predictions)
+    def panels(self, task, answers):
+        every = np.concatenate([values for each in answers.values() for values in (each.labels, each.predictions)])
+        limits = every.min(), every.max()  # of all models: pictures side by side can be compared
+        return [
+            partial(drawing.scatter, title=title, gold=each.labels, scores=each.predictions, limits=limits)
+            for title, each in answers.items()
+        ]
 
 
 REGRESSION = Regression()
