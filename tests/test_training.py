@@ -679,7 +679,8 @@ def history_of(folder):
 def test_the_history_has_every_layer_s_losses_and_every_evaluation(tmp_path):
     scores = iter([0.5, 0.75, 0.625])
     make_run(tmp_path, evaluate=lambda: (None, {"acc": next(scores)})).train()
-    entries = history_of(tmp_path)
+    first, *entries = history_of(tmp_path)
+    assert first["step"] == 1 and first["rows"] and first["command"].startswith("python ")
     assert [entry["step"] for entry in entries] == [4, 4, 8, 8, 9, 9]
     assert [entry["evaluation"] for entry in entries[1::2]] == [{"acc": 0.5}, {"acc": 0.75}, {"acc": 0.625}]
     assert set(entries[0]["losses"]) == {"att_loss/1", "att_loss/2", "rep_loss/0", "rep_loss/1", "rep_loss/2"}
@@ -809,7 +810,7 @@ def test_the_schedule_goes_on_over_steps_that_float16_skips(tmp_path):
 def test_the_speed_is_that_of_the_steps_without_evaluations(tmp_path):
     run = make_run(tmp_path, eval_step=4, evaluate=lambda: (time.sleep(0.5), (None, {}))[1])
     run.train()
-    entries = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
+    _, *entries = [json.loads(line) for line in (tmp_path / "train_log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in entries] == [4, 8, 9]
     assert all(entry["examples_per_second"] > 13 * 4 / 0.5 or entry["step"] == 9 for entry in entries)
     assert entries[-1]["examples_per_second"] > 3 / 0.5

@@ -47,7 +47,8 @@ def drawable(text):
     try:
         from matplotlib import font_manager
 
-        faces = [font_manager.get_font(font_manager.findfont(name)) for name in fonts()]
+        properties = (font_manager.FontProperties(family=[name]) for name in fonts())
+        faces = [font_manager.get_font(font_manager.findfont(each)) for each in properties]
     except Exception:  # matplotlib is missing or broken
         return True
     return all(any(face.get_char_index(ord(character)) for face in faces) for character in text)
@@ -86,6 +87,8 @@ def lines(axis, title, curves, log=False, levels=(), ordered=False):
     positive = [value for points in curves.values() for _, value in points if value > 0]
     if log and positive:
         axis.set_yscale("log")
+        if max(positive) < 100 * min(positive):
+            axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
         # Within a single power of ten there may be no major tick to label, only minor ones.
         axis.yaxis.set_minor_formatter("{x:g}" if max(positive) < 10 * min(positive) else ticker.NullFormatter())
@@ -123,7 +126,7 @@ def matrix(axis, title, counts, names, others=None):
     """Draw a confusion matrix (C, C) with its counts. The colour is a cell's share of its true class. `others`: the
     name of one more column, for answers that have no column of their own."""
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
-    few, size = len(names) < 7, max(10 - len(names) / 3, 4)
+    few, size = len(names) < 7, max(10 - len(names) / 4, 5.5)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row in range(len(names) if len(names) < 15 else 0):  # for more classes the colours must do
         for column in range(counts.shape[1]):
@@ -131,7 +134,7 @@ def matrix(axis, title, counts, names, others=None):
             style = {"fontsize": size, "color": "white" if shares[row, column] > 0.5 else "black"}
             axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", **style)
     axis.set(title=title, xlabel="answer", ylabel="gold label")
-    names = [name if len(name) < 19 else f"{name[:17]}…" for name in names]
+    names = [name if len(name) < 19 else f"{name[:8]}…{name[-9:]}" for name in names]
     upright = sum(map(len, names)) > 45
     answers = [*names, others] if others else names
     axis.set_xticks(range(len(answers)), answers, rotation=90 if upright else 0, fontsize=size)

@@ -29,8 +29,8 @@ STEPS = {
     BASELINE: "training on gold labels",
 }
 BASELINES = {  # a column's name: where its weights come from
-    "baseline": "from random weights",
-    "general baseline": "from the general student",
+    "baseline": "random weights",
+    "general baseline": "the general student's weights",
 }
 ERRORS, TEXT_LENGTH = 10, 300  # the rows of the table of errors, and the characters of a text in it
 RATIOS = {  # the student in relation to the teacher, for each kind of row
@@ -197,8 +197,8 @@ def explanation(task, candidates, measured, conditions):
         difference = measured.results["student"][metric] - measured.results[name][metric]
         low, high = interval(measured.samples["student"][metric] - measured.samples[name][metric])
         text += (
-            f"\n\n{name.capitalize()}: the student's architecture, {BASELINES[name]}, trained on the gold labels "
-            "alone, without distillation, for as many steps on the same rows as the prediction step (batches of "
+            f"\n\n{name.capitalize()}: the student's architecture, starting with {BASELINES[name]}, trained on the gold "
+            "labels alone, without distillation, for as many steps on the same rows as the prediction step (batches of "
             f"{settings.get('train_batch_size')}, learning rate {settings.get('learning_rate')}). The student's "
             f"{metric} differs from the {name}'s by {difference:+.4f} (95% interval {low:+.3f} to {high:+.3f})."
         )
@@ -242,7 +242,8 @@ def step_section(task, step, name=""):
     """The report's section on one training: its size, settings and command, first and last losses (by layer where it
     has them), scores. `name`: how the title begins."""
     told = {"train_batch_size": "batch size", "learning_rate": "learning rate", "seed": "seed"}
-    told |= {"layer_map": "layers", "attention_loss": "attention"} if step.layered else {"temperature": "temperature"}
+    told |= {"layer_map": "layers", "attention_loss": "attention"} if step.layered else {}
+    told |= {"temperature": "temperature"} if step.title == STEPS[PREDICTION] else {}
     settings = [f"{words} {step.settings[name]}" for name, words in told.items() if name in step.settings]
     parts = [f"## {name.capitalize()}{step.title if name else step.title.capitalize()}"]
     parts.append(", ".join([f"`{step.folder}`", *effort_words(step), *settings]))
@@ -270,7 +271,9 @@ def effort_words(step):
     epochs = f" ({steps / math.ceil(rows / size):.3g} epochs)" if rows and size and steps else ""
     words = [f"{rows:,} rows"] if rows else []
     words += [f"{steps:,} steps{epochs}"] if steps else []
-    return words + ([f"{format_seconds(seconds)} of training"] if seconds is not None else [])
+    if seconds is not None:
+        words.append(f"{seconds:.1f} seconds of training" if seconds < 60 else f"{format_seconds(seconds)} of training")
+    return words
 
 
 def layer_title(layer):

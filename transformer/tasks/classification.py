@@ -1,6 +1,7 @@
 """Classification: one class per text or pair of texts."""
 
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch.nn.functional as F
@@ -103,9 +104,9 @@ class Classification(Kind):
         )
         if len(names) <= MANY:
             return [partial(drawing.matrix, title=title, counts=each, names=names) for title, each in counts.items()]
-        # The same classes for all models, the student's most confused ones.
-        wrong = off_diagonal(next(iter(counts.values())))
-        chosen = np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:SHOWN])
+        # The same classes for all models, those of the student's most frequent confusions.
+        pairs = confusions(next(iter(counts.values())))
+        chosen = sorted(list(dict.fromkeys(index for pair in pairs for index in pair))[:SHOWN])
         panels, names = [], [names[index] for index in chosen]
         for title, each in counts.items():
             others = np.delete(each[chosen], chosen, axis=1).sum(axis=1)
@@ -120,18 +121,20 @@ def shown_names(task):
     return [name if drawing.drawable(name) else f"#{number}" for number, name in enumerate(task.titles, 1)]
 
 
-def off_diagonal(counts):
-    """The confusions in a confusion matrix (C, C): the right answers are 0."""
-    return counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+def confusions(counts):
+    """Yield the (true class, other class) of a confusion matrix (C, C), the most frequent pair first."""
+    for place in np.argsort(-counts, axis=None, kind="stable"):
+        gold, answer = divmod(int(place), len(counts))
+        if gold != answer:
+            yield gold, answer
 
 
 def worst_confusions(counts, names, file, model):
     """A table of the ten most frequent confusions in a confusion matrix (C, C)."""
-    wrong, true = off_diagonal(counts), counts.sum(axis=1)
+    true = counts.sum(axis=1)
     table = [[f"gold label of `{file}`", f"{model}'s answer", "rows", "share of the label's rows"]]
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:10]:
-        gold, answer = np.unravel_index(place, wrong.shape)
-        if count := wrong[gold, answer]:
+    for gold, answer in islice(confusions(counts), 10):
+        if count := counts[gold, answer]:
             table.append([names[gold], names[answer], f"{count:,}", f"{count / true[gold]:.1%}"])
     return table
 
