@@ -160,7 +160,7 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             # Kept so that the report need not run the teacher again.
             known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, data.dev, answers)
         if with_report:
-            report_student(run, teacher_folder, output.folder, known, baseline)
+            report_student(run, teacher_folder, student_folder, output.folder, known, baseline)
     if not with_report and output.folder.name == OUTPUTS[PREDICTION]:
         logging.info(
             "%s: there is no score, since this was the intermediate step; --pred_distill gives one", output_dir
@@ -219,11 +219,12 @@ def learn_answers(temperature, run, student, teacher, data, tokenizer, output):
     run.train(learner, data, tokenizer, "warmup_linear", evaluate_student, output)
 
 
-def report_student(run, teacher, student, known, baseline):
-    """Write the prediction step's report, unless it exists. `teacher`, `student`: folders; known: {name: Candidate}."""
+def report_student(run, teacher, begun, student, known, baseline):
+    """Write the prediction step's report, unless it exists. `teacher`, `student`: folders; begun: that of the student
+    before the step; known: {name: Candidate}."""
     folders = {"teacher": teacher, "student": student}
     if baseline:
-        folders |= train_baselines(student, student, baseline)
+        folders |= train_baselines(student, begun, student, baseline)
     # Also for a run that had finished before: it may have been killed before its report, or now have a baseline.
     if run.here.first and not set(folders) <= set(report.reported(student)):
         candidates = {name: known.get(name) or run.candidate(folder) for name, folder in folders.items()}
@@ -239,7 +240,7 @@ def evaluate(run, teacher, student, output_dir, baseline):
     candidates["student"] = run.candidate(student)
     output_dir = make_folder(output_dir)
     if baseline:
-        trained = train_baselines(student, output_dir, baseline)
+        trained = train_baselines(student, student, output_dir, baseline)
         candidates |= {name: run.candidate(folder) for name, folder in trained.items()}
     if run.here.first:
         answers, path = candidates["student"].answers, student / RESULTS_NAME
@@ -254,15 +255,15 @@ def evaluate(run, teacher, student, output_dir, baseline):
     run.here.barrier()
 
 
-def train_baselines(student, output_dir, run):
+def train_baselines(student, begun, output_dir, run):
     """Train the student's two baselines, without distillation: from random weights and, where it is found, from the
-    general student. Returns {column of the report: folder}."""
+    general student, looked for from the folder `begun` on. Returns {column of the report: folder}."""
     found = {"baseline": train_baseline(student, output_dir / BASELINE_FOLDER, run)}
-    if general := run.here.from_first(lambda: report.general_student(student)):
+    if general := run.here.from_first(lambda: report.general_student(begun)):
         folder = train_baseline(student, output_dir / GENERAL_BASELINE_FOLDER, run, general)
         found["general baseline"] = folder
     else:
-        logging.info("%s: its general student is not found, so there is no baseline from it", student)
+        logging.info("%s: its general student is not found, so there is no baseline from it", begun)
     return found
 
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from transformer import drawing, evaluation, flags, report
 from transformer.checkpoint import load_state_dict
 from transformer.data import SequencesBuilder
 from transformer.evaluation import Answers, Candidate, Evaluator
-from transformer.history import read_curves
+from transformer.history import read_curves, read_effort
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
 from transformer.outputs import fingerprint
 from transformer.own_tasks import find_task
@@ -117,6 +118,107 @@ def test_a_confusion_matrix_counts_answers_by_true_class():
     assert confusion_matrix(answers, 4).tolist() == [[1, 1, 1, 0], [0, 2, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
+def test_intervals_come_from_the_same_samples_of_rows_for_every_model(monkeypatch):
+    monkeypatch.setattr(evaluation, "RESAMPLES", 300)
+    task, gold = find_task("SST-2"), np.arange(101) % 2
+    half = np.where(np.arange(101) < 50, 1 - gold, gold)
+    right, wrong, mixed, again = (
+        evaluation.resampled_results(task, [Answers("dev.tsv", each, gold)])["acc"]
+        for each in (gold, 1 - gold, half, half)
+    )
+    assert set(right) == {1.0} and set(wrong) == {0.0} and (mixed == again).all()
+    low, high = report.interval(mixed)
+    assert 0.38 < low < 0.45 and 0.56 < high < 0.63  # 51 of 101: 0.505 and twice 0.05
+
+
+def test_agreement_is_the_share_of_equal_answers_and_for_scores_their_correlation():
+    classes, scores = find_task("SST-2").kind, find_task("STS-B").kind
+    assert classes.agreement(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])) == ("same answer as the teacher", 0.75)
+    title, value = scores.agreement(np.array([1.0, 2.0, 4.0]), np.array([-1.0, -2.0, -4.0]))
+    assert title == "correlation with the teacher" and value == pytest.approx(-1)
+
+
+def test_the_worst_errors_are_told_with_their_texts(tmp_path):
+    lines = [f"a *bold* film | number {row}\t{row % 2}" for row in range(13)]
+    (tmp_path / "dev.tsv").write_text("\n".join(["sentence\tlabel", *lines, ""]))
+    gold, task = np.arange(13) % 2, find_task("SST-2")
+    own = np.where(np.isin(np.arange(13), [2, 5, 7]), 1 - gold, gold)
+    losses = np.where(np.arange(13) == 0, 9.0, np.arange(13) / 8)  # a right answer with a large loss is no error
+    answers = {
+        "teacher": [Answers("dev.tsv", gold, gold)],
+        "student": [Answers("dev.tsv", own, gold, row_losses=losses)],
+    }
+    told, table = report.error_sections(task, tmp_path, answers)
+    assert told.startswith("The rows of `dev.tsv` that are not answered as their label says")
+    assert table.splitlines()[0] == "| line | text | gold | teacher | student | student's loss |"
+    assert table.splitlines()[2:] == [
+        r"| 9 | a \*bold\* film \| number 7 | positive | positive | negative | 0.875 |",
+        r"| 7 | a \*bold\* film \| number 5 | positive | positive | negative | 0.625 |",
+        r"| 4 | a \*bold\* film \| number 2 | negative | negative | positive | 0.250 |",
+    ]
+    right = {"student": [Answers("dev.tsv", gold, gold, row_losses=losses)]}
+    assert report.error_sections(task, tmp_path, right) == ["None of the 13 rows of `dev.tsv`."]
+
+
+def test_of_many_classes_the_worst_confusions_are_told():
+    labels = tuple(f"label {number}" for number in range(31))
+    task, gold = replace(find_task("SST-2"), labels=labels, label_names=()), np.arange(310) % 31
+    own = gold.copy()
+    own[gold == 3], own[[4, 9]] = 30, 17  # ten times one confusion, and two others
+    answers = Answers("dev.tsv", own, gold)
+    _, [table] = task.kind.answer_tables(task, {"student": [answers]}, {})
+    assert table[:2] == [
+        ["gold label of `dev.tsv`", "student's answer", "rows", "share of the label's rows"],
+        ["label 3", "label 30", "10", "100.0%"],
+    ]
+    assert sorted(row[:3] for row in table[2:]) == [["label 4", "label 17", "1"], ["label 9", "label 17", "1"]]
+    [axis] = drawn(task.kind.panels(task, {"answers": answers}))
+    assert axis.get_title() == "answers,\nthe 12 most confused of 31 labels"
+    ticks = [text.get_text() for text in axis.get_xticklabels()]
+    assert len(ticks) == 13 and ticks[-1] == "other" and {"label 3", "label 30", "label 17"} < set(ticks)
+
+
+def test_labels_that_no_font_has_are_drawn_by_number(monkeypatch):
+    pytest.importorskip("matplotlib")
+    assert drawing.drawable("good, très bien") and not drawing.drawable("\U000f1234")
+    task = replace(find_task("SST-2"), labels=("0", "1"), label_names=("fine", "\U000f1234"))
+    answers = Answers("dev.tsv", np.array([0, 1]), np.array([0, 0]))
+    _, [legend_table, counts] = task.kind.answer_tables(task, {"student": [answers]}, {})
+    assert legend_table == [["in the picture", "label"], ["#2", "\U000f1234"]] and counts[2][0] == "\U000f1234"
+    [axis] = drawn(task.kind.panels(task, {"answers": answers}))
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["fine", "#2"]
+
+
+def test_scatter_plots_of_two_models_have_the_same_axes():
+    task, gold = find_task("STS-B"), np.array([0, 1, 5.0])
+    answers = {"student": Answers("dev.tsv", gold - 3, gold), "teacher": Answers("dev.tsv", gold + 1, gold)}
+    one, other = drawn(task.kind.panels(task, answers))
+    assert one.get_xlim() == one.get_ylim() == other.get_xlim() == other.get_ylim()
+    assert one.get_xlim() == pytest.approx((-3.36, 6.36))
+
+
+def test_a_broken_matplotlib_costs_the_picture_only(tmp_path, caplog):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "report.png").write_bytes(b"of another run")
+    assert not drawing.save_panels(tmp_path / "report.png", [lambda axis: 1 / 0])
+    assert not list(tmp_path.iterdir()) and "no report.png: division by zero" in caplog.text
+
+
+def test_a_log_tells_how_much_work_a_training_was(tmp_path):
+    lines = [
+        {"step": 1, "losses": {}, "steps": 1, "seconds": 2.0, "rows": 29, "command": "python x.py"},
+        {"step": 3, "losses": {}, "steps": 2, "seconds": 4.0},
+        {"step": 3, "evaluation": {}},
+        {"step": 6, "losses": {}, "steps": 2, "seconds": 4.0},  # the run was stopped at step 4 and went on
+    ]
+    (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    effort = read_effort(tmp_path / "train_log.jsonl")
+    assert effort == {"steps": 6, "seconds": pytest.approx(12.0), "rows": 29, "command": "python x.py"}
+    step = report.Step("", tmp_path, {"train_batch_size": 13}, {}, {}, {}, effort)
+    assert report.effort_words(step) == ["29 rows", "6 steps (2 epochs)", "12.0 seconds of training"]
+    assert report.effort_words(step._replace(effort=read_effort(tmp_path / "none"))) == []
+
+
 # --- the table
 
 
@@ -128,13 +230,16 @@ def make_table(folder, models):
         with open(folder / name / "pytorch_model.bin", "wb") as file:
             file.truncate(4 * parameters)
         model = types.SimpleNamespace(num_parameters=lambda parameters=parameters: parameters)
-        candidates[name] = Candidate(folder / name, model, TOKENIZER, [], [])
+        candidates[name] = Candidate(folder / name, model, TOKENIZER, [], [ANSWERS])
     seconds = {
         size: {name: [size * value for value in times] for name, (_, _, times) in models.items()} for size in (1, 32)
     }
-    return report.table_of(candidates, {name: results for name, (_, results, _) in models.items()}, seconds)
+    results = {name: results for name, (_, results, _) in models.items()}
+    samples = {name: dict.fromkeys(each, np.arange(101) / 100) for name, each in results.items()}
+    return report.table_of(find_task("SST-2"), candidates, report.Measured(results, samples, seconds))
 
 
+ANSWERS = Answers("dev.tsv", np.array([0, 1, 1]), np.array([0, 0, 1]))
 LONG = {"acc": 0.9, "f1": 0.8, "acc_and_f1": 0.85, "mm_acc": 0.7, "mm_acc_and_f1": 0.4, "spearmanr": 0.12345}
 
 
@@ -145,8 +250,11 @@ def test_columns_align_whatever_the_metrics_are_called(tmp_path, who):
     models = {name: (110_000_000 // (1 + index * 7), LONG, [123.4567]) for index, name in enumerate(who)}
     head, *rows = report.format_table(make_table(tmp_path, models), len(who)).splitlines()
     ends = [head.index(name) + len(name) for name in who]
-    assert len(rows) == 2 + len(LONG) + 6
+    assert len(rows) == 2 + 2 * len(LONG) + ("teacher" in who) + 6
+    assert {line.index(" to ") for line in rows if "interval" in line} == {ends[0] - 9}
     for line in rows:
+        if "interval" in line or "same answer" in line:
+            continue
         title = re.match(r"(\S+ ?)+", line)[0]
         assert len(title) + 2 <= ends[0] - 11
         for start, end in zip([len(title), *ends], ends, strict=False):
@@ -167,7 +275,10 @@ def test_the_ratios_say_what_the_student_is_to_the_teacher(tmp_path):
         ["parameters", "700,000", "100,000", "100,000", "7.0x smaller"],
         ["size on disk, MB", "2.8", "0.4", "0.4", "7.0x smaller"],
         ["dev acc", "0.8000", "0.6000", "0.1000", "75.0% of the teacher's"],
+        ["dev acc, 95% interval", *["0.025 to 0.975"] * 3, ""],
         ["dev mcc", "-0.1000", "0.2000", "0.1000", ""],  # a share of less than nothing says nothing
+        ["dev mcc, 95% interval", *["0.025 to 0.975"] * 3, ""],
+        ["same answer as the teacher", "", "1.0000", "1.0000", ""],
         ["latency p50, batch of 1, ms", "3.00", "1.50", "1.00", "2.0x faster"],
         ["latency p95, batch of 1, ms", "3.00", "1.50", "1.00", "2.0x faster"],
         ["sentences per second, batch of 1", "333", "667", "1,000", "2.0x faster"],
@@ -258,6 +369,14 @@ def test_the_steps_that_led_to_a_student_are_found_by_what_they_left(trained):
     assert report.training_steps(trained.parent / "unfit") == []
 
 
+def test_the_general_student_is_where_task_distillation_began(trained):
+    assert report.general_student(trained) == trained.parent / "3"
+    (trained.parent / "3" / "run.json").unlink()  # downloaded, not made here
+    assert report.general_student(trained) == trained.parent / "3"
+    (trained.parent / "3" / "pytorch_model.bin").write_text("another")
+    assert report.general_student(trained) is None
+
+
 def test_the_losses_of_a_step_are_told_layer_by_layer(trained):
     general, _, prediction = report.training_steps(trained)
     text = report.step_section(find_task("SST-2"), general)
@@ -300,10 +419,11 @@ def legend(axis):
 
 def test_each_layer_has_its_curve_on_a_logarithmic_scale(trained):
     candidate = Candidate(trained, None, TOKENIZER, [], [Answers("dev.tsv", np.array([0, 1]), np.array([0, 0]))])
-    results, steps = {"student": {"acc": 0.5}}, report.training_steps(trained)
-    axes = drawn(report.make_panels(find_task("SST-2"), {"student": candidate}, results, steps))
+    steps = report.training_steps(trained)
+    measured = report.Measured({"student": {"acc": 0.5}}, {"student": {"acc": np.arange(101) / 100}}, {})
+    axes = drawn(report.make_panels(find_task("SST-2"), {"student": candidate}, measured, steps))
     titles = [
-        "dev scores",
+        "dev scores, 95% intervals",
         "student's answers to dev.tsv",
         "dev acc by step",
         "loss of attention, intermediate step",
@@ -394,7 +514,15 @@ def test_the_report_tells_scores_speeds_answers_and_losses(distilled):
     assert [int(first) + int(second) for _, first, second in rows] == [7, 6] * 2
     accuracy = (int(rows[2][1]) + int(rows[3][2])) / 13
     assert re.search(rf"dev acc \| [\d.]+ \| {accuracy:.4f} ", text)
-    assert re.findall(r"^## (.*)$", text, re.M)[2:] == ["General distillation", "Intermediate step", "Prediction step"]
+    assert re.findall(r"^## (.*)$", text, re.M)[2:] == [
+        "The student's worst errors",
+        "General distillation",
+        "Intermediate step",
+        "Prediction step",
+        "Teacher: fine-tuning",
+    ]
+    assert len(re.findall(r"^```bash\npython task_distill.py .*--max_steps \d+.*\n```$", text, re.M)) == 3
+    assert re.search(r"/5`, 29 rows, 6 steps \(2 epochs\), [\d.]+ seconds of training, .*, seed 42", text)
     assert ("](report.png)" in text) == DRAWN == (distilled / "5" / "report.png").exists()
 
 
@@ -433,7 +561,9 @@ def test_the_baseline_is_trained_reported_and_used_again(copy):
     assert "finished before" in process.stdout and "baseline, trained on gold labels alone" in process.stdout
     after = tree(copy)
     made = {name: data for name, data in after.items() if name.startswith("5/baseline/")}
-    assert {name: data for name, data in after.items() if name not in made} == before
+    general = {name: data for name, data in after.items() if name.startswith("5/baseline_general/")}
+    assert {name: data for name, data in after.items() if name not in made | general} == before
+    assert {name.replace("_general", "") for name in general} == set(made)
     assert {name.rsplit("/", 1)[1] for name in made} == {
         "pytorch_model.bin",
         "config.json",
@@ -452,13 +582,14 @@ def test_the_baseline_is_trained_reported_and_used_again(copy):
     assert log["losses"]["loss"][-1][0] == 6  # as many steps as the student's
 
     text = (copy / "5" / "report.md").read_text()
-    assert "| | teacher | student | baseline | student's ratio |" in text
-    assert "Baseline: the student's architecture, its weights drawn at random" in text
+    assert "| | teacher | student | baseline | general baseline | student's ratio |" in text
+    assert "Baseline: the student's architecture, starting with random weights" in text
+    assert "General baseline: the student's architecture, starting with the general student's weights" in text
     assert "(batches of 13, learning rate 0.003)" in text and "| baseline | `" in text
     assert re.search(r"The student's acc differs from the baseline's by [+-]\d", text)
-    assert re.search(r"^ +teacher +student +baseline +student's ratio$", process.stdout, re.M)
+    assert re.search(r"^ +teacher +student +baseline +general baseline +student's ratio$", process.stdout, re.M)
     again = call(copy, "prediction", "--baseline")
-    assert again.stdout.count("finished before") == 2 and "latency" not in again.stdout
+    assert again.stdout.count("finished before") == 3 and "latency" not in again.stdout
     assert tree(copy) == after
     evaluated = call(copy, "evaluate", "--baseline")  # it knows how the student was trained
     assert evaluated.returncode == 0, evaluated.stderr
@@ -514,7 +645,7 @@ def test_replacing_the_student_takes_its_baseline_and_its_report_along(copy):
     assert call(copy, "prediction", "--baseline").returncode == 0
     assert call(copy, "prediction", "--overwrite_output", "--seed", 5).returncode == 0
     assert report.reported(copy / "5") == ["teacher", "student", "ratio"]
-    assert names(copy / "5" / "baseline") == {"run.json"}
+    assert names(copy / "5" / "baseline") == names(copy / "5" / "baseline_general") == {"run.json"}
     assert call(copy, "prediction", "--baseline", "--seed", 5).returncode == 0
     assert json.loads((copy / "5" / "baseline" / "run.json").read_text())["settings"]["seed"] == 5
 
@@ -594,7 +725,9 @@ def test_a_regression_task_reports_correlations(distilled, tmp_path):
     assert all(re.search(rf"^{title} +-?[\d.]+ +-?[\d.]+ +-?[\d.]+", printed, re.M) for title, _ in rows)
     results = dict(re.findall(r"^(\w+) = (\S+)$", (tmp_path / "out" / "eval_results.txt").read_text(), re.M))
     told = "".join(rf" {float(results[name]):.4f} \|" for _, name in rows)
-    assert "| correlation | corr | pearson | spearmanr |" in text and re.search(rf"^\| student \|{told}$", text, re.M)
+    assert "| correlation | corr | pearson | spearmanr | mean absolute error, `dev.tsv` |" in text
+    assert re.search(rf"^\| student \|{told} [\d.]+ \|$", text, re.M)
+    assert "\n| correlation with the teacher | | " in text
     assert "| baseline | " in text and "negative" not in text
     assert "](report.png)" in text or not DRAWN
 
@@ -634,4 +767,5 @@ def test_two_processes_write_one_report(distilled, tmp_path):
     process = subprocess.run([*command, *map(str, flags)], capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     assert len(re.findall(r"^dev acc ", process.stdout, re.M)) == 1
-    assert report.reported(tmp_path / "out") == ["teacher", "student", "baseline", "student's ratio"]
+    columns = ["teacher", "student", "baseline", "general baseline", "student's ratio"]
+    assert report.reported(tmp_path / "out") == columns

@@ -135,7 +135,7 @@ def matrix(axis, title, counts, names, others=None):
             axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", **style)
     axis.set(title=title, xlabel="answer", ylabel="gold label")
     names = [name if len(name) < 19 else f"{name[:8]}…{name[-9:]}" for name in names]
-    upright = sum(map(len, names)) > 45
+    upright = len(names) > 8 or sum(map(len, names)) > 45
     answers = [*names, others] if others else names
     axis.set_xticks(range(len(answers)), answers, rotation=90 if upright else 0, fontsize=size)
     axis.set_yticks(range(len(names)), names, rotation=0 if upright else 90, va="center", fontsize=size)

@@ -197,10 +197,11 @@ def explanation(task, candidates, measured, conditions):
         difference = measured.results["student"][metric] - measured.results[name][metric]
         low, high = interval(measured.samples["student"][metric] - measured.samples[name][metric])
         text += (
-            f"\n\n{name.capitalize()}: the student's architecture, starting with {BASELINES[name]}, trained on the gold "
-            "labels alone, without distillation, for as many steps on the same rows as the prediction step (batches of "
-            f"{settings.get('train_batch_size')}, learning rate {settings.get('learning_rate')}). The student's "
-            f"{metric} differs from the {name}'s by {difference:+.4f} (95% interval {low:+.3f} to {high:+.3f})."
+            f"\n\n{name.capitalize()}: the student's architecture, starting with {BASELINES[name]}, trained on the "
+            "gold labels alone, without distillation, for as many steps on the same rows as the prediction step "
+            f"(batches of {settings.get('train_batch_size')}, learning rate {settings.get('learning_rate')}). "
+            f"The student's {metric} differs from the {name}'s by {difference:+.4f} "
+            f"(95% interval {low:+.3f} to {high:+.3f})."
         )
     return text
 
