@@ -144,7 +144,7 @@ def test_the_diagnostic_set_is_scored_with_mnli_s_teacher_beside_the_student(tmp
         31,
     )
     assert found.returncode == 0, found.stderr
-    [line] = [line for line in found.stdout.splitlines() if line.startswith("dev mcc")]
+    [line] = [line for line in found.stdout.splitlines() if line.startswith("dev mcc ")]
     assert len(line.split()) >= 4  # two numbers: teacher and student
     assert -1 <= read_results(tmp_path / "out" / "eval_results.txt")["mcc"] <= 1
 
@@ -156,7 +156,7 @@ def test_mnli_mm_is_scored_on_the_mismatched_set_with_mnli_s_models(tmp_path):
     flags += ["--task_name", "mnli-mm", "--data_dir", data, "--max_seq_length", 31]
     found = call_script("task_distill.py", "--do_eval", *flags)
     assert found.returncode == 0, found.stderr
-    [line] = [line for line in found.stdout.splitlines() if line.startswith("dev acc")]
+    [line] = [line for line in found.stdout.splitlines() if line.startswith("dev acc ")]
     assert len(line.split()) >= 4  # two numbers: teacher and student
     assert list(read_results(tmp_path / "out" / "eval_results.txt")) == ["acc", "eval_loss"]
 

@@ -468,7 +468,8 @@ def test_the_next_command_has_what_the_next_step_would_not_take_by_itself(monkey
 def reviews(tmp_path, monkeypatch):
     """A repository elsewhere with a task of one's own, reviews."""
     (tmp_path / "reviews").mkdir()
-    (tmp_path / "reviews" / "train.csv").write_text("text,label\na good film,good\na bad film,bad\n")
+    for name in ("train", "dev"):
+        (tmp_path / "reviews" / f"{name}.csv").write_text("text,label\na good film,good\na bad film,bad\n")
     monkeypatch.setattr(flags, "ROOT", tmp_path)
     return tmp_path
 

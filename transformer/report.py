@@ -217,7 +217,7 @@ def error_sections(task, folder, answers):
             sections.append(f"None of the {len(wrong):,} rows of `{own.file}`.")
             continue
         texts = {}
-        for row, found in enumerate(TaskFile(Path(folder) / own.file, task)):
+        for row, found in enumerate(TaskFile(Path(folder) / task.dev_files[number], task)):
             if row in order:
                 texts[row] = [str(found.line), shorten(" | ".join(found.texts))]
             if row == max(order):
