@@ -209,6 +209,7 @@ def test_a_cased_teacher_keeps_the_case_in_every_stage(tmp_path):
     ],
     ids=["large", "five layers", "last layer", "one layer"],
 )
+@pytest.mark.slow
 def test_teachers_of_any_width_depth_and_head_count_teach_by_relations(tmp_path, teacher, student, flags):
     make_teacher(tmp_path / "teacher", **teacher)
     make_student_config(tmp_path / "student", **student)

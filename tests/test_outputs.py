@@ -487,7 +487,7 @@ def test_a_record_of_before_with_another_value_of_a_flag_that_counts_is_refused(
 
 
 def test_an_augmentation_of_before_read_all_vectors_and_is_not_taken_for_one_that_reads_some(tmp_path):
-    with pytest.raises(UserError, match="glove_words was not given, is now 100000; --overwrite_output"):
+    with pytest.raises(UserError, match="glove_words was not given, is now 100000; limit"):
         status_of(output_of_before(tmp_path / "out", AUGMENTED, settings_of(data_augmentation)))
 
 

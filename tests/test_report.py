@@ -732,6 +732,7 @@ def test_a_regression_task_reports_correlations(distilled, tmp_path):
     assert "](report.png)" in text or not DRAWN
 
 
+@pytest.mark.slow
 def test_two_dev_sets_report_their_scores_and_answers_apart(distilled, tmp_path):
     classes = ["neutral", "entailment", "contradiction"]
     files = ["train.tsv", "dev_matched.tsv", "dev_mismatched.tsv"]

@@ -128,6 +128,7 @@ def test_no_finetune_refuses(copy):
     assert not (copy / "teacher" / "SST-2").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_from_a_short_run_is_not_used_by_a_full_one(copy):
     shutil.rmtree(copy / "teacher" / "SST-2")
     assert call(copy, "intermediate", "--max_steps", 2, "--output_dir", copy / "short").returncode == 0
@@ -203,6 +204,7 @@ def test_another_output_in_the_folder_is_found_before_a_teacher_is_fine_tuned(co
     assert tree(copy) == before
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_that_was_stopped_is_finished_by_the_next_step(copy):
     shutil.rmtree(copy / "teacher" / "SST-2")
     usual = ["--teacher_model", copy / "teacher", "--data_dir", copy / "glue" / "SST-2", "--max_seq_length", 31]

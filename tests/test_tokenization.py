@@ -162,6 +162,7 @@ def test_only_characters_newer_than_the_rust_tables_are_excluded():
 
 @pytest.mark.skipif(not (SHARED_DATA / "SST-2" / "train.tsv").exists(), reason="the real SST-2 is not here")
 @pytest.mark.parametrize("do_lower_case", [True, False])
+@pytest.mark.slow
 def test_ids_of_all_sst2_lines_are_those_of_hugging_face(tmp_path, do_lower_case):
     vocab = load_vocab(SHARED_DATA / "vocab_bert_uncased.txt")
     lines = (SHARED_DATA / "SST-2" / "train.tsv").read_text(encoding="utf-8").split("\n")

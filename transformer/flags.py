@@ -102,7 +102,8 @@ SAMPLE_TEACHER, SAMPLE_DATA, SAMPLE_VECTORS = f"{SAMPLE}/teacher", f"{SAMPLE}/{S
 SAMPLE_STUDENTS = {GENERAL: f"{SAMPLE}/student"}
 SAMPLE_AUGMENTED = {INTERMEDIATE: True, PREDICTION: True, EVALUATION: True}
 SAMPLE_RATES = {GENERAL: 5e-4, INTERMEDIATE: 5e-4, PREDICTION: 5e-4, FINETUNE: 2e-4}
-SAMPLE_EPOCHS = {GENERAL: 10.0, INTERMEDIATE: 1.0, PREDICTION: 1.0, FINETUNE: 3.0}
+SAMPLE_EPOCHS = {GENERAL: 10.0, INTERMEDIATE: 1.5, PREDICTION: 1.0, FINETUNE: 3.0}
+SAMPLE_LIMITS = {AUGMENTATION: 3000}
 SAMPLE_STEPS = {OTHERWISE: 100, GENERAL: 200}
 OWN_DATA = {"sample_data": True, "by_task": TASK, **NO_RESULT}
 
@@ -211,7 +212,7 @@ FLAGS = {
         "sample": Flag(bool, "run on the bundled sample; given flags still win", **NO_RESULT),
         "seed": Flag(int, "seed of all randomness", 42, expected="0 or more, below 2^63"),
         "overwrite_output": own(bool, "replace a finished output, or one from other flags or inputs", **NO_RESULT),
-        "limit": Flag(int, "read only this many rows (or documents), for debugging"),
+        "limit": Flag(int, "read only this many rows (or documents)", None, SAMPLE_LIMITS, sample_data=True),
         "cache_dir": Flag(path, "for downloads ($TINYBERT_CACHE or ~/.cache/tinybert)", **NO_RESULT),
         "data_url": Flag(str, "folder or s3://bucket/prefix to copy finished outputs to", **NO_RESULT),
         "debug": Flag(bool, "show the traceback of an error", **NO_RESULT),
