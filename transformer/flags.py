@@ -212,7 +212,7 @@ FLAGS = {
         "sample": Flag(bool, "run on the bundled sample; given flags still win", **NO_RESULT),
         "seed": Flag(int, "seed of all randomness", 42, expected="0 or more, below 2^63"),
         "overwrite_output": own(bool, "replace a finished output, or one from other flags or inputs", **NO_RESULT),
-        "limit": Flag(int, "read only this many rows (or documents)", None, SAMPLE_LIMITS, sample_data=True),
+        "limit": Flag(int, "read only this many rows or documents", None, SAMPLE_LIMITS, sample_data=True),
         "cache_dir": Flag(path, "for downloads ($TINYBERT_CACHE or ~/.cache/tinybert)", **NO_RESULT),
         "data_url": Flag(str, "folder or s3://bucket/prefix to copy finished outputs to", **NO_RESULT),
         "debug": Flag(bool, "show the traceback of an error", **NO_RESULT),
