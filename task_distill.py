@@ -118,20 +118,20 @@ def main():
                 teacher = model_folder(own.teacher_model, own.cache_dir, need_weights=False) if found else None
                 evaluate(run, teacher, student, output_dir, baseline)
             continue
-
         # Distillation. Cheap checks come first: fine-tuning the teacher can take hours.
         run.output(output_dir, {"teacher_model": None, "student_model": student}).check()
+        check_order(run, own.step, student, settings.command_of)
         tuning = own.for_step(FINETUNE, overwrite_output=own.overwrite_output)
         teacher = model_folder(own.teacher_model, own.cache_dir)
         teacher = ready_teacher(teacher, run, TaskRun(task, *tuning.parts, here), not own.no_finetune, tuning.log)
-        check_order(run, own.step, student, settings.command_of)
         learn = functools.partial(learn_answers, own.temperature)
         if own.step == INTERMEDIATE:
             learn = functools.partial(learn_layers, own.part(Matching))
             distillation.check_pair(*map(BertConfig.from_pretrained, (student, teacher)), own.part(Matching))
-        distill(run, teacher, student, output_dir, learn, own.next_command(), own.step == PREDICTION, baseline)
+        following = None if settings.seeds else own.next_command()
+        distill(run, teacher, student, output_dir, learn, following, own.step == PREDICTION, baseline)
     if settings.seeds and here.first:
-        sum_up_seeds(Path(settings.output_dir), settings.seeds)
+        sum_up_seeds(Path(settings.output_dir), settings.seeds, settings.next_command(seeds=settings.seeds))
     here.leave()
 
 
@@ -161,7 +161,7 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, data.dev, answers)
         if with_report:
             report_student(run, teacher_folder, student_folder, output.folder, known, baseline)
-    if not with_report and output.folder.name == OUTPUTS[PREDICTION]:
+    if not with_report and OUTPUTS[PREDICTION] in output.folder.resolve().parts:
         logging.info(
             "%s: there is no score, since this was the intermediate step; --pred_distill gives one", output_dir
         )
@@ -259,7 +259,10 @@ def train_baselines(student, begun, output_dir, run):
     """Train the student's two baselines, without distillation: from random weights and, where it is found, from the
     general student, looked for from the folder `begun` on. Returns {column of the report: folder}."""
     found = {"baseline": train_baseline(student, output_dir / BASELINE_FOLDER, run)}
-    if general := run.here.from_first(lambda: report.general_student(begun)):
+    # A finished student without a record of its steps cannot tell which general student it began as.
+    find = functools.partial(report.general_student, begun)
+    known = begun != student or prediction_of(student, run.task)
+    if known and (general := run.here.from_first(find)):
         folder = train_baseline(student, output_dir / GENERAL_BASELINE_FOLDER, run, general)
         found["general baseline"] = folder
     else:
@@ -273,8 +276,9 @@ def prediction_of(student, task):
     return settings if (settings.get("step"), settings.get("task_name")) == (PREDICTION, task.name) else {}
 
 
-def sum_up_seeds(output_dir, seeds):
-    """--seeds: write the mean and standard deviation of the scores in seed_N to eval_results.txt."""
+def sum_up_seeds(output_dir, seeds, following=None):
+    """--seeds: write the mean and standard deviation of the scores in seed_N to eval_results.txt. `following`: the next
+    command."""
     folders = {f"seed {seed}": output_dir / f"seed_{seed}" for seed in map(int, seeds.split(","))}
     runs = {title: read_results(folder / RESULTS_NAME) for title, folder in folders.items()}
     names = [name for name in next(iter(runs.values())) if name != "global_step"]
@@ -286,6 +290,8 @@ def sum_up_seeds(output_dir, seeds):
         logging.info("%-12s %s", title, console.format_results({name: results[name] for name in names}))
     deviations = {f"{name}_deviation": value for name, value in deviations.items()}
     write_results(output_dir / RESULTS_NAME, {**means, "seeds": seeds, **deviations})
+    if following:
+        logging.info("next: %s", following)
 
 
 if __name__ == "__main__":

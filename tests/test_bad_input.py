@@ -308,7 +308,10 @@ def test_an_unknown_task_is_named_with_the_known_ones(folder, name):
 
 def test_no_finetune_refuses_a_teacher_without_a_classifier(folder):
     shutil.rmtree(folder / "teacher" / "SST-2")
-    assert "no classifier for SST-2; --do_finetune makes one" in refused(folder, "intermediate", "--no_finetune")
+    assert (
+        "no classifier for SST-2; leave out --no_finetune, or make it by: python task_distill.py --do_finetune"
+        in refused(folder, "intermediate", "--no_finetune")
+    )
 
 
 # --- word vectors, corpus, epoch files

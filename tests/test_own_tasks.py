@@ -421,9 +421,12 @@ def test_no_step_trains_on_dev_rows(finished):
     usual += ["--max_seq_length", 31, "--max_steps", 9, "--dev_fraction", 0.5]
     found = call_script("task_distill.py", *usual, "--aug_train")
     assert found.returncode == 2 and "train_aug.jsonl: may hold dev rows; made again without them by:" in found.stderr
-    assert re.search(r"data_augmentation\.py .*--dev_fraction 0\.5 .*--overwrite_output$", found.stderr.strip())
-    found = call_script("task_distill.py", *usual)
-    assert found.returncode == 2 and "reviews: was not trained with --dev_fraction 0.5 and may know" in found.stderr
+    assert re.search(
+        r"data_augmentation\.py .*--dev_fraction 0\.5 .*--overwrite_output --N 3 --M 4", found.stderr.strip()
+    )
+    found = call_script("task_distill.py", *usual, "--no_finetune")
+    told = "reviews: was not trained with --dev_fraction 0.5 and may know the dev rows; leave out --no_finetune, or"
+    assert found.returncode == 2 and told in found.stderr
 
 
 def test_every_step_knows_the_task(finished):

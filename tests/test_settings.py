@@ -518,6 +518,16 @@ def test_a_path_of_pasted_commands_leads_through_all_steps_of_a_task(reviews):
     assert tuning == read(task_distill, "--do_finetune", "--overwrite_output", *asked)
 
 
+def test_a_command_keeps_zeros_and_another_step_replaces_nothing():
+    settings = read(task_distill, "--seed", 0, "--attention_weight", 0, "--overwrite_output")
+    assert settings.command_of(PREDICTION).endswith("--pred_distill --seed 0 --attention_weight 0.0")
+
+
+def test_a_baseline_s_hint_needs_no_teacher(reviews):
+    baseline = read(task_distill, "--do_eval", "--baseline", "--task_name", "reviews").for_step(BASELINE)
+    assert "data_augmentation.py" in baseline.command_of(AUGMENTATION)
+
+
 def test_a_header_s_mode_does_not_forbid_the_command_of_another_step(monkeypatch):
     monkeypatch.setattr(task_distill, "HEADER", {"do_eval": True, "baseline": True})
     assert read(task_distill, "--limit", 3).command_of(FINETUNE).endswith(" --do_finetune --limit 3")

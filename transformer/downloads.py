@@ -28,6 +28,7 @@ FETCHED = {
     "glove.6B.100d.txt": ("glove", "1_pre_data"),
     "vocab_21128.txt": ("vocab_21128", "1_pre_data"),
 }
+STAGES = "(3_general_distill|4_task_distill_mid|5_task_distill_out)$"
 WRITERS = {"3_": "general_distill.py", "4_": "task_distill.py", "5_": "task_distill.py --pred_distill"}
 TRIES = 5  # in a row without a new byte
 BACKOFF = 1.0  # seconds before the second try, doubled for each later one
@@ -246,9 +247,9 @@ def advice_on(path):
         return fetch_advice(*FETCHED[name])
     if name == "student_model":
         return "it is the student's configuration; to train weights: python general_distill.py"
-    if above[:2] in ("4_", "5_") and not re.match("seed_|baseline$", name):
+    if above[:2] in ("4_", "5_") and not re.match("seed_|baseline", name):
         return f"made by: python {WRITERS[above[:2]]} --task_name {name}"
-    return f"made by: python {WRITERS[name[:2]]}" if name[:2] in WRITERS else None
+    return f"made by: python {WRITERS[name[:2]]}" if re.match(STAGES, name) else None
 
 
 def fetch_advice(source, place):

@@ -114,6 +114,7 @@ def bars(axis, title, groups, intervals=None):
         drawn = axis.bar(places, heights, width * 0.92, label=label, yerr=errors, ecolor="dimgray", capsize=3)
         axis.bar_label(drawn, fmt="%.4f" if few else "%.3f", padding=2, fontsize="small" if few else "x-small")
     lowest = min(value for values in groups.values() for value in values.values())
+    lowest = min([lowest, *(low for ends in (intervals or {}).values() for low, _ in ends.values())])
     axis.set(title=title, ylim=(min(lowest * 1.15, 0), 1.32), xlim=(-0.7, len(groups) - 0.3))
     axis.set_xticks(range(len(groups)), list(groups))
     axis.set_yticks([tick / 5 for tick in range(math.floor(min(lowest, 0) * 5), 6)])

@@ -77,8 +77,9 @@ class Evaluator:
         for name, sequences in sets:
             outputs = self.outputs(model, sequences)
             targets = torch.from_numpy(sequences.labels)
-            losses = task.kind.gold_loss(outputs, targets).item(), task.kind.row_losses(outputs, targets).numpy()
-            found.append(Answers(name, *task.kind.answers(task, outputs, sequences.labels, labels), *losses))
+            losses = task.kind.row_losses(outputs, targets)
+            answers = task.kind.answers(task, outputs, sequences.labels, labels)
+            found.append(Answers(name, *answers, losses.mean().item(), losses.numpy()))
         return found
 
     def score(self, task, model, sets):

@@ -214,7 +214,7 @@ def _unpack(name, raw, made, folder):
     """The paths of the files `made`: `raw` itself, or where raw ones were unpacked to."""
     if name == "MRPC":
         make_mrpc(*raw, made, folder)
-    elif raw[0].suffix == ".zip":
+    elif any(path.suffix == ".zip" for path in raw):
         unpack(*raw, made, folder)
     else:
         return raw

@@ -40,10 +40,13 @@ def ready_teacher(folder, run, tuning, allowed=True, announce=lambda: None):
     if found and (not doubt or found == folder):
         return found
     if not allowed:
-        told = f"{folder}: no {task.kind.head} for {task.name}; --do_finetune makes one"
-        told = f"{found}: {doubt}; {way_out(found, folder, run)}" if found else told
-        raise UserError(f"{told} (or leave out --no_finetune)")
-    if found and not read_record(found):
+        told = f"{found}: {doubt}" if found else f"{folder}: no {task.kind.head} for {task.name}"
+        made = run.provenance.command_of(FINETUNE, overwrite_output=bool(found))
+        raise UserError(f"{told}; leave out --no_finetune, or make it by: {made}")
+    # A short run for debugging must not replace a teacher that took hours, nor any run one without a record.
+    trained = found and read_record(found).get("settings")
+    short = run.schedule.max_steps or run.reading.limit
+    if found and (not trained or (short and not {"max_steps", "limit"} & trained.keys())):
         raise UserError(f"{found}: {doubt}; {way_out(found, folder, run)}")
     if found is None:
         logging.info("the teacher has no %s for %s: fine-tuning it first", task.kind.head, task.name)
@@ -71,7 +74,7 @@ def find_with_doubt(folder, run):
 def teacher_to_compare(folder, run):
     """The folder of the teacher for a report, None without one that knows the task. Warns where it does not fit."""
     found = find_fine_tuned(folder, run.task)
-    if found and (doubt := doubt_of(found, run)):
+    if found and run.here.first and (doubt := doubt_of(found, run)):
         logging.warning("%s: %s; %s", found, doubt, way_out(found, folder, run))
     return found
 
@@ -86,6 +89,8 @@ def doubt_of(folder, run):
             now = fingerprint(run.folder / name)
             if inputs.get(name, "none") != now:
                 return f"{name} has changed since it was trained"
+        if task.dev_fraction and record["settings"].get("dev_fraction") != task.dev_fraction:
+            return f"was not trained with --dev_fraction {task.dev_fraction:g} and may know the dev rows"
     outputs = stored_outputs(folder, task.kind.head) if weights_file(folder) else 0
     if outputs not in (0, task.num_labels):
         return f"has a {task.kind.head} of {outputs} classes, {task.name} needs {task.num_labels}"

@@ -147,7 +147,7 @@ FLAGS = {
         "epochs_to_generate": Flag(int, "epoch files, each cut and paired anew", 3, 2),
         "max_seq_len": Flag(int, "tokens per sequence, including special ones", 128, 64, expected="8 to 65535"),
         "short_seq_prob": Flag(float, "fraction of sequences made shorter on purpose", 0.1, expected=FRACTION),
-        "one_seq": Flag(bool, "B always follows A; no random pairs"),
+        "one_seq": Flag(bool, 'B always follows A; a sentence without a next one gets "."'),
         "masked_lm_prob": Flag(float, "fraction of tokens to mask, 0 = none", 0.0, expected=FRACTION),
         "max_predictions_per_seq": Flag(int, "most masked tokens per sequence", 20),
         "do_whole_word_mask": Flag(bool, "mask all pieces of a word or none"),

@@ -190,9 +190,8 @@ class Output:
                 logging.info("finished before: %s", self.shown or self.result)
             if self.processes.first:
                 # Outputs of other tasks and seeds have folders inside this one, and records of their own.
-                others = {path.parent for path in self.folder.glob(f"*/{RECORD_NAME}")} - {
-                    self.folder / BASELINE_FOLDER
-                }
+                own = {self.folder, self.folder / BASELINE_FOLDER, self.folder / GENERAL_BASELINE_FOLDER}
+                others = {path.parent for path in self.folder.rglob(RECORD_NAME)} - own
                 upload([self.folder if self.whole_folder else self.result], self.provenance.data_url, others)
             if self.next_command:
                 logging.info("next: %s", self.next_command)

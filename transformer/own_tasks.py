@@ -73,7 +73,7 @@ def find_task(name, folder=None, dev_fraction=None):
         raise UserError(f"--dev_fraction: is for data of your own without a dev file; {glue.name} has one")
     if glue:
         return glue
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not re.fullmatch(r"\w[\w.-]*", name) or name in ("baseline", "baseline_general"):  # folders of SST-2's report
         raise UserError(f"--task_name {name}: expected a name of letters, digits, '_', '.', '-', as a folder has it")
     train = find_file(folder, "train")
     if train is None and not (folder / DESCRIPTION).is_file():
@@ -139,7 +139,7 @@ def find_columns(said, folder, train):
         header = table.line(["text", "label"]).replace("\t", "<TAB>")
         advice = f"; if line 1 is no header, put one above it: {header}" if table.header and lacking[1:] else ""
         raise UserError(f"{train} line 1: {columns}; {table.told}; {keys}{advice}")
-    return (texts,) if isinstance(texts, str) else tuple(texts), label
+    return (texts,) if isinstance(texts, str) else tuple(map(str, texts)), label
 
 
 def read_description(path):

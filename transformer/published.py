@@ -358,7 +358,7 @@ class ConstantLR:
             raise ValueError(f"warmup is {warmup}, expected from 0 up to 1, or -1")
         self.warmup, self.t_total = max(warmup, 0.0), t_total
 
-    def get_lr(self, step):
+    def get_lr(self, step, nowarn=False):
         return self.rate(step / self.t_total, self.warmup) if self.t_total > 0 else 1.0
 
 

@@ -312,6 +312,8 @@ def origins(folder):
         places = sorted(path.parent for path in folder.parent.glob(f"*/{HISTORY_NAME}")) if wanted else []
         # 4_task_distill_mid/reviews for 5_task_distill_out/reviews
         places += sorted(path.parent for path in folder.parent.parent.glob(f"*/{folder.name}/{HISTORY_NAME}"))
+        above = f"*/{folder.parent.name}/{folder.name}/{HISTORY_NAME}"  # the same with a seed's folder below
+        places += sorted(path.parent for path in folder.parent.parent.parent.glob(above))
         places += [Path(at_root("4_task_distill_mid")), Path(at_root("3_general_distill"))]
         folder = next((each for each in places if each.resolve() not in seen and fingerprint(each) == wanted), None)
     return found

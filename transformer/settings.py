@@ -178,6 +178,8 @@ class Settings(Mapping):
     def next_command(self, **changes):
         """The next step's command, ready to paste, without flags that already have the right default. Another task than
         the sample's goes on with its own student, for which the general student is made first where there is none."""
+        if self.step not in flags.NEXT:
+            return None
         step, handed_on = flags.NEXT[self.step]
         if self.step not in flags.NEXT_OF_TASK or self._task[0] in ("", flags.SAMPLE_TASK):
             return self._command(step, handed_on, **changes)
@@ -198,7 +200,7 @@ class Settings(Mapping):
 
     def _command(self, step, handed_on, **changes):
         """The command of another step. `handed_on`: {its flag: the flag of this step that provides the value}."""
-        values = {name: self[own] for name, own in handed_on.items()} | changes
+        values = {name: self.get(own) for name, own in handed_on.items()} | changes
         defaults = settings_for(step, {"sample": self.sample, "task_name": self._task[0] or None}, task=self._task)
         values |= beside_student(step, values.get("student_model"), defaults.get("output_dir"))
         defaults = {**defaults, "task_name": flags.SAMPLE_TASK}
@@ -213,7 +215,7 @@ class Settings(Mapping):
         if step == FINETUNE:  # whose output is no student
             heirs = {name for name, flag in flags_of(step).items() if FINETUNE in flag.heirs}
             return command(step, {name: self._given[name] for name in self._given if name in heirs} | changes)
-        modes = {*SWITCHES.values(), "do_predict", "baseline"}  # which belong to certain steps
+        modes = {*SWITCHES.values(), "do_predict", "baseline", "overwrite_output"}  # which belong to certain steps
         layers = ({name: layer[name] for name in layer if name not in modes} for layer in (self._given, self._header))
         given, header = layers
         meant = settings_for(step, given, header, self._task)
@@ -293,7 +295,7 @@ def command(step, values):
     script = shlex.quote(flags.at_root(flags.SCRIPTS[step]))
     words = ["python", script, *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
     for name, value in values.items():
-        if value not in (None, False):
+        if value is not None and value is not False:  # 0 is a value
             words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
     return " ".join(words)
 

@@ -49,14 +49,15 @@ class TaskRun:
         if not file.is_file():
             raise UserError(f"{file}: no such file; made by: {self.provenance.command_of(AUGMENTATION)}")
         source, record = self.folder / task.train_file, file.with_name(f"{file.stem}.{RECORD_NAME}")
+        settings = read_record(record).get("settings", {}).items()
+        kept = {name: value for name, value in settings if name in ("N", "M", "p", "seed", "glove_words", "limit")}
+        again = self.provenance.command_of(AUGMENTATION, overwrite_output=True, **kept)
         # Variants of a row look different from it, so only the record can tell whether they are of dev rows.
         if task.dev_fraction and recorded(record, "dev_fraction") != task.dev_fraction:
-            again = self.provenance.command_of(AUGMENTATION, overwrite_output=True)
             raise UserError(f"{file}: may hold dev rows; made again without them by: {again}")
         # glue_dir is what stage 1's records call the training file.
         made_from = read_record(record).get("inputs", {}).get("glue_dir")
         if made_from and source.is_file() and fingerprint(source) != made_from:
-            again = self.provenance.command_of(AUGMENTATION, overwrite_output=True)
             raise UserError(f"{file}: {task.train_file} has changed since it was made; made again by: {again}")
 
     def read(self, names, tokenizer, labels, labelled=True, task=None, folder=None):
@@ -98,16 +99,16 @@ class TaskRun:
         differs = recorded(folder, "dev_fraction") != task.dev_fraction
         if task.dev_fraction and differs and recorded(folder, "task_name") == task.name:
             told = f"{folder}: was not trained with --dev_fraction {task.dev_fraction:g} and may know the dev rows"
-            raise UserError(f"{told}; train it again (a teacher: --do_finetune --overwrite_output)")
+            raise UserError(f"{told}; train it again with --overwrite_output")
         return self.load(folder, **overrides)
 
     def warn_of_untrained(self, student):
-        """Warn where a student's classifier has learned nothing yet, before its answers are shown."""
+        """Warn where a student's last step trained no classifier, before its answers are shown."""
         if self.here.first and recorded(student, "step") == INTERMEDIATE:
             logging.warning(
-                "warning: %s has had the intermediate step only, and its %s has learned nothing: its answers are luck. "
-                "--pred_distill trains it. / 该学生只做过中间层蒸馏，输出层尚未训练，以下结果只是随机水平；"
-                "请先运行 --pred_distill。",
+                "warning: the last step of %s was the intermediate one, which does not train the %s: its answers are "
+                "luck until --pred_distill. / 该学生的最后一步是中间层蒸馏，它不训练输出层，以下结果只是碰运气；"
+                "请运行 --pred_distill。",
                 student,
                 self.task.kind.head,
             )

@@ -112,7 +112,8 @@ class TrainingRun:
                 evaluating = step == self.plan.total_steps or step % self.plan.schedule.eval_step == 0
                 logging_now = evaluating or step == 1 or step % LOG_STEPS == 0
 
-                losses = self.forward_backward(learner, sequences, indices)
+                with guard.stopping_where_interrupted():
+                    losses = self.forward_backward(learner, sequences, indices)
                 # Before the update, while the weights are still those from before a bad loss.
                 guard.note(indices, losses, look=logging_now)
                 self.history.add_step(losses, len(indices), sequences.lengths[indices].sum())
@@ -193,8 +194,8 @@ class TrainingRun:
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.best_score, self.results = state["step"], state["best_score"], state["results"]
             self.summed = state.get("summed", 0)
-            if self.processes.first:  # the state holds the sums over all processes
-                self.sums = state.get("sums", {})
+            sums = state.get("sums", {})  # over all processes, so the others start from 0
+            self.sums = sums if self.processes.first else {name: torch.zeros_like(each) for name, each in sums.items()}
         except Exception as error:  # torch.load raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: damaged ({reason}); without that file the run starts again") from error
@@ -268,17 +269,21 @@ class Guard:
         before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
-        except UserError:
-            raise
-        except Exception:
-            # Ctrl-C in a terminal reaches every process of the run. Where it ended one that this step needs, such as
-            # the compiler with --compile, the step fails, and the weights are still those of the step before.
-            if not self.signal:
-                raise
-            self.stop()
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+    @contextlib.contextmanager
+    def stopping_where_interrupted(self):
+        """Stop at the step before where a step's losses fail after a signal."""
+        try:
+            yield
+        except Exception as error:
+            # Ctrl-C in a terminal reaches every process of a run, also the compiler's with --compile, without which the
+            # step fails. Other ranks may be elsewhere, so several processes end with the error.
+            if not self.signal or self.processes.world_size > 1 or isinstance(error, UserError):
+                raise
+            self.stop()
 
     def note(self, indices, losses, look):
         """Record a step's losses before its update. `look`: check all that are recorded."""
