@@ -3,6 +3,7 @@
 import math
 from itertools import permutations
 
+import numpy as np
 import pytest
 from tiny import make_tokenizer
 
@@ -11,6 +12,8 @@ from transformer.file_utils import UserError
 from transformer.files import make_folder
 from transformer.glue import TASKS, TaskFile, compute_metrics, label_order
 from transformer.own_tasks import find_task
+from transformer.tasks.classification import f1, matthews
+from transformer.tasks.regression import pearson, spearman
 
 # (task, file, header or None, row, texts, label) as the official archives have them; label None = test file.
 MNLI_START = (
@@ -304,3 +307,22 @@ def test_pairs_are_cut_to_the_maximum_and_know_their_segments(tmp_path):
     assert sequences.lengths.tolist() == [11, 6]
     assert sequences.first_lengths.tolist() == [7, 3]  # [CLS], 5 of 9 words, [SEP]
     assert sequences.labels.tolist() == [1, 0]
+
+
+@pytest.mark.slow  # for the import
+def test_scores_are_scikit_learn_s_and_scipy_s():
+    import sklearn.metrics
+    from scipy import stats
+
+    rng = np.random.default_rng(1)
+    for case in range(300):
+        classes, rows = 2 + case % 4, int(rng.integers(1, 20))
+        gold, predictions = rng.integers(0, classes, rows), rng.integers(0, classes, rows)
+        average = "binary" if max(gold.max(), predictions.max()) < 2 else "macro"
+        wanted = sklearn.metrics.f1_score(gold, predictions, average=average, zero_division=0)
+        assert f1(predictions, gold) == pytest.approx(wanted)
+        assert matthews(predictions, gold) == pytest.approx(sklearn.metrics.matthews_corrcoef(gold, predictions))
+        scores, others = rng.normal(size=rows + 2).round(1), rng.normal(size=rows + 2).round(1)
+        if np.ptp(scores) and np.ptp(others):
+            assert pearson(scores, others) == pytest.approx(stats.pearsonr(scores, others)[0])
+            assert spearman(scores, others) == pytest.approx(stats.spearmanr(scores, others)[0])
