@@ -245,7 +245,8 @@ NEXT = {
 }
 # The same for steps after which another task than the sample's goes on with its own student.
 NEXT_OF_TASK = {
-    AUGMENTATION: {"teacher_model": "pretrained_bert_model"} | _same("task_name", "cache_dir", "no_cuda"),
+    AUGMENTATION: {"teacher_model": "pretrained_bert_model"}
+    | _same("task_name", "dev_fraction", "cache_dir", "no_cuda"),
     FINETUNE: _OF_TASK | _same("aug_train"),
 }
 # For a task's step: what augmentation takes over to make the file that is missing or out of date.

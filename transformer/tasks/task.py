@@ -105,6 +105,8 @@ class Task:
             advice = f"; {fetch_advice(self.source, self.source)}"
         elif not self.source and path.name in self.dev_files:
             advice = f"; put one there, or give every step --dev_fraction 0.1, which takes a tenth of {self.train_file}"
+        elif not self.source and path.name in self.test_files:
+            advice = f"; put one there, with the columns {', '.join(self.text_columns)}; it needs no labels"
         raise UserError(f"{path}: no such file{advice}")
 
     @property
