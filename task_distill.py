@@ -34,7 +34,7 @@ from transformer.checkpoint import describe, label_names, stored_outputs
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
 from transformer.files import make_folder
-from transformer.finetuning import finetune, ready_teacher, teacher_to_compare, train_baseline
+from transformer.finetuning import finetune, ready_teacher, teacher_to_compare, train_baseline, way_out
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
 from transformer.outputs import (
@@ -156,6 +156,7 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             # Logged before training: a teacher near chance teaches nothing, and no later number would show that.
             answers = run.evaluator.answers(task, teacher, data.dev)
             logging.info("teacher on dev: %s", console.format_results(results_of(task, answers)))
+            run.warn_of_constant(teacher_folder, answers, way_out(teacher_folder, teacher_folder, run))
             learn(run, student, teacher, data, tokenizer, output)
             # Kept so that the report need not run the teacher again.
             known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, data.dev, answers)
@@ -175,23 +176,16 @@ def check_order(run, step, student, command_of):
     last = record["settings"].get("step", record["script"]) if record else None
     untouched = last == "general_distill" or not (last or stored_outputs(student, run.task.kind.head))
     if step == PREDICTION and untouched:
-        told, in_chinese = (
-            "prediction step, but %s has had no intermediate step",
-            "预测层蒸馏，而该学生还没有做过中间层蒸馏",
-        )
+        english = "this is the prediction step, but %s has had no intermediate step"
+        chinese = "这是预测层蒸馏，而该学生还没有做过中间层蒸馏"
     elif step == INTERMEDIATE and last == PREDICTION:
-        told, in_chinese = (
-            "intermediate step, but %s has had its prediction step",
-            "中间层蒸馏，而该学生已经做过预测层蒸馏",
-        )
+        english = "this is the intermediate step, but %s has had its prediction step"
+        chinese = "这是中间层蒸馏，而该学生已经做过预测层蒸馏"
     else:
         return
-    english, chinese = (
-        f"this is the {told}; the paper's order is the other.",
-        f"这是{in_chinese}；论文的顺序是先中间层，后预测层。",
-    )
     meant = command_of(INTERMEDIATE if step == PREDICTION else PREDICTION)
-    logging.warning(f"{english} {chinese} Probably meant / 可能想运行: %s", student, meant)
+    told = f"{english}; the paper's order is the other. {chinese}；论文的顺序是先中间层，后预测层。"
+    logging.warning(f"{told} Probably meant / 可能想运行: %s", student, meant)
 
 
 def learn_layers(matching, run, student, teacher, data, tokenizer, output):

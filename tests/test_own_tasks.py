@@ -120,6 +120,8 @@ def test_glue_s_names_come_first(tmp_path, name):
         (None, {"text": "a", "label": "b"}, "no training file to take the labels from"),
         ("body\tlabel\nx\t1\n", None, r'train.tsv line 1: no column for the text .*; found body, label; .*"text"'),
         ("text\tclass\nx\t1\n", None, "no column for the label"),
+        ("text\tlabel\nx\t1\n", {"label": "verdikt"}, "task.json: label is 'verdikt', train.tsv has no such column; f"),
+        ("text\tlabel\nx\t1\n", {"text": ["text", "b"]}, "task.json: text is 'b', .* column; found text, label$"),
         ("text\tlabel\nx\t1\ny\t1\n", None, "every row has the label '1'"),
         ("text\tlabel\n" + "".join(f"x\t{n}\n" for n in range(51)), None, "51 different labels in the column 'label'"),
         ("text\tlabel\nx\t1\n", {"txt": "text"}, "'txt' is no key here; expected text, label"),
@@ -165,6 +167,12 @@ def test_what_describes_no_task_is_told_in_one_line(tmp_path, text, description,
     assert "\n" not in str(error.value)
 
 
+def test_a_comma_outside_quotes_is_told_as_such(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nSlow, but good,1\n")
+    with pytest.raises(UserError, match="line 2: 3 columns, expected 2; a text with ',' in it stands in double quotes"):
+        find_task("mine", tmp_path)
+
+
 def table(*labels):
     return "\n".join(["text\tlabel", *(f"x{number}\t{label}" for number, label in enumerate(labels)), ""])
 
@@ -177,6 +185,7 @@ def table(*labels):
         ("text\tlabel", ("0.5", "1"), None, "text: `text`; label: `label`; regression; 2 rows"),
         ("text\tlabel", "12", {"regression": True}, "text: `text`; label: `label`; regression"),
         ("text\tx", "12", {"label": "x", "labels": ["2", ""]}, "text: `text`; label: `x`; 2 classes: 2, ''"),
+        ("Body\tX", "12", {"text": "body", "label": "x"}, "text: `Body`; label: `X`; 2 classes: 1, 2; 2 rows"),
     ],
 )
 def test_what_was_understood_is_one_line(tmp_path, header, labels, description, line):

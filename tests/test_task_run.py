@@ -1,21 +1,30 @@
 """A run over a task's data: what it leaves, and what it takes away."""
 
+import numpy as np
 import pytest
 import torch
 from tiny import STUDENT, VOCABULARY, make_sst2, make_tokenizer, names
 
 import task_distill
 from transformer.distillation import GoldLearner
+from transformer.evaluation import Answers
+from transformer.files import UserError
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
 from transformer.processes import Processes
 from transformer.task_run import TaskRun
 
 
+def task_run(*flags):
+    """A run on SST-2 with these flags of task_distill.py."""
+    settings, task = task_distill.read_settings(list(map(str, flags)))
+    return TaskRun(task, *settings.parts, Processes(torch.device("cpu")))
+
+
 def train(folder, *flags, break_off=False):
     """Train a classifier on SST-2's rows for four steps; `break_off`: inside the second evaluation."""
     given = ["--data_dir", folder / "SST-2", "--max_steps", 4, "--eval_step", 2, "--train_batch_size", 5, *flags]
-    settings, task = task_distill.read_settings(list(map(str, given)))
-    run = TaskRun(task, *settings.parts, Processes(torch.device("cpu")))
+    run = task_run(*given)
+    task = run.task
     model = TinyBertForSequenceClassification(BertConfig(vocab_size=len(VOCABULARY), **{**STUDENT, "fit_size": None}))
     data, calls = run.read_data(make_tokenizer(), task.labels), []
 
@@ -39,3 +48,18 @@ def test_a_run_that_goes_on_takes_the_report_of_its_earlier_weights_away(tmp_pat
     files = {"config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "run.json"}
     files |= {"eval_results.txt", "log.txt", "train_log.jsonl"}
     assert names(tmp_path / "out") - {"curves.png"} == files
+
+
+@pytest.mark.parametrize("predictions, told", [([1, 1, 1], True), ([1, 0, 1], False), ([[0.5]] * 3, True)])
+def test_a_teacher_that_gives_every_row_the_same_answer_is_warned_of(caplog, predictions, told):
+    answers = [Answers("dev.tsv", np.array(predictions), np.array([0, 1, 1]))]
+    task_run().warn_of_constant("teacher/SST-2", answers, "made again by: ...")
+    wanted = "warning: teacher/SST-2 gives all 3 rows of dev.tsv the same answer, so there is nothing to learn from it"
+    assert caplog.messages == ([f"{wanted}; train it for longer, made again by: ..."] if told else [])
+
+
+def test_missing_dev_rows_are_told_before_any_model_is_read(tmp_path):
+    make_sst2(tmp_path / "SST-2")
+    (tmp_path / "SST-2" / "dev.tsv").unlink()
+    with pytest.raises(UserError, match="SST-2/dev.tsv: no such file; .*file_utils SST-2"):
+        task_run("--data_dir", tmp_path / "SST-2").output(tmp_path / "out", {})

@@ -94,7 +94,7 @@ def report_keys(source, missing, unexpected, fresh=()):
     if gaps:
         more = f" and {len(gaps) - 1} more keys" if len(gaps) > 1 else ""
         raise UserError(f"{source}: the weights lack {gaps[0]}{more}, which {CONFIG_NAME} asks for")
-    titles = "not in the checkpoint, drawn at random", "in the checkpoint, not used"
+    titles = "not in the checkpoint, drawn at random", "in the checkpoint, not needed here"
     for title, names in zip(titles, (missing, unexpected), strict=True):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""

@@ -121,7 +121,14 @@ def describe_task(name, folder, train, dev_fraction=None):
 def find_columns(said, folder, train):
     """(names of the text columns, one or two, name of the label column), as the training file spells them."""
     texts, label = said.get("text"), said.get("label")
-    table = open_table(train) if train and not (texts and label) else None
+    texts = (texts,) if isinstance(texts, str) else texts and tuple(map(str, texts))
+    table = open_table(train) if train else None
+    for key, name in [*(("text", name) for name in texts or ()), ("label", label)] if table else ():
+        if name and table.find(name) is None:
+            where = folder / DESCRIPTION
+            raise UserError(f"{where}: {key} is {name!r}, {train.name} has no such column; {table.told}")
+    if table:
+        texts, label = texts and tuple(map(table.find, texts)), table.find(label)
     if table and texts is None:
         texts = next((found for names in TEXT_COLUMNS if all(found := tuple(map(table.find, names)))), None)
     if table and label is None:
@@ -139,7 +146,7 @@ def find_columns(said, folder, train):
         header = table.line(["text", "label"]).replace("\t", "<TAB>")
         advice = f"; if line 1 is no header, put one above it: {header}" if table.header and lacking[1:] else ""
         raise UserError(f"{train} line 1: {columns}; {table.told}; {keys}{advice}")
-    return (texts,) if isinstance(texts, str) else tuple(map(str, texts)), label
+    return texts, label
 
 
 def read_description(path):

@@ -184,9 +184,11 @@ def explanation(task, candidates, measured, conditions):
     counts = sorted({len(times) for timed in measured.seconds.values() for times in timed.values()})
     batches = f"{counts[0]} to {counts[-1]} batches" if len(counts) > 1 else f"{counts[0]} batches"
     draws = len(measured.samples["student"][task.metrics[0]])
-    files = ", ".join(f"`{answers.file}` ({len(answers.labels):,} rows)" for answers in candidates["student"].answers)
+    dev = candidates["student"].answers
+    files = ", ".join(f"`{answers.file}` ({len(answers.labels):,} rows)" for answers in dev)
+    chances = "".join(f" {chance}" for answers in dev if (chance := task.kind.chance(task, answers.labels)))
     text = (
-        f"Scores: {files}. 95% intervals: between the 2.5th and the 97.5th percentile of the scores of {draws:,} "
+        f"Scores: {files}.{chances} 95% intervals: between the 2.5th and the 97.5th percentile of the scores of {draws:,} "
         "bootstrap samples of these rows; they tell how far the choice of dev rows matters, not that of the seed. "
         f"Parameters: without the projection onto the teacher's width, which serves training only. "
         f"Latency: median and 95th percentile of {batches}, from token ids to logits, without padding, with the models "

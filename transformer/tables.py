@@ -47,6 +47,8 @@ def read_lines(path):
 class Table:
     """What the tables share. A subclass has `_rows`, which yields the first line too, and `line`."""
 
+    quoting = ""  # what a row with too many columns may lack
+
     def __init__(self, path):
         self.path = path
         _, first = next(self._rows(), (0, None))
@@ -105,6 +107,7 @@ class CommaSeparated(Table):
     def __init__(self, path):
         first = next((text for _, text in read_lines(path) if text), "")
         self.delimiter = ";" if ";" in first and "," not in first else ","
+        self.quoting = f"; a text with {self.delimiter!r} in it stands in double quotes"
         super().__init__(path)
 
     def _rows(self):

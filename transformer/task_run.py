@@ -40,10 +40,12 @@ class TaskRun:
         self.train_file = task.augmented_file if reading.aug_train else task.train_file
         self.evaluator = Evaluator(batching.eval_batch_size, here)
 
-    def check_train_file(self):
-        """Raise UserError if the task has no training data, or an augmented file of another training file."""
+    def check_files(self):
+        """Raise UserError if the task has no training or dev data, or an augmented file of another training file."""
         task, file = self.task, self.folder / self.train_file
         task.check_training()
+        for name in (*task.dev_files, *([] if self.reading.aug_train else [task.train_file])):
+            task.check_file(self.folder / name)
         if not self.reading.aug_train:
             return
         if not file.is_file():
@@ -113,6 +115,15 @@ class TaskRun:
                 self.task.kind.head,
             )
 
+    def warn_of_constant(self, teacher, answers, remedy):
+        """Warn where a teacher answers every row of a dev set alike. `answers`: [`evaluation.Answers`]; remedy: the end
+        of the message."""
+        for each in answers if self.here.first else ():
+            kinds, expected = (len(np.unique(values, axis=0)) for values in (each.predictions, each.labels))
+            if kinds == 1 < expected:
+                told = "%s gives all %d rows of %s the same answer, so there is nothing to learn from it"
+                logging.warning(f"warning: {told}; train it for longer, %s", teacher, len(each.labels), each.file, remedy)
+
     def candidate(self, folder):
         """Load a model trained on the task and answer the dev sets: a `Candidate` for the report."""
         model, tokenizer = self.load_finished(folder)
@@ -121,7 +132,7 @@ class TaskRun:
 
     def output(self, folder, inputs, next_command=None):
         """The `Output` for a model folder. `inputs`: {name: path} of inputs other than the task's files."""
-        self.check_train_file()
+        self.check_files()
         files = {name: self.folder / name for name in (self.train_file, *self.task.dev_files, DESCRIPTION)}
         if not files[DESCRIPTION].is_file():
             del files[DESCRIPTION]

@@ -95,6 +95,10 @@ class Kind:
         """Which answers of two models, or of a model and the gold labels, are the same: (N,)."""
         return (predictions == others).reshape(len(others), -1).all(axis=1)
 
+    def chance(self, task, gold):
+        """What the gold labels (N,) of a dev set tell about scores by luck: a sentence, or ""."""
+        return ""
+
     def agreement(self, predictions, others):
         """(title, number): how alike the answers of two models are, (N,) each."""
         return "same answer as the teacher", float(self.same(predictions, others).mean())

@@ -197,7 +197,8 @@ class TaskFile:
                 if self.task.skip_short_rows and self.labelled and len(columns) < len(self.names):
                     self.skipped += 1
                     continue
-                raise UserError(f"{self.path} line {line}: {len(columns)} columns, expected {len(self.names)}")
+                told = f"{len(columns)} columns, expected {len(self.names)}{self.table.quoting}"
+                raise UserError(f"{self.path} line {line}: {told}")
             texts = tuple(self._value(columns, key, line, str) for key in self.text_keys)
             if self.split and is_dev_row(texts, self.task.dev_fraction) != self.dev:
                 continue
