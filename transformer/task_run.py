@@ -118,11 +118,10 @@ class TaskRun:
     def warn_of_constant(self, teacher, answers, remedy):
         """Warn where a teacher answers every row of a dev set alike. `answers`: [`evaluation.Answers`]; remedy: the end
         of the message."""
-        for each in answers if self.here.first else ():
-            kinds, expected = (len(np.unique(values, axis=0)) for values in (each.predictions, each.labels))
-            if kinds == 1 < expected:
+        for file, predictions, labels, *_ in answers if self.here.first else ():
+            if len(np.unique(predictions, axis=0)) == 1 < len(np.unique(labels, axis=0)):
                 told = "%s gives all %d rows of %s the same answer, so there is nothing to learn from it"
-                logging.warning(f"warning: {told}; train it for longer, %s", teacher, len(each.labels), each.file, remedy)
+                logging.warning(f"warning: {told}; train it for longer, %s", teacher, len(labels), file, remedy)
 
     def candidate(self, folder):
         """Load a model trained on the task and answer the dev sets: a `Candidate` for the report."""
