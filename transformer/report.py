@@ -189,8 +189,8 @@ def explanation(task, candidates, measured, conditions):
     chances = "".join(f" {chance}" for answers in dev if (chance := task.kind.chance(task, answers.labels)))
     text = (
         f"Scores: {files}.{chances} 95% intervals: between the 2.5th and the 97.5th percentile of the scores of "
-        f"{draws:,} bootstrap samples of these rows; they tell how far the choice of dev rows matters, not that of the seed. "
-        f"Parameters: without the projection onto the teacher's width, which serves training only. "
+        f"{draws:,} bootstrap samples of these rows; they tell how far the choice of dev rows matters, not that of "
+        f"the seed. Parameters: without the projection onto the teacher's width, which serves training only. "
         f"Latency: median and 95th percentile of {batches}, from token ids to logits, without padding, with the models "
         f"taking turns; {conditions}."
     )
