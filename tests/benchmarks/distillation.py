@@ -16,7 +16,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,17 +25,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402  (the path above comes first)
 import slow_distillation  # noqa: E402
 import torch  # noqa: E402
+from measuring import STUDENT, matrix_peak, operations, train  # noqa: E402
 
-from transformer import processes, training  # noqa: E402
+from transformer import processes  # noqa: E402
 from transformer.data import sorted_batches  # noqa: E402
 from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
 from transformer.epochs import pregenerated_epochs, read_epoch  # noqa: E402
 from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification  # noqa: E402
 from transformer.own_tasks import find_task  # noqa: E402
-from transformer.settings import Batching, Schedule  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
-from transformer.training import Plan, TrainingRun  # noqa: E402
 
 BATCH, LENGTH = 32, 128
 WORKS = ("intermediate", "prediction, first epoch", "prediction, later epochs", "general")
@@ -45,7 +43,7 @@ WAYS = ("ours", "reference")
 
 def make_models(args):
     torch.manual_seed(1)
-    sizes = (4, 312, 1200), (args.layers, args.width, 4 * args.width)
+    sizes = STUDENT, (args.layers, args.width, 4 * args.width)
     return [
         TinyBertForSequenceClassification(
             BertConfig(
@@ -104,45 +102,9 @@ def our_rate(args, work, data):
         learner = PredictionLearner(student, torch.zeros(len(data), 2, device=here.device))
     else:
         learner = TransformerLearner(student, teacher)
-    training.LOG_STEPS = args.steps
-    schedule = Schedule(num_train_epochs=9, max_steps=2 * args.steps, eval_step=10**9, seed=1)
-    batching = Batching(train_batch_size=BATCH, compile=args.compile)
-    plan = Plan(lambda epoch: data, [len(data)], schedule, batching)
-    with tempfile.TemporaryDirectory() as folder:
-        run = TrainingRun(folder, learner, plan, here, "warmup_linear")
-        run.save_state = run.evaluate_and_save = lambda: None  # what is measured is the steps
-        run.train()
-        entry = json.loads((Path(folder) / training.HISTORY_NAME).read_text().splitlines()[-1])
+    entry, _ = train(learner, data, here, args.steps, BATCH, args.compile)
     length = entry["tokens_per_second"] / entry["examples_per_second"]
     return 1 / (1 / entry["examples_per_second"] + seconds_of_teacher), length
-
-
-def operations(args, work, length):
-    """Floating-point operations of one example of `length` tokens: forward 2, forward and backward 6 a weight."""
-
-    def encoder(layers, width, inner):
-        return layers * (4 * width * width + 2 * width * inner) * length + layers * 2 * length * length * width
-
-    teacher, student = encoder(args.layers, args.width, 4 * args.width), encoder(4, 312, 1200)
-    if work == "prediction, later epochs":
-        return 6 * student
-    projection = 0 if work.startswith("prediction") else 5 * 312 * args.width * length
-    return 2 * teacher + 6 * (student + projection)
-
-
-def matrix_peak(args, seconds=3.0):
-    """The fastest product of two matrices on this device in the precision of ours: (operations a second, in words)."""
-    here = start(args)
-    size = 2048 if here.device.type == "cpu" else 8192
-    a, b = torch.rand(2, size, size, device=here.device)
-    best, stop = float("inf"), time.monotonic() + seconds
-    while time.monotonic() < stop:
-        started = time.monotonic()
-        with here.autocast():
-            product = a @ b
-        product[0, 0].item()  # waits for the device
-        best = min(best, time.monotonic() - started)
-    return 2 * size**3 / best, str(here)
 
 
 def measure(args, way, work):
@@ -184,9 +146,10 @@ def main():
             command = [sys.executable, *sys.argv, "--one", way, work]
             output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
             found[way, work].append(json.loads(output.splitlines()[-1]))
-    peak, device = matrix_peak(args)
+    here = start(args)
+    peak = matrix_peak(here)
     threads = torch.get_num_threads()
-    print(f"matrix peak {peak / 1e9:.0f} GFLOP/s on {device}; {threads} threads, {args.rounds} rounds\n")
+    print(f"matrix peak {peak / 1e9:.0f} GFLOP/s on {here}; {threads} threads, {args.rounds} rounds\n")
     print("| work | way | examples/s | times the reference's | share of the peak | peak memory, GB |")
     print("|---|---|---|---|---|---|")
     for work in args.works:
@@ -195,7 +158,7 @@ def main():
         for way in WAYS:
             rate = statistics.median(run["rate"] for run in found[way, work])
             memory = max(run["memory"] for run in found[way, work])
-            share = rate * operations(args, work, length) / peak
+            share = rate * operations(args.layers, args.width, work, length) / peak
             print(f"| {work} | {way} | {rate:.1f} | {rate / slow:.1f} | {share:.0%} | {memory:.2f} |")
 
 
