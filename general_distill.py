@@ -142,6 +142,7 @@ def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_c
     if from_teacher and not run.has_state():  # a saved state holds weights that have already learned
         logging.info("student's weights from the teacher's, by %d sequences", min(INIT_SEQUENCES, len(first)))
         start_from_teacher(learner, first, here)
+    here.narrow(learner.teacher)
     run.train()
     run.finish()
     output.finish(f"{sum(epochs.sizes)} sequences in, {plan.total_steps} steps of {batching.train_batch_size}")

@@ -25,6 +25,7 @@ Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction
 import functools
 import logging
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +46,11 @@ from transformer.outputs import (
     read_results,
     write_results,
 )
-from transformer.own_tasks import find_task
-from transformer.predict import predict
+from transformer.own_tasks import find_task, stored_task
+from transformer.predict import STANDARD_INPUT, predict
 from transformer.settings import Matching, read_command_line, settings_for, task_step
 from transformer.task_run import TaskRun
-from transformer.tasks.task import label_order
+from transformer.tasks.task import Task, label_order
 
 # For debugging, uncomment lines here. A flag on the command line wins over a line here.
 HEADER = {
@@ -79,14 +80,18 @@ def read_settings(argv=None):
     step = task_step(given, HEADER)
     # Twice: the first pass finds the task, whose row then supplies defaults to the second.
     asked = settings_for(step, given, HEADER)
-    task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name), asked.dev_fraction)
+    if asked.predict_file:  # the model knows its task, so no files of the task are needed
+        student = settings_for(step, given, HEADER, Task(asked.task_name, ()).settings).student_model
+        task = stored_task(model_folder(student, asked.cache_dir))
+    else:
+        task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name), asked.dev_fraction)
     return settings_for(step, given, HEADER, task.settings), task
 
 
 def main():
     settings, task = read_settings()
     here = processes.start(settings.seed, settings.precision, settings.no_cuda, settings.local_rank)
-    console.set_up_logging(quiet=not here.first)
+    console.set_up_logging(not here.first, sys.stderr if settings.predict_file == STANDARD_INPUT else sys.stdout)
     task.announce(f"task distillation, {settings.step} step", here)
     settings.log()
     for own in settings.each_seed():
@@ -110,8 +115,8 @@ def main():
 
         # --do_eval, --do_predict: a finished student is measured.
         if own.step == EVALUATION:
-            if own.do_predict and here.first:
-                predict(run, student, output_dir)
+            if (own.do_predict or own.predict_file) and here.first:
+                predict(run, student, output_dir, own.predict_file)
             if own.do_eval:
                 # The default teacher is optional here: a student can be evaluated without one.
                 found = "teacher_model" in own.origins or Path(own.teacher_model).is_dir()
@@ -193,7 +198,7 @@ def learn_layers(matching, run, student, teacher, data, tokenizer, output):
     relations = matching.attention_loss == "relations"
     attention = distillation.relation_loss if relations else distillation.attention_loss  # equation 7
     hidden = distillation.hidden_loss  # equation 8, and at the embeddings equation 9
-    learner = distillation.TransformerLearner(student, teacher, attention, hidden, matching)
+    learner = distillation.TransformerLearner(student, run.here.narrow(teacher), attention, hidden, matching)
     # There is no prediction layer to score yet, so the last weights are kept, and the rate stays constant.
     _, dev = data.dev[0]
 

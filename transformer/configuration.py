@@ -106,7 +106,8 @@ class BertConfig:
             sizes.pop("num_labels")  # Hugging Face derives it from id2label
         values = {**sizes, **self.to_dict(), "model_type": "bert", "architectures": [architecture]}
         if architecture != CLASSIFIER:
-            values.pop("pooled_relu", None)  # whoever adds a classifier decides
+            for key in ("pooled_relu", "task"):  # whoever adds a classifier decides
+                values.pop(key, None)
         values["dtype"] = values["torch_dtype"] = "float32"  # the key's old and new name
         for key in ("finetuning_task", "label2id"):  # they describe the model that this one started from
             values.pop(key, None)

@@ -54,10 +54,10 @@ def _end_at_once(signum, frame):
     os._exit(128 + signum)
 
 
-def set_up_logging(quiet=False):
-    """Log to the terminal. `quiet`: warnings only (all processes but the first)."""
+def set_up_logging(quiet=False, stream=None):
+    """Log to the terminal. `quiet`: warnings only (all processes but the first); stream: in place of sys.stdout."""
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(stream=sys.stdout, level=level, format=FORMAT, datefmt=TIME, force=True)
+    logging.basicConfig(stream=stream or sys.stdout, level=level, format=FORMAT, datefmt=TIME, force=True)
     logging.raiseExceptions = False  # no tracebacks when a full disk stops the log
 
 

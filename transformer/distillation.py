@@ -5,6 +5,7 @@ Every loss is a mean over the examples of a mean inside each example, so that an
 batch. The mean inside is over real tokens; as an option it includes the padding, as in the reference.
 """
 
+import contextlib
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -204,8 +205,11 @@ class TransformerLearner(nn.Module):
         compared = "projection_layers" if relations else "score_layers"
         wanted_of_teacher = {"score_layers": (), compared: {g - 1 for m, g in self.mapping.items() if m}}
         wanted_of_student = {"score_layers": (), compared: {m - 1 for m in self.mapping if m}}
-        # Not inference_mode(): the losses keep the teacher's tensors for the backward pass.
-        with torch.no_grad():
+        # Not inference_mode(): the losses keep the teacher's tensors for the backward pass. A teacher that is wholly in
+        # half precision needs no mixed one.
+        half = next(self.teacher.parameters()).dtype != torch.float32
+        mixed = torch.autocast(inputs[0].device.type, enabled=False) if half else contextlib.nullcontext()
+        with torch.no_grad(), mixed:
             last = max(self.mapping.values())  # layers above the last one that teaches need not run
             teacher = self.teacher.bert(*inputs, **wanted_of_teacher, depth=last)
         student = self.student.bert(*inputs, **wanted_of_student)

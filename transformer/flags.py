@@ -112,6 +112,9 @@ CORPUS_HELP += '.jsonl (one document per line, field "text"), both also .gz; rem
 DEV_HELP = "for your own data without a dev file: this part of the training rows is dev, e.g. 0.1; "
 DEV_HELP += "the same rows for every seed, given to every step"
 
+PREDICT_HELP = "only answer the texts of this file: .tsv, .csv, .jsonl with the task's columns, else a text a line; "
+PREDICT_HELP += "- = from standard input to standard output; the model's folder knows its task"
+
 # {(heading in --help, steps): {name: row}}
 FLAGS = {
     ("step", TRAINING): {"do_eval": mode(bool, "only evaluate the student, without training")},
@@ -119,6 +122,7 @@ FLAGS = {
         "pred_distill": distilling(bool, "prediction step; without it the intermediate step"),
         "do_finetune": mode(bool, "fine-tune the teacher on the task and stop"),
         "do_predict": mode(bool, "only write predictions for the test set, in GLUE's format"),
+        "predict_file": mode(path, PREDICT_HELP),
         "no_finetune": mode(bool, "never fine-tune: stop where the teacher does not know the task"),
         "baseline": mode(bool, "also train the same student without distillation, for comparison"),
         "data_dir": Flag(path, "folder with train.tsv and dev.tsv (the task's name)", None, SAMPLE_DATA, **OWN_DATA),

@@ -17,8 +17,11 @@ The keys of task.json, all optional:
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
+from transformer.checkpoint import CONFIG_NAME, label_names
+from transformer.configuration import BertConfig
 from transformer.files import UserError, read_json
 from transformer.flags import task_key
 from transformer.glue import TASKS
@@ -83,6 +86,27 @@ def find_task(name, folder=None, dev_fraction=None):
             f"(train{', train'.join(SUFFIXES)}) in {folder}"
         )
     return describe_task(name, folder, train, dev_fraction)
+
+
+def stored_task(folder):
+    """The `Task` of a finished model by its own config.json: one of GLUE's rows, or a task without files. A classifier
+    from elsewhere has one text, called text. Raises UserError for a folder without a model."""
+    config, where = BertConfig.from_pretrained(folder), Path(folder) / CONFIG_NAME
+    said = config.__dict__.get("task", {})
+    if not isinstance(said, dict):
+        raise UserError(f"{where}: task is {said!r}, expected one object, as in {DESCRIPTION}")
+    said = dict(said)
+    name, length = str(said.pop("name", Path(folder).resolve().name)), min(128, config.max_position_embeddings)
+    said = {"text": "text", "label": "label", "max_seq_length": length} | check_description(said, f"{where}: task")
+    row = TASKS.get(name.lower())
+    if row and row.num_labels == config.num_labels:
+        return replace(row, max_seq_length=said["max_seq_length"])
+    texts = (said["text"],) if isinstance(said["text"], str) else tuple(map(str, said["text"]))
+    kind = REGRESSION if config.num_labels == 1 else CLASSIFICATION
+    labels = label_names(config) or tuple(map(str, range(config.num_labels)))
+    labels = () if kind is REGRESSION else tuple(labels)
+    own = {"max_seq_length": said["max_seq_length"], "other_columns": {"text": "sentence"}}
+    return Task(name, texts, said["label"], labels, kind.offered, kind=kind, **own)
 
 
 def find_file(folder, stem):
@@ -151,7 +175,11 @@ def find_columns(said, folder, train):
 
 def read_description(path):
     """The content of task.json, {} without one. Raises UserError for an unknown key or an invalid value."""
-    said = read_json(path) if path.is_file() else {}
+    return check_description(read_json(path) if path.is_file() else {}, path)
+
+
+def check_description(said, path):
+    """The same content, checked. `path`: where it stands, for errors."""
     for key, value in said.items():
         if key not in KEYS:
             raise UserError(f"{path}: {key!r} is no key here; expected {', '.join(KEYS)}")

@@ -1,18 +1,32 @@
-"""--do_predict: a model's predictions for the test sets, in the format of the GLUE site."""
+"""A finished model's answers: for a test set in the format of the GLUE site, or for the texts of any file."""
 
+import contextlib
+import itertools
 import logging
+import re
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
 
 from transformer.checkpoint import label_names
 from transformer.downloads import upload
-from transformer.files import atomic_write, make_folder
+from transformer.files import UserError, atomic_write, make_folder
 from transformer.glue import TASKS
-from transformer.tasks.task import label_order
+from transformer.tables import SUFFIXES, decode_lines, read_lines
+from transformer.tasks.task import Row, TaskFile, label_order
+
+ANSWERS_NAME = "predictions.tsv"
+STANDARD_INPUT = "-"
+CHUNK_ROWS = 4096  # rows in memory at a time; sorted by length, they share batches
 
 
-def predict(run, student, output_dir):
-    """Write predictions for the test files of the run's task and of other tasks that its models do, if they are there:
-    MNLI's models also answer the diagnostic set AX."""
+def predict(run, student, output_dir, source=None):
+    """Answer the texts of the file `source`, see `answer_texts`; without one the test files of the run's task and of
+    other tasks that its models do, if they are there: MNLI's models also answer the diagnostic set AX."""
     run.warn_of_untrained(student)
+    if source:
+        return answer_texts(run, student, source, output_dir)
     model, tokenizer = run.load_finished(student)
     labels, folder, written = label_order(run.task, label_names(model.config)), make_folder(output_dir), []
     found = [(run.task, run.folder)]
@@ -32,3 +46,60 @@ def predict(run, student, output_dir):
             logging.info("%d predictions: %s", len(predictions), folder / name)
             written.append(folder / name)
     upload(written, run.provenance.data_url)
+
+
+def answer_texts(run, student, source, output_dir):
+    """Write the texts of the file `source`, each with the model's answer, to predictions.tsv in `output_dir`, or from
+    standard input to standard output where `source` is "-". Raises UserError for a file without texts."""
+    model, tokenizer = run.load_finished(student)
+    task, length, answered = run.task, run.reading.max_seq_length, 0
+    labels = label_order(task, label_names(model.config))
+    path = None if source == STANDARD_INPUT else make_folder(output_dir) / ANSWERS_NAME
+    if path and path.resolve() == Path(source).resolve():
+        raise UserError(f"{source}: the answers would take its place; --output_dir writes elsewhere")
+    rows = itertools.islice(read_rows(source, task), run.reading.limit)
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(atomic_write(path)) if path else sys.stdout
+        bar = opened.enter_context(tqdm(unit="row", total=count_lines(source) if path else None, disable=None))
+        file.write(tab_separated([*task.text_columns, *task.kind.answer_columns(task, labels)]))
+        while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
+            outputs = run.evaluator.outputs(model, task.kind.encode(chunk, tokenizer, length, labels))
+            answers = task.kind.answer_rows(task, outputs, labels)
+            file.writelines(tab_separated([*row.texts, *cells]) for row, cells in zip(chunk, answers, strict=True))
+            file.flush()
+            answered += len(chunk)
+            bar.update(len(chunk))
+        if not answered:
+            raise UserError(f"{source}: no texts to answer")
+    if path:
+        logging.info("%d answers: %s", answered, path)
+        upload([path], run.provenance.data_url)
+
+
+def read_rows(source, task):
+    """Yield the `Row`s of a table with the task's text columns, or of a file with a text a line (where the task has
+    pairs of texts, with a tab between the two). Raises UserError for anything else."""
+    if Path(source).suffix in SUFFIXES:
+        yield from TaskFile(source, task, labelled=False)
+        return
+    columns = task.text_columns
+    lines = decode_lines(sys.stdin.buffer, "standard input") if source == STANDARD_INPUT else read_lines(source)
+    for number, text in lines:
+        texts = tuple(text.split("\t")) if len(columns) > 1 else (text,)
+        if len(texts) != len(columns):
+            expected = f"{' and '.join(columns)} with a tab between"
+            raise UserError(f"{source} line {number}: {len(texts)} columns, expected {expected}")
+        yield Row(number, list(texts), texts, None)
+
+
+def count_lines(path):
+    """The number of line ends in a file, for the progress bar; None for what is no file."""
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
+
+def tab_separated(cells):
+    """A line of a table without quoting: tabs and line ends inside a cell become spaces."""
+    return "\t".join(re.sub(r"[\t\r\n]", " ", cell) for cell in cells) + "\n"

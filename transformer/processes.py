@@ -42,6 +42,11 @@ class Processes:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def narrow(self, teacher):
+        """A teacher with its weights in `dtype`, on a GPU only. Mixed precision, which suits weights that are trained,
+        would convert them anew in every step, and the hidden states twice a layer."""
+        return teacher.to(self.dtype) if self.device.type == "cuda" else teacher
+
     def to_device(self, batch):
         """Move a batch, {name: tensor or None}, to the device."""
         if self.device.type == "cpu":
@@ -122,6 +127,8 @@ def start(seed, precision="auto", no_cuda=False, local_rank=-1):
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32
+        # cuDNN's attention is planned anew for every length of a batch, which takes longer than a step.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     else:
         keep_freed_memory()
     if world_size > 1 and not distributed.is_initialized():

@@ -215,7 +215,8 @@ class Settings(Mapping):
         if step == FINETUNE:  # whose output is no student
             heirs = {name for name, flag in flags_of(step).items() if FINETUNE in flag.heirs}
             return command(step, {name: self._given[name] for name in self._given if name in heirs} | changes)
-        modes = {*SWITCHES.values(), "do_predict", "baseline", "overwrite_output"}  # which belong to certain steps
+        # The flags that belong to certain steps.
+        modes = {*SWITCHES.values(), "do_predict", "predict_file", "baseline", "overwrite_output"}
         layers = ({name: layer[name] for name in layer if name not in modes} for layer in (self._given, self._header))
         given, header = layers
         meant = settings_for(step, given, header, self._task)
@@ -323,17 +324,18 @@ def check(step, values):
         raise UserError("--attention_weight 0 --hidden_weight 0: nothing is left to learn")
     if values.get("baseline") and not (values["do_eval"] or step == PREDICTION):
         raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
-    if step == FINETUNE and (values["do_eval"] or values["do_predict"]):
+    if step == FINETUNE and (values["do_eval"] or values["do_predict"] or values["predict_file"]):
         raise UserError("--do_finetune: does not go with --do_eval or --do_predict, which ask for another step")
     if values.get("seeds"):
         parts = values["seeds"].split(",")
         if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
             raise UserError(f"--seeds {values['seeds']}: expected different whole numbers with commas between: 1,2,3")
-        if values["do_predict"] or step == FINETUNE:
+        if values["do_predict"] or values["predict_file"] or step == FINETUNE:
             raise UserError("--seeds: for the two steps of distillation and for --do_eval only")
 
 
 def task_step(given, header):
     """Which of task_distill.py's steps is requested."""
-    switches = {"do_finetune": FINETUNE, "do_eval": EVALUATION, "do_predict": EVALUATION, "pred_distill": PREDICTION}
+    evaluations = dict.fromkeys(("do_eval", "do_predict", "predict_file"), EVALUATION)
+    switches = {"do_finetune": FINETUNE, **evaluations, "pred_distill": PREDICTION}
     return next((step for name, step in switches.items() if given.get(name) or header.get(name)), INTERMEDIATE)

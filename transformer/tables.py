@@ -35,13 +35,18 @@ def read_lines(path):
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
     with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                # utf-8-sig on the first line only: some official files start with a byte-order mark.
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError as error:
-                reason = f"{error.reason} at byte {error.start}"
-                raise UserError(f"{path} line {number}: not UTF-8 text ({reason})") from None
+        yield from decode_lines(file, path)
+
+
+def decode_lines(file, name):
+    """The same of an open binary file. `name`: for errors."""
+    for number, raw in enumerate(file, 1):
+        try:
+            # utf-8-sig on the first line only: some official files start with a byte-order mark.
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            reason = f"{error.reason} at byte {error.start}"
+            raise UserError(f"{name} line {number}: not UTF-8 text ({reason})") from None
 
 
 class Table:

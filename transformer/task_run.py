@@ -150,6 +150,7 @@ class TaskRun:
         run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate)
         if self.here.first:
             config = learner.student.config
+            config.task = self.task.card(self.reading.max_seq_length)
             config.save_pretrained(output.folder, learner.student.architecture)
             tokenizer.save_pretrained(output.folder, config.max_position_embeddings)
             (output.folder / REPORT_NAME).unlink(missing_ok=True)  # it describes weights that are about to change

@@ -151,9 +151,10 @@ def train_row(row, sizes, here):
     elif row.work.startswith("prediction"):
         learner = PredictionLearner(student, torch.zeros(len(data), 2, device=here.device))
     elif row.work == "general, relations":
-        learner = TransformerLearner(student, teacher, relation_loss, matching=Matching(attention_loss="relations"))
+        matching = Matching(attention_loss="relations")
+        learner = TransformerLearner(student, here.narrow(teacher), relation_loss, matching=matching)
     else:
-        learner = TransformerLearner(student, teacher)
+        learner = TransformerLearner(student, here.narrow(teacher))
     entry, setting_up = train(learner, data, here, steps, row.batch, row.compile)
     rate, length = entry["examples_per_second"], entry["tokens_per_second"] / entry["examples_per_second"]
     if row.work == "prediction, first epoch":  # in which the teacher answers every example once

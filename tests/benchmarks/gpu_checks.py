@@ -51,6 +51,7 @@ def make_learner(work, here, data, dropout):
         return PredictionLearner(student, outputs.to(here.device))
     if work == "fine-tuning":
         return GoldLearner(teacher, torch.nn.functional.cross_entropy)
+    teacher = here.narrow(teacher)
     if work == "relations":
         return TransformerLearner(student, teacher, relation_loss, matching=Matching(attention_loss="relations"))
     return TransformerLearner(student, teacher)

@@ -75,6 +75,14 @@ class Classification(Kind):
     def predictions(self, task, outputs, labels):
         return [labels[index] for index in outputs.argmax(dim=1).tolist()]
 
+    def answer_columns(self, task, labels):
+        return ["label", *self.id2label(task, labels).values()]
+
+    def answer_rows(self, task, outputs, labels):
+        names = self.id2label(task, labels)
+        probabilities = outputs.softmax(dim=1).tolist()
+        return [[names[row.index(max(row))], *(f"{each:.4f}" for each in row)] for row in probabilities]
+
     def row_losses(self, outputs, targets):
         return F.cross_entropy(outputs.float(), targets, reduction="none")
 

@@ -87,6 +87,14 @@ class Kind:
         """The text for each example in a prediction file, from outputs (N, C)."""
         raise NotImplementedError
 
+    def answer_columns(self, task, labels):
+        """The names of the columns of `answer_rows`."""
+        raise NotImplementedError
+
+    def answer_rows(self, task, outputs, labels):
+        """Each example's answer, and how sure it is, as cells of a table, from outputs (N, C)."""
+        raise NotImplementedError
+
     def answer_text(self, task, answer):
         """One of `answers`, predicted or gold, as a report shows it."""
         raise NotImplementedError

@@ -59,6 +59,12 @@ class Regression(Kind):
         lowest, highest = task.score_range
         return [f"{value:.3f}" for value in outputs[:, 0].clamp(lowest, highest).tolist()]
 
+    def answer_columns(self, task, labels):
+        return ["score"]
+
+    def answer_rows(self, task, outputs, labels):
+        return [[text] for text in self.predictions(task, outputs, labels)]
+
     def row_losses(self, outputs, targets):
         return (outputs[:, 0].float() - targets) ** 2
 

@@ -88,6 +88,11 @@ class Task:
             own["output_dir"] = {step: at_root(f"{OUTPUTS[step]}/{self.name}") for step in steps}
         return self.name, own | {"data_dir": folder}
 
+    def card(self, max_seq_length):
+        """What a finished model's config.json tells of the task, see `own_tasks.stored_task`."""
+        texts = list(self.text_columns)
+        return {"name": self.name, "text": texts, "label": self.label_column, "max_seq_length": max_seq_length}
+
     def check_training(self):
         """Raise UserError if the task has no training data."""
         if self.trained_as:
