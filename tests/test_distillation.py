@@ -23,6 +23,7 @@ from transformer.distillation import (
 )
 from transformer.file_utils import UserError
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
+from transformer.processes import Processes
 from transformer.settings import Matching
 from transformer.tasks.regression import REGRESSION
 from transformer.tokenization import BertTokenizer
@@ -409,3 +410,28 @@ def test_the_prediction_learner_looks_up_the_teachers_logits_by_row():
     assert losses["cls_loss"].item() == pytest.approx(prediction_loss(own, logits[[8, 0, 5, 3]], 2.0).item())
     assert losses["cls_loss"].item() != pytest.approx(prediction_loss(own, logits[:4], 2.0).item())
     assert all(key.startswith("student.") for key in learner.state_dict())
+
+
+@pytest.mark.parametrize("name", ["scores", "relations"])
+def test_a_teacher_in_half_precision_teaches_the_same_but_for_rounding(name):
+    learner, teacher = make_pair()
+    if name == "relations":
+        learner = TransformerLearner(learner.student, teacher, relation_loss, matching=Matching(attention_loss=name))
+    learner.eval()
+    batch, here = make_batch(make_mask()), Processes(torch.device("cpu"), dtype=torch.bfloat16)
+    expected = learner(batch)
+    teacher.to(torch.bfloat16)
+    with here.autocast():
+        found = learner(batch)
+    assert found.keys() == expected.keys() and found != expected
+    for loss in expected:
+        assert found[loss].dtype == torch.float32
+        assert found[loss].item() == pytest.approx(expected[loss].item(), rel=0.03)
+    sum(found.values()).backward()
+    assert learner.student.bert.encoder.layer[0].output.dense.weight.grad.isfinite().all()
+
+
+def test_only_a_gpu_keeps_a_teacher_in_half_precision():
+    _, teacher = make_pair()
+    assert Processes(torch.device("cpu"), dtype=torch.bfloat16).narrow(teacher) is teacher
+    assert {each.dtype for each in teacher.parameters()} == {torch.float32}

@@ -47,18 +47,24 @@ class Evaluator:
         """Head outputs (N, C) for all examples, or those in `rows`, on the CPU in float32."""
         model.eval()
         rows = np.arange(len(sequences)) if rows is None else rows
-        outputs = torch.zeros(len(rows), model.config.num_labels)
+        outputs, found = torch.zeros(len(rows), model.config.num_labels), []
         batches = sorted_batches(sequences.lengths[rows], self.batch_size)
         for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
-            outputs[torch.from_numpy(indices)] = self.batch_outputs(model, sequences.batch(rows[indices]))
+            found.append(self.run(model, sequences.batch(rows[indices])))
+        if batches:  # copied after the loop, because each copy waits for the device
+            outputs[torch.from_numpy(np.concatenate(batches))] = torch.cat(found).cpu()
         return outputs
 
-    def batch_outputs(self, model, batch):
-        """Head outputs (B, C) for one batch, on the CPU in float32. Waits for the device."""
+    def run(self, model, batch):
+        """Head outputs (B, C) for one batch, on the device in float32."""
         batch = self.processes.to_device(batch)
         with torch.inference_mode(), self.processes.autocast():
             outputs, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
-        return outputs.float().cpu()
+        return outputs.float()
+
+    def batch_outputs(self, model, batch):
+        """Head outputs (B, C) for one batch, on the CPU in float32. Waits for the device."""
+        return self.run(model, batch).cpu()
 
     def losses(self, learner, sequences):
         """A learner's losses on a data set: {kind: mean over the examples}."""

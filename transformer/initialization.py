@@ -24,6 +24,8 @@ class Moments:
     def add(self, vectors):  # (tokens, n)
         self.count += len(vectors)
         self.sum = self.sum + vectors.sum(dim=0, dtype=torch.float64)
+        if vectors.is_cuda:  # where float32 products are TF32's, whose errors would drown the small directions
+            vectors = vectors.double()
         products = vectors.square().sum(dim=0) if self.diagonal else vectors.T @ vectors
         self.products = self.products + products.double()
 

@@ -42,7 +42,7 @@ from transformer.proposals import CandidateProposer, replaceable  # noqa: E402
 from transformer.settings import Matching  # noqa: E402
 from transformer.tokenization import SPECIAL_TOKENS, BertTokenizer  # noqa: E402
 
-HEADS, FULL_LENGTH, CANDIDATES = 12, 128, 15
+HEADS, FULL_LENGTH, CANDIDATES, QUICK_BATCH = 12, 128, 15, 8
 COLUMNS = "work", "batch", "precision", "compile", "examples/s", "tokens/s", "peak share", "memory, GB", "setting up, s"
 
 
@@ -105,9 +105,10 @@ class Sizes(NamedTuple):
     steps: int = 40  # a row trains twice as many; the second half counts
     examples: int = 20_000  # for the logits
     texts: int = 500  # for augmentation
+    length: int = FULL_LENGTH  # of a sequence of general distillation
 
 
-QUICK = Sizes(2, 24, (2, 12, 20), 500, steps=3, examples=70, texts=5)
+QUICK = Sizes(2, 24, (2, 12, 20), 500, steps=3, examples=70, texts=5, length=17)
 
 
 def bert(kind, layers, width, inner, vocabulary, **others):
@@ -144,7 +145,7 @@ def train_row(row, sizes, here):
     student, teacher = make_student(sizes).to(here.device), make_teacher(sizes).to(here.device)
     steps = max(sizes.steps // (4 if here.device.type == "cuda" and row.batch > 32 else 1), 3)
     count = 2 * steps * row.batch
-    lengths = np.full(count, FULL_LENGTH) if row.work.startswith("general") else task_lengths(count)
+    lengths = np.full(count, sizes.length) if row.work.startswith("general") else task_lengths(count)
     data = make_data(lengths, sizes.vocabulary)
     if row.work == "fine-tuning":
         learner = GoldLearner(teacher, F.cross_entropy)
@@ -242,7 +243,7 @@ def peak_of(precision, no_cuda, small):
 
 def start(precision, no_cuda):
     """The device in a row's precision, with nothing left from the row before."""
-    torch._dynamo.reset()
+    torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available() and not no_cuda:
         torch.cuda.empty_cache()
@@ -340,6 +341,8 @@ def main():
             failed |= not good
 
     rows = list(chosen(args))
+    if args.quick:
+        rows = [row._replace(batch=min(row.batch, QUICK_BATCH)) for row in rows]
     for precision in dict.fromkeys(row.precision for row in rows):
         peak, error = protected(peak_of, precision, args.no_cuda, args.quick)
         print(f"\nmatrix peak, {precision}: {error or f'{peak / 1e12:.2f} TFLOP/s'}", flush=True)
