@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transformer import console, distillation, processes, report
+from transformer import console, distillation, processes, report, vocabulary
 from transformer.checkpoint import describe, label_names, stored_outputs
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
@@ -133,14 +133,14 @@ def main():
         if own.step == INTERMEDIATE:
             learn = functools.partial(learn_layers, own.part(Matching))
             distillation.check_pair(*map(BertConfig.from_pretrained, (student, teacher)), own.part(Matching))
-        following = None if settings.seeds else own.next_command()
-        distill(run, teacher, student, output_dir, learn, following, own.step == PREDICTION, baseline)
+        then = None if settings.seeds else own.next_command()
+        distill(run, teacher, student, output_dir, own.student_vocab, learn, then, own.step == PREDICTION, baseline)
     if settings.seeds and here.first:
         sum_up_seeds(Path(settings.output_dir), settings.seeds, settings.next_command(seeds=settings.seeds))
     here.leave()
 
 
-def distill(run, teacher_folder, student_folder, output_dir, learn, following, with_report, baseline):
+def distill(run, teacher_folder, student_folder, output_dir, student_vocab, learn, following, with_report, baseline):
     """Run one step of task distillation. `learn`: `learn_layers` or `learn_answers`; baseline: a `TaskRun` or None."""
     task, known = run.task, {}
     inputs = {"teacher_model": teacher_folder, "student_model": student_folder}
@@ -149,22 +149,28 @@ def distill(run, teacher_folder, student_folder, output_dir, learn, following, w
             teacher, tokenizer = run.load_finished(teacher_folder, fit_size=None)
             # The student takes over the teacher's class order, so that logit i means the same in both.
             labels = label_order(task, label_names(teacher.config))
-            distillation.check_same_vocabulary(tokenizer, student_folder)
+            own_tokenizer = vocabulary.student_tokenizer(student_folder, tokenizer)
             id2label = task.kind.id2label(task, labels)
             # The prediction step compares no hidden states, so the finished student has no projection.
             fit_size = None if with_report else teacher.config.hidden_size
-            student, _ = run.load(student_folder, tokenizer=tokenizer, id2label=id2label, fit_size=fit_size)
+            student, _ = run.load(student_folder, tokenizer=own_tokenizer, id2label=id2label, fit_size=fit_size)
             logging.info("teacher %s", describe(teacher))
+            data = taught = run.read_data(tokenizer, labels)
+            if student_vocab:
+                own_tokenizer = vocabulary.reduce(student, own_tokenizer, tokenizer, data.train.ids, student_vocab)
             logging.info("student %s", describe(student))
-            data = run.read_data(tokenizer, labels)
-            run.begin(output, data, tokenizer)
+            if own_tokenizer is not tokenizer:
+                data = run.read_data(own_tokenizer, labels)._replace(taught=taught.train)
+            run.begin(output, data, own_tokenizer)
             # Logged before training: a teacher near chance teaches nothing, and no later number would show that.
-            answers = run.evaluator.answers(task, teacher, data.dev)
+            answers = run.evaluator.answers(task, teacher, taught.dev)
             logging.info("teacher on dev: %s", console.format_results(results_of(task, answers)))
             run.warn_of_constant(teacher_folder, answers, way_out(teacher_folder, teacher_folder, run))
-            learn(run, student, teacher, data, tokenizer, output)
+            if not with_report:  # layers are compared token by token, so the teacher must read the student's pieces
+                vocabulary.keep_pieces(teacher, tokenizer, own_tokenizer)
+            learn(run, student, teacher, data, own_tokenizer, output)
             # Kept so that the report need not run the teacher again.
-            known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, data.dev, answers)
+            known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, taught.dev, answers)
         if with_report:
             report_student(run, teacher_folder, student_folder, output.folder, known, baseline)
     if not with_report and OUTPUTS[PREDICTION] in output.folder.resolve().parts:

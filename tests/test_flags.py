@@ -32,7 +32,7 @@ FLAGS = {
     "--do_eval --do_lower_case --train_batch_size --eval_batch_size --learning_rate --weight_decay --wd "
     "--num_train_epochs --warmup_proportion --no_cuda --gradient_accumulation_steps --aug_train --eval_step "
     "--pred_distill --temperature --do_finetune --no_finetune --do_predict --max_steps --layer_map --attention_loss "
-    "--attention_weight --hidden_weight --compile --seeds --baseline --precision",
+    "--attention_weight --hidden_weight --compile --seeds --baseline --precision --student_vocab",
 }
 
 

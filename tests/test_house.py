@@ -12,7 +12,7 @@ FLOORS = (
     "flags outputs processes history | settings",
     "checkpoint tokenization optimization data corpus tables workers"
     " | configuration epochs vectors | modeling instances | published",
-    "distillation initialization",
+    "distillation initialization vocabulary",
     "tasks tasks.kind | tasks.classification tasks.regression | tasks.task | glue | own_tasks",
     "training evaluation",
     "task_run proposals | finetuning",

@@ -57,7 +57,7 @@ def given_to(step):
             values[name] = 9 if flag.type is int else 0.25
         else:
             values[name] = [other for other in (*flag.choices, f"other {name}") if other != flag.value_at(step)][0]
-    values |= {"precision": "bf16", "fp16": None, "seeds": None, "task_name": "SST-2", "seed": 7}
+    values |= {"precision": "bf16", "fp16": None, "seeds": None, "student_vocab": "9", "task_name": "SST-2", "seed": 7}
     return {name: value for name, value in values.items() if name in flags_of(step)}
 
 

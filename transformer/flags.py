@@ -111,6 +111,7 @@ CORPUS_HELP = "files, folders or addresses of the corpus: .txt (one sentence per
 CORPUS_HELP += '.jsonl (one document per line, field "text"), both also .gz; remote files are fetched into the cache'
 DEV_HELP = "for your own data without a dev file: this part of the training rows is dev, e.g. 0.1; "
 DEV_HELP += "the same rows for every seed, given to every step"
+VOCAB_HELP = "word pieces that the student keeps: task = those of its training text, or the most frequent N of them"
 
 PREDICT_HELP = "only answer the texts of this file: .tsv, .csv, .jsonl with the task's columns, else a text a line; "
 PREDICT_HELP += "- = from standard input to standard output; the model's folder knows its task"
@@ -127,6 +128,7 @@ FLAGS = {
         "baseline": mode(bool, "also train the same student without distillation, for comparison"),
         "data_dir": Flag(path, "folder with train.tsv and dev.tsv (the task's name)", None, SAMPLE_DATA, **OWN_DATA),
         "aug_train": own(bool, "train on train_aug.tsv, stage 1's output", None, SAMPLE_AUGMENTED, sample_data=True),
+        "student_vocab": distilling(str, VOCAB_HELP),
         "temperature": distilling(float, "softens both models' logits in the prediction step", 1.0),
     },
     ("task", (AUGMENTATION, *TASK)): {

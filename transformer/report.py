@@ -111,7 +111,10 @@ def table_of(task, candidates, measured):
     parameters = {name: each.model.num_parameters() for name, each in candidates.items()}
     files = {name: weights_files(each.folder) for name, each in candidates.items()}
     megabytes = {name: sum(file.stat().st_size for file in files[name]) / 1e6 for name in candidates}
-    rows = [("parameters", "{:,}", "size", parameters), ("size on disk, MB", "{:.1f}", "size", megabytes)]
+    models = {name: each.model for name, each in candidates.items()}
+    embeddings = {name: sum(map(torch.numel, model.bert.embeddings.parameters())) for name, model in models.items()}
+    rows = [("parameters", "{:,}", "size", parameters), ("of which embeddings", "{:,}", "size", embeddings)]
+    rows += [("size on disk, MB", "{:.1f}", "size", megabytes)]
     for metric in results["student"]:
         rows.append((f"dev {metric}", "{:.4f}", "score", {name: results[name][metric] for name in candidates}))
         ends = {name: interval(measured.samples[name][metric]) for name in candidates}

@@ -28,6 +28,7 @@ class Data(NamedTuple):
     train: Sequences
     dev: list  # [(file name, Sequences)]
     plan: Plan
+    taught: Sequences  # train as the teacher reads it, whose pieces may be others
 
 
 class TaskRun:
@@ -78,7 +79,7 @@ class TaskRun:
         """Encode the training and dev files: the run's `Data`."""
         [(_, train)] = self.read([self.train_file], tokenizer, labels)
         dev = self.read(self.task.dev_files, tokenizer, labels)
-        return Data(train, dev, Plan(lambda epoch: train, [len(train)], self.schedule, self.batching))
+        return Data(train, dev, Plan(lambda epoch: train, [len(train)], self.schedule, self.batching), train)
 
     def load(self, folder, fresh=(), tokenizer=None, **overrides):
         """(model with the task's kind of head, tokenizer). `tokenizer`: used instead of the folder's own."""
@@ -174,7 +175,7 @@ class TaskRun:
         rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
         logging.info("teacher's logits of %d rows", len(rows))
         mine, outputs = rows[here.rank :: here.world_size], torch.zeros(shape)
-        outputs[mine] = self.evaluator.outputs(teacher, data.train, mine, progress=here.first)
+        outputs[mine] = self.evaluator.outputs(teacher, data.taught, mine, progress=here.first)
         outputs = here.sum(outputs.to(here.device))
         if here.first:
             with atomic_write(path, "wb") as file:
