@@ -229,7 +229,7 @@ def make_table(folder, models):
         (folder / name).mkdir()
         with open(folder / name / "pytorch_model.bin", "wb") as file:
             file.truncate(4 * parameters)
-        model = types.SimpleNamespace(num_parameters=lambda parameters=parameters: parameters)
+        model = types.SimpleNamespace(num_parameters=lambda part="", count=parameters: count // 2 if part else count)
         candidates[name] = Candidate(folder / name, model, TOKENIZER, [], [ANSWERS])
     seconds = {
         size: {name: [size * value for value in times] for name, (_, _, times) in models.items()} for size in (1, 32)
@@ -250,7 +250,7 @@ def test_columns_align_whatever_the_metrics_are_called(tmp_path, who):
     models = {name: (110_000_000 // (1 + index * 7), LONG, [123.4567]) for index, name in enumerate(who)}
     head, *rows = report.format_table(make_table(tmp_path, models), len(who)).splitlines()
     ends = [head.index(name) + len(name) for name in who]
-    assert len(rows) == 2 + 2 * len(LONG) + ("teacher" in who) + 6
+    assert len(rows) == 3 + 2 * len(LONG) + ("teacher" in who) + 6
     assert {line.index(" to ") for line in rows if "interval" in line} == {ends[0] - 9}
     for line in rows:
         if "interval" in line or "same answer" in line:
@@ -273,6 +273,7 @@ def test_the_ratios_say_what_the_student_is_to_the_teacher(tmp_path):
     assert make_table(tmp_path, models) == [
         ["", "teacher", "student", "baseline", "student's ratio"],
         ["parameters", "700,000", "100,000", "100,000", "7.0x smaller"],
+        ["of which embeddings", "350,000", "50,000", "50,000", "7.0x smaller"],
         ["size on disk, MB", "2.8", "0.4", "0.4", "7.0x smaller"],
         ["dev acc", "0.8000", "0.6000", "0.1000", "75.0% of the teacher's"],
         ["dev acc, 95% interval", *["0.025 to 0.975"] * 3, ""],
@@ -291,7 +292,7 @@ def test_the_ratios_say_what_the_student_is_to_the_teacher(tmp_path):
 def test_percentiles_and_throughput_come_from_the_timings(tmp_path):
     times = [milliseconds / 1000 for milliseconds in range(1, 102)]
     table = make_table(tmp_path, {"student": (100, {}, times)})
-    assert table[3:6] == [
+    assert table[4:7] == [
         ["latency p50, batch of 1, ms", "51.00"],
         ["latency p95, batch of 1, ms", "96.00"],
         ["sentences per second, batch of 1", f"{101 / 5.151:,.0f}"],

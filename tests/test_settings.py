@@ -343,6 +343,7 @@ KEPT = (
 )
 OF_DISTILLATION = (
     "teacher_model",
+    "student_vocab",
     "no_finetune",
     "pred_distill",
     "do_eval",

@@ -248,9 +248,11 @@ class BertPreTrainedModel(nn.Module):
         fits = self.fit_denses if self.config.fit_per_layer else [self.fit_dense] * len(hidden_states)
         return [fit(hidden) for fit, hidden in zip(fits, hidden_states, strict=True)]
 
-    def num_parameters(self):
-        """Number of weights without the projection, which only training uses."""
-        return sum(value.numel() for name, value in self.named_parameters() if not name.startswith("fit_dense"))
+    def num_parameters(self, part=""):
+        """Number of weights without the projection, which only training uses. `part`: of those called so at the start
+        only ("bert.embeddings", say)."""
+        found = ((name, value) for name, value in self.named_parameters() if name.startswith(part))
+        return sum(value.numel() for name, value in found if not name.startswith("fit_dense"))
 
     @classmethod
     def from_pretrained(cls, folder, fresh=(), **overrides):

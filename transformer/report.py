@@ -108,11 +108,11 @@ def table_of(task, candidates, measured):
     """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio to
     it."""
     results, taught = measured.results, "teacher" in candidates
-    parameters = {name: each.model.num_parameters() for name, each in candidates.items()}
+    models = {name: each.model for name, each in candidates.items()}
+    parameters = {name: model.num_parameters() for name, model in models.items()}
+    embeddings = {name: model.num_parameters("bert.embeddings") for name, model in models.items()}
     files = {name: weights_files(each.folder) for name, each in candidates.items()}
     megabytes = {name: sum(file.stat().st_size for file in files[name]) / 1e6 for name in candidates}
-    models = {name: each.model for name, each in candidates.items()}
-    embeddings = {name: sum(map(torch.numel, model.bert.embeddings.parameters())) for name, model in models.items()}
     rows = [("parameters", "{:,}", "size", parameters), ("of which embeddings", "{:,}", "size", embeddings)]
     rows += [("size on disk, MB", "{:.1f}", "size", megabytes)]
     for metric in results["student"]:
