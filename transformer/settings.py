@@ -322,8 +322,8 @@ def check(step, values):
             raise UserError(f"--{name} {values[name]}: expected {flag.expected}")
     if "hidden_weight" in values and not values["attention_weight"] and not values["hidden_weight"]:
         raise UserError("--attention_weight 0 --hidden_weight 0: nothing is left to learn")
-    pieces = values.get("student_vocab") or "task"
-    if pieces != "task" and not pieces.isdecimal():
+    pieces = values.get("student_vocab")
+    if pieces not in (None, "task") and not pieces.isdecimal():
         raise UserError(f"--student_vocab {pieces}: expected task, or the number of word pieces to keep")
     if values.get("baseline") and not (values["do_eval"] or step == PREDICTION):
         raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
