@@ -11,7 +11,8 @@ from tiny import ROOT, call_script, names
 
 
 @pytest.mark.slow
-def test_two_processes_distil_a_task_as_one(copy):
+@pytest.mark.parametrize("pieces", [[], ["--student_vocab", 17]], ids=["whole vocabulary", "smaller"])
+def test_two_processes_distil_a_task_as_one(copy, pieces):
     for student in ("3", "4"):  # dropout draws for the batch of a process
         config = json.loads((copy / student / "config.json").read_text())
         config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -19,7 +20,7 @@ def test_two_processes_distil_a_task_as_one(copy):
     several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     for name in ("intermediate", "prediction"):
         script, flags = command(copy, name)
-        flags = [*flags, "--train_batch_size", 13, "--max_steps", 11, "--eval_step", 4, "--no_cuda"]
+        flags = [*flags, *pieces, "--train_batch_size", 13, "--max_steps", 11, "--eval_step", 4, "--no_cuda"]
         one, two = copy / f"one_{name}", copy / f"two_{name}"
         assert call_script(script, *flags, "--output_dir", one).returncode == 0
         process = subprocess.run(

@@ -229,7 +229,7 @@ def test_a_student_of_its_tasks_pieces_learns_as_one_of_all_and_hugging_face_rea
 @pytest.mark.slow
 def test_a_student_of_few_pieces_is_evaluated_and_compared_with_its_baselines(copy):
     [process, _] = distil(copy, "--student_vocab", 12)
-    assert "student's vocabulary: 12 of 34 pieces, among them 3 of the " in process.stdout
+    assert f"student's vocabulary: 12 of {len(VOCABULARY)} pieces, among them 3 of the " in process.stdout
     student = ["--student_model", copy / "out", "--output_dir", copy / "out"]
     found = call(copy, "evaluate", *student, "--baseline")
     assert found.returncode == 0, found.stderr
@@ -261,8 +261,6 @@ def test_a_killed_run_with_fewer_pieces_goes_on_to_the_same_bytes(copy, name):
     process = run("killed")
     assert process.returncode == 0, process.stderr
     assert tree(copy / "killed") == tree(copy / "whole")
-    assert (
-        "made with other inputs or flags: student_vocab was"
-        in call(copy, "intermediate", "--output_dir", copy / "whole", "--student_vocab", 18).stderr
-        or name == "prediction"
-    )
+    if name == "intermediate":
+        again = call(copy, name, "--output_dir", copy / "whole", "--student_vocab", 18)
+        assert "made with other inputs or flags: student_vocab was 17, is now 18; " in again.stderr

@@ -136,7 +136,7 @@ def train_baseline(student, output_dir, run, start=None):
         if not output.finished:
             task, config = run.task, BertConfig.from_pretrained(student, fit_size=None)
             labels = label_order(task, label_names(config))
-            if start:
+            if start:  # with its own word pieces, which may be more than the student's
                 id2label = task.kind.id2label(task, labels)
                 model, tokenizer = run.load(start, (task.kind.head,), id2label=id2label, fit_size=None)
             else:
