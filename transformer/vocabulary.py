@@ -24,7 +24,8 @@ def student_tokenizer(folder, tokenizer):
         raise UserError(f"{folder}/{VOCAB_NAME}: {told}")
     if casing(own) != casing(tokenizer):
         found, expected = (", ".join(f"{name} {value}" for name, value in casing(each)) for each in (own, tokenizer))
-        raise UserError(f"{folder}: reads text with {found}; expected {expected}, as its teacher reads it")
+        told = f"reads text with {found}; expected {expected}, as the teacher does"
+        raise UserError(f"{folder}: {told}; --do_lower_case goes to both steps or to neither")
     return own
 
 
