@@ -4,6 +4,7 @@
     --pred_distill   prediction step: the student's logits learn from the teacher's, both softened (equation 10)
     --do_finetune    fine-tune a teacher on the task; happens automatically where the teacher has no classifier for it
     --do_eval        report on a student beside its teacher;  --do_predict  write predictions for the test set
+    --student_vocab  with the intermediate step: the student keeps only the word pieces that its task uses
     --baseline       with --pred_distill or --do_eval: also train the same student without distillation, to compare
 
 Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model
@@ -27,8 +28,6 @@ import logging
 import re
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from transformer import console, distillation, processes, report, vocabulary
 from transformer.checkpoint import describe, label_names, stored_outputs
@@ -136,7 +135,7 @@ def main():
         then = None if settings.seeds else own.next_command()
         distill(run, teacher, student, output_dir, own.student_vocab, learn, then, own.step == PREDICTION, baseline)
     if settings.seeds and here.first:
-        sum_up_seeds(Path(settings.output_dir), settings.seeds, settings.next_command(seeds=settings.seeds))
+        report.sum_up_seeds(Path(settings.output_dir), settings.seeds, settings.next_command(seeds=settings.seeds))
     here.leave()
 
 
@@ -279,24 +278,6 @@ def prediction_of(student, task):
     """The recorded settings of the prediction step that made the student; {} for other students."""
     settings = read_record(student).get("settings", {})
     return settings if (settings.get("step"), settings.get("task_name")) == (PREDICTION, task.name) else {}
-
-
-def sum_up_seeds(output_dir, seeds, following=None):
-    """--seeds: write the mean and standard deviation of the scores in seed_N to eval_results.txt. `following`: the next
-    command."""
-    folders = {f"seed {seed}": output_dir / f"seed_{seed}" for seed in map(int, seeds.split(","))}
-    runs = {title: read_results(folder / RESULTS_NAME) for title, folder in folders.items()}
-    names = [name for name in next(iter(runs.values())) if name != "global_step"]
-    columns = {name: np.array([results[name] for results in runs.values()]) for name in names}
-    means = {name: values.mean().item() for name, values in columns.items()}
-    # The seeds are a sample of all seeds, hence n - 1 in the denominator.
-    deviations = {name: values.std(ddof=min(len(values) - 1, 1)).item() for name, values in columns.items()}
-    for title, results in {**runs, "mean": means, "deviation": deviations}.items():
-        logging.info("%-12s %s", title, console.format_results({name: results[name] for name in names}))
-    deviations = {f"{name}_deviation": value for name, value in deviations.items()}
-    write_results(output_dir / RESULTS_NAME, {**means, "seeds": seeds, **deviations})
-    if following:
-        logging.info("next: %s", following)
 
 
 if __name__ == "__main__":

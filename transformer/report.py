@@ -1,5 +1,6 @@
 """The report on a task's student: a comparison with teacher and baseline, its answers, and its training."""
 
+import logging
 import math
 import platform
 import re
@@ -12,12 +13,20 @@ import torch
 
 from transformer import drawing
 from transformer.checkpoint import describe, weights_files
-from transformer.console import format_seconds
+from transformer.console import format_results, format_seconds
 from transformer.evaluation import measure_speed, resampled_results, results_of
 from transformer.files import atomic_write
 from transformer.flags import BASELINE, FINETUNE, INTERMEDIATE, PREDICTION, at_root
 from transformer.history import HISTORY_NAME, read_curves, read_effort
-from transformer.outputs import PICTURE_NAME, REPORT_NAME, fingerprint, read_record
+from transformer.outputs import (
+    PICTURE_NAME,
+    REPORT_NAME,
+    RESULTS_NAME,
+    fingerprint,
+    read_record,
+    read_results,
+    write_results,
+)
 from transformer.tasks.task import TaskFile
 
 KINDS = {"att_loss": "attention", "rep_loss": "hidden states"}  # the losses that each layer has
@@ -354,3 +363,21 @@ def make_panels(task, candidates, measured, steps):
         panels += [*single[:1], *layered[:2]]
         single, layered = single[1:], layered[2:]
     return panels
+
+
+def sum_up_seeds(output_dir, seeds, following=None):
+    """--seeds: write the mean and standard deviation of the scores in seed_N to eval_results.txt. `following`: the next
+    command."""
+    folders = {f"seed {seed}": output_dir / f"seed_{seed}" for seed in map(int, seeds.split(","))}
+    runs = {title: read_results(folder / RESULTS_NAME) for title, folder in folders.items()}
+    names = [name for name in next(iter(runs.values())) if name != "global_step"]
+    columns = {name: np.array([results[name] for results in runs.values()]) for name in names}
+    means = {name: values.mean().item() for name, values in columns.items()}
+    # The seeds are a sample of all seeds, hence n - 1 in the denominator.
+    deviations = {name: values.std(ddof=min(len(values) - 1, 1)).item() for name, values in columns.items()}
+    for title, results in {**runs, "mean": means, "deviation": deviations}.items():
+        logging.info("%-12s %s", title, format_results({name: results[name] for name in names}))
+    deviations = {f"{name}_deviation": value for name, value in deviations.items()}
+    write_results(output_dir / RESULTS_NAME, {**means, "seeds": seeds, **deviations})
+    if following:
+        logging.info("next: %s", following)
