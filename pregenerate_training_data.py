@@ -29,7 +29,7 @@ from transformer.corpus import Corpus, CorpusWriter, corpus_files, read_blocks, 
 from transformer.data import id_typecode
 from transformer.downloads import model_folder
 from transformer.epochs import EpochFiles, vocabulary_digest
-from transformer.files import UserError, read_json, write_json
+from transformer.files import UserError, read_json, without_secrets, write_json
 from transformer.flags import PREGENERATION
 from transformer.instances import InstanceMaker, InstanceSettings
 from transformer.outputs import Output
@@ -67,7 +67,7 @@ def read_settings(argv=None):
 def main():
     settings = read_settings()
     console.set_up_logging()
-    logging.info("pregeneration: %s", " ".join(settings.train_corpus))
+    logging.info("pregeneration: %s", without_secrets(" ".join(settings.train_corpus)))
     settings.log()
     folder, bert = Path(settings.output_dir), Path(settings.bert_model)
     one_file = bert.is_file()  # a vocabulary file, without a model

@@ -1,6 +1,8 @@
 """Atomic writes, JSON, the download cache, model folders, uploads and step 0, against servers on this machine."""
 
 import contextlib
+import errno
+import functools
 import hashlib
 import http.server
 import io
@@ -17,10 +19,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import requests
 from tiny import TEACHER, call_script, make_sst2, make_student_config, make_teacher, tree
 
 from transformer import downloads, file_utils, remote
-from transformer.checkpoint import load_state_dict
+from transformer.checkpoint import load_state_dict, weights_file
 from transformer.corpus import corpus_files
 from transformer.file_utils import (
     UserError,
@@ -43,7 +46,7 @@ class FileServer(http.server.ThreadingHTTPServer):
     """Serves `files` (address -> bytes) with ETags and ranges; `troubles` (address -> list) go wrong first, in order.
 
     A trouble is a status, "cut:N", after so many bytes the connection is cut, "stall:N", after so many bytes nothing
-    more comes, or "redirect:ADDRESS".
+    more comes, "redirect:ADDRESS", or a dict: "status", a header each, and "body", as they are.
     """
 
     daemon_threads = True
@@ -76,6 +79,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         trouble = server.troubles[path].pop(0) if server.troubles.get(path) else None
         if isinstance(trouble, int):
             return self.answer(trouble, b"trouble", **({"Retry_After": "0"} if trouble == 429 else {}))
+        if isinstance(trouble, dict):
+            return self.answer(trouble.pop("status"), trouble.pop("body", b""), **{"length": None, **trouble})
         if trouble and trouble.startswith("redirect:"):
             return self.answer(302, Location=trouble[len("redirect:") :], **server.headers_of.get(path, {}))
         if path not in server.files:
@@ -310,13 +315,26 @@ def test_missing_and_refused_files_are_named_at_once(server, monkeypatch):
     assert [status for _, status, _ in server.log] == [404, 401]
 
 
-def test_the_token_goes_to_the_hub_only(server, monkeypatch):
+def test_the_token_goes_to_the_hub_only_and_over_https_only(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     server.files["/a"] = b"x"
     cached_path(server.url + "/a")
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     cached_path(server.url + "/a")
-    assert [headers.get("Authorization") for _, _, headers in server.log] == [None, "Bearer hf_x"]
+    assert [headers.get("Authorization") for _, _, headers in server.log] == [None, None]
+    asked = []
+
+    def get(url, headers, **_):
+        asked.append((url, headers.get("Authorization")))
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "get", get)
+    monkeypatch.setattr(downloads, "TRIES", 1)
+    monkeypatch.setenv("HF_ENDPOINT", "https://127.0.0.1:9")
+    for url in ("https://127.0.0.1:9/a", "http://127.0.0.1:9/a", "https://127.0.0.2:9/a"):
+        with pytest.raises(UserError, match="cannot be reached"):
+            cached_path(url)
+    assert [token for _, token in asked] == ["Bearer hf_x", None, None]
 
 
 def test_redirects_are_followed_and_the_hubs_sum_is_checked(server, tmp_path):
@@ -389,6 +407,103 @@ def test_a_server_that_stalls_is_left_and_asked_again(server, monkeypatch, troub
     assert time.monotonic() - started < server.stalls
     if trouble == "stall:70001":  # what had come was kept
         assert server.statuses("/big.bin") == [200, 206]
+
+
+def part_of(body, start, end, total, etag):
+    """A trouble: an answer with the bytes from start to end, of `total`."""
+    about = {"Content_Range": f"bytes {start}-{end - 1}/{total}", "ETag": etag}
+    return {"status": 206, "body": body[start:end], **about}
+
+
+def test_a_part_that_ends_before_the_file_is_gone_on_with(server):
+    body = server.files["/big.bin"] = noise(400_003)
+    etag = f'"{hashlib.md5(body).hexdigest()}"'
+    server.troubles["/big.bin"] = [
+        part_of(body, 0, 100_000, 400_003, etag),  # to a request for the whole file
+    ]
+    with pytest.raises(UserError, match="the server answered 206, expected 200 and the whole file"):
+        cached_path(server.url + "/big.bin")
+    server.troubles["/big.bin"] = ["cut:131072", part_of(body, 131_072, 300_000, 400_003, etag)]
+    assert cached_path(server.url + "/big.bin").read_bytes() == body
+    assert server.statuses("/big.bin") == [206, 200, 206, 206]
+
+
+@pytest.mark.parametrize("told", ["bytes 131072-399999/*", "131072-400002/400003", "bytes 131072-400002/-1", ""])
+def test_a_part_of_unknown_size_is_left_for_the_whole_file(server, told):
+    body = server.files["/big.bin"] = noise(400_003)
+    part = part_of(body, 131_072, 400_000, 400_003, f'"{hashlib.md5(body).hexdigest()}"')
+    server.troubles["/big.bin"] = ["cut:131072", {**part, "Content_Range": told}]
+    assert cached_path(server.url + "/big.bin").read_bytes() == body
+    assert server.statuses("/big.bin") == [200, 206, 200]
+
+
+def test_a_304_without_a_copy_is_no_file(server):
+    server.troubles["/a"] = [304]
+    with pytest.raises(UserError, match="the server answered 304, expected 200"):
+        cached_path(server.url + "/a")
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "\u00b2", "9" * 5000])
+def test_a_length_that_is_no_number_is_told(server, length):
+    server.troubles["/a"] = [{"status": 200, "body": b"x", "length": length}]
+    with pytest.raises(UserError, match=r"/a: (the server says Content-Length|.*InvalidHeader)"):
+        cached_path(server.url + "/a")
+
+
+@pytest.mark.parametrize("wait", ["\u00b2", "soon", "9" * 5000, "-1"])
+def test_whatever_the_server_says_about_waiting_it_is_asked_again(server, wait):
+    server.files["/a"] = b"x"
+    server.troubles["/a"] = [{"status": 503, "Retry_After": wait}]
+    assert cached_path(server.url + "/a").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    "place", ["http://[", "http://a..b/", "http://a:b/", "file:///etc/passwd", "http://", "\xff\xfe"]
+)
+def test_a_malformed_redirect_or_address_ends_in_one_line(server, place):
+    server.troubles["/a"] = [f"redirect:{place}"] * 9
+    with pytest.raises(UserError, match=rf"^{server.url}/a: (cannot be|no such file)") as caught:
+        cached_path(server.url + "/a")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError):
+        cached_path(place)
+
+
+SECRET = "http://me:pass%40word@127.0.0.1"
+
+
+def test_what_an_address_has_of_passwords_and_tokens_is_neither_printed_nor_kept(server, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    address = server.url.replace("http://127.0.0.1", SECRET)
+    server.files["/a.txt?token=t0ken"] = noise(1_000_001)
+    server.files["/m/config.json"], server.files["/m/vocab.txt"] = b"{}", b"[PAD]"
+    path = cached_path(f"{address}/a.txt?token=t0ken")
+    assert server.log[0][2]["Authorization"].startswith("Basic ")
+    assert cached_path(f"{address}/a.txt?token=t0ken") == path and server.statuses("/a.txt?token=t0ken") == [200, 304]
+    folder = model_folder(f"{address}/m", need_weights=False)
+    monkeypatch.setattr(downloads, "TRIES", 2)
+    server.troubles["/b?token=t0ken"] = [503, 503]
+    told = [str(path), str(folder)]
+    for name in ("b?token=t0ken", "c?token=t0ken"):
+        with pytest.raises(UserError, match=r"\?\.\.\.") as caught:
+            cached_path(f"{address}/{name}")
+        told.append(str(caught.value))
+    with pytest.raises(UserError) as caught:
+        model_folder(f"{address}/none")
+    told += [str(caught.value), *caplog.messages]
+    kept = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    told += [text for path in kept for text in (str(path), path.read_bytes().decode("latin-1"))]
+    assert len(kept) > 6 and not [text for text in told if "pass" in text.replace(tmp_path.name, "") or "t0ken" in text]
+
+
+def test_a_cache_is_private(server, tmp_path):
+    server.files["/a.txt"] = server.files["/b.txt"] = noise(99_999)
+    server.troubles["/b.txt"] = ["cut:70000", 404]
+    cached_path(server.url + "/a.txt")
+    with pytest.raises(UserError):
+        cached_path(server.url + "/b.txt")
+    kept = {path.name.split("-")[-1]: path.stat().st_mode & 0o777 for path in (tmp_path / "cache").iterdir()}
+    assert {"a.txt", "a.txt.json", "b.txt.part", "b.txt.part.json"} <= {*kept} and {*kept.values()} == {0o600}
 
 
 def test_two_processes_download_once(server, tmp_path):
@@ -468,6 +583,53 @@ def test_a_cached_model_works_without_a_connection(hub, monkeypatch, caplog):
     assert len(caplog.messages) == 1
     with pytest.raises(UserError, match="org/other: no such folder here"):
         model_folder("org/other")
+
+
+def test_of_a_cached_model_the_weights_fetched_last_are_read_and_what_the_hub_removed_is_removed(hub, monkeypatch):
+    base = "/org/tiny/resolve/main"
+    hub.files[f"{base}/tokenizer_config.json"] = b"{}"
+    folder = model_folder("org/tiny")
+    assert weights_file(folder).read_bytes() == b"w"
+    monkeypatch.setattr(downloads, "weights_in_order", lambda: downloads.WEIGHTS)
+    hub.files[f"{base}/model.safetensors"] = b"newer"
+    del hub.files[f"{base}/tokenizer_config.json"]
+    assert weights_file(model_folder("org/tiny")).read_bytes() == b"newer"
+    assert visible(folder) == ["config.json", "model.safetensors", "vocab.txt"]
+    shard = "model-00001-of-00001.safetensors"
+    hub.files[f"{base}/model.safetensors.index.json"] = json.dumps({"weight_map": {"a": shard}}).encode()
+    hub.files[f"{base}/{shard}"] = b"shard"
+    del hub.files[f"{base}/model.safetensors"], hub.files[f"{base}/pytorch_model.bin"]
+    model_folder("org/tiny")
+    assert visible(folder) == ["config.json", shard, "model.safetensors.index.json", "vocab.txt"]
+    del hub.files[f"{base}/vocab.txt"]
+    with pytest.raises(UserError, match=r"vocab\.txt: no such file on the server"):
+        model_folder("org/tiny")
+    assert not (folder / "vocab.txt").exists()
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_complete_cache_on_a_disk_for_reading_only_serves(hub, monkeypatch, tmp_path, caplog, offline):
+    folder, path = model_folder("org/tiny"), cached_path(hub.url + "/org/tiny/resolve/main/vocab.txt")
+    before, asked, cache = tree(tmp_path), len(hub.log), str(tmp_path / "cache")
+    if offline:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def refuse(real, place, *args, **kwargs):
+        writing = real is not open or "r" not in (args[0] if args else kwargs.get("mode", "r"))
+        if writing and str(place).startswith(cache):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
+        return real(place, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", functools.partial(refuse, open))
+    for name in ("unlink", "replace", "chmod", "rename"):
+        monkeypatch.setattr(os, name, functools.partial(refuse, getattr(os, name)))
+    caplog.set_level(logging.INFO)
+    assert (model_folder("org/tiny"), cached_path(hub.url + "/org/tiny/resolve/main/vocab.txt")) == (folder, path)
+    assert len(hub.log) == asked and len(caplog.messages) == (0 if offline else 2)
+    with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\)"):
+        cached_path(hub.url + "/new.txt")
+    monkeypatch.undo()
+    assert tree(tmp_path) == before
 
 
 def test_weights_in_shards_are_fetched_after_their_index(hub, monkeypatch):
@@ -555,8 +717,9 @@ def test_outputs_are_copied_into_a_folder(tmp_path):
     assert (out / "a.txt").read_text() == "a.txt"
     with pytest.raises(UserError, match=r"nothing\.txt: no such file"):
         upload([out / "nothing.txt"], tmp_path / "copy")
-    with pytest.raises(UserError, match="cannot upload to https://"):
-        upload([out / "a.txt"], "https://127.0.0.1/x")
+    for place, told in (("https://127.0.0.1/x", "https://"), ("s3://", "s3://"), (out / "a.txt", "")):
+        with pytest.raises(UserError, match=f"cannot upload to {told}"):
+            upload([out / "a.txt"], place)
 
 
 @pytest.fixture(scope="module")
@@ -664,11 +827,14 @@ def test_a_zip_cannot_write_outside_its_folder(tmp_path):
 def test_a_broken_zip_leaves_no_file(tmp_path):
     archive = bytearray(zipped({"train.tsv": noise(9999).hex()}))
     archive[2000] ^= 1
-    for name, body in {"flipped.zip": archive, "page.zip": b"<html>"}.items():
+    locked = bytearray(zipped({"train.tsv": "x"}))
+    for signature, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        locked[locked.index(signature) + place] |= 1  # the flag of an encrypted member
+    for name, body in {"flipped.zip": archive, "locked.zip": locked, "page.zip": b"<html>"}.items():
         (tmp_path / name).write_bytes(body)
         with pytest.raises(UserError, match="not a valid zip"):
             unpack(tmp_path / name, ["train.tsv"], tmp_path)
-    assert names_in(tmp_path) == ["flipped.zip", "page.zip"]
+    assert names_in(tmp_path) == ["flipped.zip", "locked.zip", "page.zip"]
 
 
 STUDENTS = {name: source.model for name, source in file_utils.SOURCES.items() if source.teacher}

@@ -40,7 +40,8 @@ def _explain(error):
         place = f"{error.filename}: " if error.filename else "a file cannot be read or written: "
         return f"{place}{error.strerror}; {GOES_ON}"
     # Compared by name, because not every script loads torch.
-    if "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
+    of_torch = "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+    if of_torch or isinstance(error, MemoryError):
         return f"out of memory; a smaller batch size, or more --gradient_accumulation_steps, may help; {GOES_ON}"
     return None
 

@@ -8,10 +8,9 @@ import os
 import re
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from transformer.files import UserError, copy_file, make_folder, read_json, wait_for_lock, write_json
-from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, upload_s3
+from transformer.files import UserError, copy_file, make_folder, read_json, wait_for_lock, without_secrets, write_json
+from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, split_address, upload_s3
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"  # after the name of weights that lie in several files, the shards: which key is in which
@@ -43,7 +42,7 @@ def cached_path(url_or_path, cache_dir=None, sha256=None):
     server says that it is current (ETag) and when the server cannot be reached. Raises UserError."""
     address = str(url_or_path)
     if re.match("(https?|s3)://", address):
-        target = cache_folder(cache_dir) / _entry(address, urlsplit(address).path.rsplit("/", 1)[-1])
+        target = cache_folder(cache_dir) / _entry(address, split_address(address).path.rsplit("/", 1)[-1])
         _fetch(address, target, sha256)
         return target
     if re.match(r"\w[\w+.-]+://", address):
@@ -61,27 +60,37 @@ def _fetch(url, target, sha256=None, offline=False):
     offline = offline or (is_hub(url) and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))
     make_folder(target.parent)
     try:
-        with open(_beside(target, "lock"), "w") as lock:
+        with open(_beside(target, "lock"), "w", opener=_private) as lock:
             wait_for_lock(lock)  # two processes do not download the same file
-            copy = read_record(_beside(target, "json"))
-            complete = target.is_file() and target.stat().st_size == copy.get("size")
-            if not complete or copy["url"] != url or sha256 not in (None, copy["sha256"]):
-                copy = {}
+            copy = _copy_of(url, target, sha256)
             if sha256 and copy:
                 return True
             if offline:
                 raise Transient("is not asked (offline)")
             _download(url, target, copy, sha256, tries=1 if copy else TRIES)
             return True
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
-    except Transient as error:
-        if not copy:
-            failure = Missing if offline else UserError
-            raise failure(f"{url}: {error}, and it is not in the cache ({target.parent})") from error
+    except (OSError, Transient) as error:  # a disk for reading only has no lock, but may have a copy
+        if not _copy_of(url, target, sha256):
+            told = f"{url}: {error}, and it is not in the cache ({target.parent})"
+            if isinstance(error, OSError):
+                told = f"{target}: cannot be written ({error.strerror or error})"
+            raise (Missing if offline else UserError)(told) from error
         if not offline:
-            logging.info("%s: %s; using the copy in %s", url, error, target.parent)
+            logging.info("%s: %s; using the copy in %s", without_secrets(url), error, target.parent)
         return False
+
+
+def _copy_of(url, target, sha256):
+    """The record of a complete copy of `url` (with the sum `sha256`, if known), {} without one."""
+    copy = read_record(_beside(target, "json"))
+    complete = target.is_file() and target.stat().st_size == copy.get("size")
+    same = copy.get("url") == without_secrets(url) and sha256 in (None, copy.get("sha256"))
+    return copy if complete and same else {}
+
+
+def _private(path, flags):
+    """Opens a file that its owner alone may read: no one else needs a token or a password here."""
+    return os.open(path, flags, 0o600)
 
 
 def _download(url, target, copy, sha256, tries):
@@ -97,7 +106,7 @@ def _download(url, target, copy, sha256, tries):
             if failures >= tries:
                 raise
             wait = BACKOFF * 2 ** (failures - 1)
-            logging.info("%s: %s; trying again in %g s", url, error, wait)
+            logging.info("%s: %s; trying again in %g s", without_secrets(url), error, wait)
             time.sleep(wait)
 
 
@@ -114,26 +123,32 @@ def _try(url, target, copy, sha256):
     status, received, linked, chunks = (ask_s3 if url.startswith("s3://") else ask_http)(url, headers)
     validator = received.get("etag") or received.get("last-modified")
     same = copy and (validator == copy["validator"] is not None or linked == copy["sha256"])
-    if status != 304 and not (status == 200 and same):
-        resumed = status == 206 and validator == version and f"bytes {start}-" in received.get("content-range", "")
+    if not (status == 304 and copy) and not (status == 200 and same):
+        # A part's own length does not tell whether the file ends with it; the total does.
+        total = re.fullmatch(rf"bytes {start}-\d+/(\d{{1,18}})", received.get("content-range", ""), re.ASCII)
+        resumed = "Range" in headers and status == 206 and validator == version and total
         outdated = "Range" in headers and status in (206, 412, 416) and not resumed
         if outdated or status == 200:  # before a record of the new version is written beside it
             part.unlink(missing_ok=True)
         if outdated:
             return _try(url, target, copy, sha256)
+        if status in (404, 410):
+            target.unlink(missing_ok=True)  # else what the hub took back would still be read
         if status != 200 and not resumed:
             raise failure_of(url, status)
-        about = {"url": url, "validator": validator}
-        write_json(part_record, about)
-        start, length = start if resumed else 0, received.get("content-length")
+        about = {"url": without_secrets(url), "validator": validator}
+        _write_record(part_record, about)
         encoded = received.get("content-encoding", "identity") != "identity"
-        _receive(url, chunks, part, start, None if encoded or length is None else start + int(length))
+        length = total[1] if resumed else None if encoded else received.get("content-length")
+        if not re.fullmatch(r"\d{1,18}", length or "0", re.ASCII):
+            raise UserError(f"{url}: the server says Content-Length: {length[:80]!r}, expected a number of bytes")
+        _receive(url, chunks, part, start if resumed else 0, None if length is None else int(length))
         found, expected = sha256_of(part), sha256 or linked
         if expected and found != expected:
             part.unlink()
             raise UserError(f"{url}: the download has the sha256 sum {found}, expected {expected}; run it again")
         os.replace(part, target)
-        write_json(_beside(target, "json"), {**about, "size": target.stat().st_size, "sha256": found})
+        _write_record(_beside(target, "json"), {**about, "size": target.stat().st_size, "sha256": found})
     part.unlink(missing_ok=True)
     part_record.unlink(missing_ok=True)
 
@@ -142,11 +157,13 @@ def _receive(url, chunks, part, start, size):
     """Append the received bytes to `part`, which holds `start` bytes; `size` is that of the whole file, if known."""
     from tqdm import tqdm
 
+    url = without_secrets(url)
     small = size is not None and size < 1_000_000
     if not small:
         logging.info("downloading %s (%s)", url, f"{size / 1e6:.0f} MB" if size else "size unknown")
     shown = {"desc": url.rpartition("/")[2], "total": size, "initial": start, "unit": "B", "unit_scale": True}
-    with open(part, "ab") as file, tqdm(**shown, disable=small or None) as bar:  # None: no bar without a terminal
+    shown["disable"] = small or None  # None: no bar without a terminal
+    with open(part, "ab", opener=_private) as file, tqdm(**shown) as bar:
         for chunk in chunks:
             file.write(chunk)
             bar.update(len(chunk))
@@ -165,13 +182,18 @@ def read_record(path):
     return {}
 
 
+def _write_record(path, about):
+    write_json(path, about)
+    path.chmod(0o600)
+
+
 def cache_folder(cache_dir):
     return Path(cache_dir or os.environ.get("TINYBERT_CACHE") or "~/.cache/tinybert").expanduser()
 
 
 def _entry(address, name):
     digest = hashlib.sha256(address.encode()).hexdigest()[:16]
-    readable = re.sub(r"[^\w.-]", "_", name)[-80:] or "file"
+    readable = re.sub(r"[^\w.-]", "_", without_secrets(name))[-80:] or "file"
     return f"{digest}-{readable}"
 
 
@@ -282,12 +304,24 @@ def fetch_model(address, folder, need_weights):
             fetch(file)
         except Missing:
             continue
-        for shard in shards(folder / file) if file.endswith(INDEX) else ():
+        found = {file, *(shards(folder / file) if file.endswith(INDEX) else ())}
+        for shard in sorted(found - {file}):
             fetch(shard)
+        for other in folder.glob("*") if not offline else ():  # older weights, which would be read in their place
+            if other.name not in found and re.fullmatch(r"\w.*\.(bin|safetensors)(\.index\.json)?", other.name):
+                other.unlink(missing_ok=True)
         return folder
     if need_weights:
         raise UserError(f"{address}: neither {WEIGHTS[0]} nor {WEIGHTS[1]} is there")
     return folder
+
+
+def check_upload(data_url):
+    """Whether `data_url` is an s3:// address and not a folder. Raises UserError where it is neither."""
+    scheme, found, rest = str(data_url).partition("://")
+    if (found and (scheme != "s3" or not rest.strip("/"))) or Path(data_url).expanduser().is_file():
+        raise UserError(f"{data_url}: cannot upload to {scheme}{found}, expected a folder or s3://bucket/prefix")
+    return bool(found)
 
 
 def upload(paths, data_url, without=()):
@@ -295,9 +329,7 @@ def upload(paths, data_url, without=()):
     is empty. `without`: folders inside them that stay behind."""
     if not data_url:
         return
-    scheme, found, _ = str(data_url).partition("://")
-    if found and scheme != "s3":
-        raise UserError(f"{data_url}: cannot upload to {scheme}://, expected a folder or s3://bucket/prefix")
+    found = check_upload(data_url)
     without = {Path(os.path.abspath(folder)) for folder in without}
     for path in [paths] if isinstance(paths, (str, Path)) else paths:
         path = Path(os.path.abspath(path))

@@ -19,13 +19,12 @@ import zipfile
 import zlib
 from collections import namedtuple
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from transformer import downloads
 from transformer.console import run
 from transformer.downloads import WEIGHTS, cached_path, model_folder, upload
 from transformer.files import UserError, atomic_write, copy_file, make_folder, read_json, write_json
-from transformer.remote import HUB, hub, s3_files
+from transformer.remote import HUB, hub, s3_files, split_address
 
 # Older code imports these from here.
 __all__ = ["UserError", "atomic_write", "cached_path", "model_folder", "read_json", "s3_files", "upload", "write_json"]
@@ -95,7 +94,7 @@ def unpack(archive, names, folder):
                     raise UserError(f"{archive}: holds no {name}")
                 with bundle.open(member) as source, atomic_write(folder / name, "wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: encrypted
         raise UserError(f"{archive}: not a valid zip archive ({error})") from error
 
 
@@ -126,7 +125,7 @@ def _lines(path):
 
 def _address(url):
     mirror, url = os.environ.get("TINYBERT_MIRROR"), url.replace(HUB, hub(), 1)
-    return mirror.rstrip("/") + urlsplit(url).path if mirror else url
+    return mirror.rstrip("/") + split_address(url).path if mirror else url
 
 
 def _file_states(name, root, cache):

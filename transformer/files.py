@@ -5,6 +5,7 @@ import glob
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -20,6 +21,14 @@ LOCKS = {}  # {folder that this process writes into: its descriptor}; the system
 
 class UserError(Exception):
     """Bad input; the scripts print it as one line and exit with status 2."""
+
+    def __str__(self):
+        return without_secrets(super().__str__())
+
+
+def without_secrets(text):
+    """`text`, in whose addresses "..." stands for what may be a password or a token: all before an @ and after a ?."""
+    return re.sub(r"(https?://[^\s'\"?]*\?)[^\s'\"]+", r"\1...", re.sub(r"(?<=://)[^/\s'\"?]*@", "...@", text))
 
 
 @contextlib.contextmanager

@@ -23,15 +23,20 @@ class Transient(Exception):
 
 
 def ask_http(url, headers):
-    """GET an address: (status, headers, the hub's sha256 sum or None, chunks). All of it may raise Transient."""
+    """GET an address: (status, headers, the hub's sha256 sum or None, chunks). All of it may raise Transient. Raises
+    UserError for a malformed address, redirect or token."""
     import requests
 
-    if os.environ.get("HF_TOKEN") and is_hub(url):
+    if os.environ.get("HF_TOKEN") and is_hub(url) and url.startswith("https://"):
         headers = {**headers, "Authorization": f"Bearer {os.environ['HF_TOKEN']}"}
     try:
         response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
+    except ValueError as error:  # of requests, urllib3, or Python itself
+        reason = f"it, HF_TOKEN, or the address that it redirects to is malformed ({type(error).__name__})"
+        raise UserError(f"{url}: cannot be asked; {reason}") from None  # whose message may hold the token
     except requests.RequestException as error:
-        raise Transient(f"cannot be reached ({type(error).__name__})") from error
+        # Its message, which --debug would show, has the address in it.
+        raise Transient(f"cannot be reached ({type(error).__name__})") from (None if "?" in url else error)
     # The hub gives the file's sum in its redirect; the storage behind it may use another kind of ETag.
     sums = [one.headers.get("X-Linked-Etag", "").strip('"') for one in (*response.history, response)]
     sha256 = next((value for value in sums if re.fullmatch("[0-9a-f]{64}", value)), None)
@@ -67,11 +72,12 @@ def failure_of(url, status):
     if status in (404, 410):
         return Missing(f"{url}: no such file on the server ({status})")
     if status in (401, 403):
-        hint = "set HF_TOKEN to a token that may read it" if is_hub(url) else "check the address and the credentials"
+        hint = "set HF_TOKEN to a token that may read it, which is sent over https only"
+        hint = hint if is_hub(url) else "check the address and the credentials"
         return Missing(f"{url}: access refused ({status}); {hint}")
     if status in (408, 429) or status >= 500:
         return Transient(f"the server answered {status}")
-    return UserError(f"{url}: the server answered {status}")
+    return UserError(f"{url}: the server answered {status}, expected 200 and the whole file")
 
 
 @contextlib.contextmanager
@@ -108,4 +114,12 @@ def hub():
 
 
 def is_hub(url):
-    return urlsplit(url).netloc == urlsplit(hub()).netloc
+    return split_address(url).netloc == split_address(hub()).netloc
+
+
+def split_address(url):
+    """`urlsplit`, which raises UserError for what is no address."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"{url}: not an address ({error})") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from transformer import downloads, flags
-from transformer.files import UserError
+from transformer.files import UserError, without_secrets
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, PREDICTION, SWITCHES, TASK, flags_of, model
 
 
@@ -167,6 +167,7 @@ class Settings(Mapping):
         counted = frozenset(name for name, flag in rows.items() if flag.result) | {"step"}
         given = {name: value for name, value in self.items() if value is not None and value is not False}
         kept = {name: value for name, value in given.items() if name in counted}
+        kept |= {name: without_secrets(value) for name, value in kept.items() if isinstance(value, str)}
         if self.step in TASK:
             kept["step"] = self.step
         sources = [(name, value) for name, value in given.items() if rows[name].type is model]
@@ -225,8 +226,8 @@ class Settings(Mapping):
     def log(self):
         """Log every value that is not the default, with its source."""
         for name, origin in sorted(self.origins.items(), key=lambda item: (item[1], item[0])):
-            value = self[name]
-            logging.info("  %-28s %-36s %s", name, " ".join(value) if isinstance(value, list) else value, origin)
+            value = " ".join(self[name]) if isinstance(self[name], list) else str(self[name])
+            logging.info("  %-28s %-36s %s", name, without_secrets(value), origin)
 
 
 def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=None):
@@ -297,7 +298,7 @@ def command(step, values):
     words = ["python", script, *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
     for name, value in values.items():
         if value is not None and value is not False:  # 0 is a value
-            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(str(value))]
+            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(without_secrets(str(value)))]
     return " ".join(words)
 
 
@@ -320,6 +321,8 @@ def check(step, values):
     for name, flag in flags_of(step).items():
         if flag.type in (int, float) and values[name] is not None and not flags.EXPECTED[flag.expected](values[name]):
             raise UserError(f"--{name} {values[name]}: expected {flag.expected}")
+    if values["data_url"]:
+        downloads.check_upload(values["data_url"])
     if "hidden_weight" in values and not values["attention_weight"] and not values["hidden_weight"]:
         raise UserError("--attention_weight 0 --hidden_weight 0: nothing is left to learn")
     pieces = values.get("student_vocab")

@@ -4,6 +4,7 @@ A stage brings a `learner`, a module whose forward turns a batch into named loss
 """
 
 import contextlib
+import itertools
 import logging
 import math
 import re
@@ -47,11 +48,10 @@ class Plan:
         self.rows = round(sum(sizes) / len(sizes))  # of a pass
         steps = [math.ceil(size / batching.train_batch_size) for size in sizes]
         epochs = schedule.num_train_epochs
-        whole = int(epochs)
-        # One entry more than whole passes, for the fraction: 1.5 epochs end in the middle of the second pass.
-        self.epoch_steps = [steps[epoch % len(steps)] for epoch in range(whole + 1)]
-        self.epoch_steps[whole] = round((epochs - whole) * self.epoch_steps[whole])
-        self.total_steps = min(sum(self.epoch_steps), schedule.max_steps or math.inf)
+        rounds, last = divmod(int(epochs), len(steps))
+        # 1.5 epochs end in the middle of the second pass.
+        whole = rounds * sum(steps) + sum(steps[:last]) + round((epochs - int(epochs)) * steps[last])
+        self.pass_steps, self.total_steps = steps, min(whole, schedule.max_steps or math.inf)
         if not self.total_steps:
             raise UserError(f"--num_train_epochs {epochs}: nothing to train on")
 
@@ -65,13 +65,15 @@ class Plan:
         """Yield (sequences, indices of the step's examples) from step `start` on."""
         # The order depends on the seed and the pass alone, so a resumed run skips ahead without reading earlier passes.
         first = 0
-        for epoch, count in enumerate(self.epoch_steps):
-            stop = min(first + count, self.total_steps)
+        for epoch in itertools.count():
+            stop = min(first + self.pass_steps[epoch % len(self.pass_steps)], self.total_steps)
             if max(start, first) < stop:
                 sequences, batches = self.batches(epoch)
                 for indices in batches[max(start - first, 0) : stop - first]:
                     yield sequences, indices
-            first += count
+            if stop == self.total_steps:
+                return
+            first = stop
 
 
 class TrainingRun:
