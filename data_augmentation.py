@@ -65,6 +65,7 @@ HEADER = {
 }
 
 CHUNK_ROWS = 256  # rows per process between saved states; their masked words share batches
+CHUNK_TEXT = 1 << 20  # characters, likewise, so that memory does not grow with long rows
 CUDA_CHUNKS = 4  # chunks between saved states on a GPU, which finishes one faster than a state is saved
 REPORT_SECONDS = 60  # between progress lines in the log, where no bar is shown
 # The spaces to remove: between Chinese characters or punctuation. Next to these, quotes and dashes count as well.
@@ -154,11 +155,22 @@ def rounds(train_file, start, limit, here):
     # Consecutive parts in rank order: joined, they are in file order, and a resumed run may have another world size.
     rows = islice(train_file, start, limit)
     size = CHUNK_ROWS * here.world_size * (CUDA_CHUNKS if here.device.type == "cuda" else 1)
-    while part := list(islice(rows, size)):
+    while part := take(rows, size, CHUNK_TEXT * here.world_size):
         share = -(-len(part) // here.world_size)
         first = min(here.rank * share, len(part))
         yield len(part), start + first, part[first : first + share]
         start += len(part)
+
+
+def take(rows, most, characters):
+    """The next `most` rows, fewer where their texts come to so many characters."""
+    part = []
+    for row in islice(rows, most):
+        part.append(row)
+        characters -= sum(map(len, row.texts))
+        if characters <= 0:
+            break
+    return part
 
 
 def augment_file(train_file, augment, progress, total, limit, output):

@@ -22,7 +22,8 @@ from transformer.files import UserError, append_to, read_json, write_json
 from transformer.remote import s3_files
 
 BLOCK_BYTES = 1 << 18  # text that a worker gets at a time
-LONGEST = 1 << 22  # bytes; a longer document in a text file counts as several, so that memory stays bounded
+LONGEST = 1 << 22  # bytes, in JSON Lines characters; a longer document counts as several, so that memory stays bounded
+LONGEST_LINE = 100_000_000  # bytes of a line of JSON, which can be parsed as a whole only
 SUFFIXES = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")  # files to take from folders
 JSON_LINES = {".jsonl", ".json"}
 # JSON Lines hold whole texts: a sentence ends at the end of a line or after its punctuation mark.
@@ -72,6 +73,9 @@ def read_blocks(files, start=(0, 0, 1)):
                 file.seek(offset)
                 for data in _whole_documents(file, bool(JSON_LINES & set(path.suffixes))):
                     offset, next_line = offset + len(data), line + data.count(b"\n")
+                    if len(data) - data.rfind(b"\n") > LONGEST_LINE:
+                        expected = f"expected less than {LONGEST_LINE / 1e6:g} MB; several lines make several documents"
+                        raise UserError(f"{path} line {next_line}: too long a document, {expected}")
                     yield Block(path, line, data, (number, offset, next_line))
                     line = next_line
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -81,15 +85,24 @@ def read_blocks(files, start=(0, 0, 1)):
 def _whole_documents(file, json_lines):
     """Yield the bytes of an open file, cut between documents.
 
-    A document of more than LONGEST bytes is cut at the next line end. This depends on its own length alone, so that a
-    resumed run cuts at the same places.
+    A document of more than LONGEST bytes is cut at the next line end, and in a line as long as that after a space or at
+    least a character. This depends on its own length alone, so that a resumed run cuts at the same places. A line of
+    JSON is whole up to LONGEST_LINE.
     """
-    data, start = bytearray(), 0  # `start`: of the current document, in `data`
-    for line in file:
+    data, start, rest = bytearray(), 0, b""  # `start`: of the current document, in `data`
+    longest = LONGEST_LINE if json_lines else LONGEST
+    while line := rest + file.readline(longest + 1 - len(rest)):
+        cut = len(line) > longest and not line.endswith(b"\n")
+        if cut and not json_lines:
+            ends = (end for end in range(longest, longest - 4, -1) if line[end] & 0xC0 != 0x80)  # UTF-8's characters
+            end = line.rfind(b" ", 0, longest) + 1 or next(ends, longest)
+            line, rest = line[:end], line[end:]
+        else:
+            rest = b""
         data += line
         ended = json_lines or line.isspace()
         start = len(data) if ended else start
-        if (ended and len(data) >= BLOCK_BYTES) or len(data) - start > LONGEST:
+        if cut or (ended and len(data) >= BLOCK_BYTES) or len(data) - start > LONGEST:
             yield bytes(data)
             data, start = bytearray(), 0
     if data:
@@ -110,11 +123,17 @@ def documents(block):
         for number, line in enumerate(lines, block.line):
             if line.strip():
                 try:
-                    document = _SENTENCE_END.split(json.loads(line)["text"])
+                    document = json.loads(line)["text"]
+                    _SENTENCE_END.search(document, 0, 1)  # fails for what is no text
                 except (ValueError, KeyError, TypeError, RecursionError):
                     expected = "expected a JSON object with the text of a document in its field text"
                     raise UserError(f"{block.path} line {number}: {expected}") from None
-                yield document
+                start = 0
+                while len(document) - start > LONGEST:
+                    end = document.rfind(" ", start, start + LONGEST) + 1 or start + LONGEST
+                    yield _SENTENCE_END.split(document[start:end])
+                    start = end
+                yield _SENTENCE_END.split(document[start:])
     else:
         for has_text, group in groupby(lines, lambda line: bool(line.strip())):
             if has_text:

@@ -3,6 +3,7 @@
 Shapes: B batch, L length, D width, H heads, d = D / H, V vocabulary, N masked words, M candidates a word.
 """
 
+import logging
 import math
 import re
 
@@ -22,6 +23,7 @@ FULL_LENGTH = 128  # tokens of a sentence, in the unit of `batch_size`
 # The difference of two scores of a trained model thus errs by 1.2e-5 at most, and this is 1.7 times that. It computes
 # 0.7% of a random BERT-base's words in float64; 1e-4 would be 6%.
 TIE = 2e-5
+MOST_WORDS = 4096  # of a text; each may cost a run of the model, and the words behind them stay as they are
 DEVIATION_SCORES = 2000  # so many of a mask's scores give their deviation to 2%; all of them take 1% to 2% longer
 DECIMALS = 9  # float64 scores (noise 1e-14) that agree to this many places are equal; then the lower id comes first
 
@@ -67,15 +69,21 @@ class CandidateProposer:
     def prepare(self, texts):
         """Go through all texts once, before `candidates`: look up the neighbours of all words together, free the
         vectors (after the model the largest object in memory), and note the repeated texts, to run them once."""
-        seen = set()  # hashes: a collision costs some memory, nothing else
+        seen, most = set(), 0  # hashes: a collision costs some memory, nothing else
 
         def split_all():
+            nonlocal most
             for text in texts:
                 (self.repeated if hash(text) in seen else seen).add(hash(text))
-                yield self.split(text)
+                yield (words := self.split(text))
+                most = max(most, len(words))
 
         self._look_up(split_all())
         self.vectors = None
+        if most > MOST_WORDS:
+            logging.warning(
+                "some texts have more than %d words: only the first %d are replaced", MOST_WORDS, MOST_WORDS
+            )
 
     def candidates(self, texts):
         """{text: (its words, {word index: candidates})}, without the words that have no candidates."""
@@ -104,7 +112,7 @@ class CandidateProposer:
 
     def _look_up(self, texts):
         """Find the neighbours of the words of several pieces in split texts."""
-        words = {word for text in texts for word, ids in text if len(ids) > 1 and replaceable(word)}
+        words = {word for text in texts for word, ids in text[:MOST_WORDS] if len(ids) > 1 and replaceable(word)}
         words |= {word.lower() for word in words}
         if unknown := sorted(words - self.neighbours.keys()):
             self.neighbours |= self.vectors.neighbours(unknown, self.num_candidates, self.processes.device)
@@ -112,7 +120,7 @@ class CandidateProposer:
     def _choices(self, split, proposed):
         """(words, {word index: candidates}) of one text; `proposed`: the ids for each masked word (N, M)."""
         candidates, proposed = {}, iter(proposed.tolist())
-        for index, (word, ids) in enumerate(split):
+        for index, (word, ids) in enumerate(split[:MOST_WORDS]):
             if not replaceable(word):
                 continue
             if len(ids) == 1:  # the word itself is not a substitute
@@ -138,7 +146,7 @@ class CandidateProposer:
         for words in texts.values():
             pieces = [piece for _, ids in words for piece in ids]
             position = 0
-            for word, ids in words:
+            for word, ids in words[:MOST_WORDS]:
                 if len(ids) == 1 and replaceable(word):
                     pair, first_length, mask = self._masked_pair(pieces, position)
                     builder.add(pair, first_length)

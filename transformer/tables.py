@@ -10,12 +10,13 @@ import csv
 import io
 import itertools
 import json
-import sys
 from pathlib import Path
 
 from transformer.files import UserError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # a .json file has an object per line too
+
+LONGEST_ROW = 1 << 24  # bytes
 
 # (name, character, suffix of the files that have it between their columns)
 SEPARATORS = (("tabs", "\t", ".tsv"), ("commas", ",", ".csv"), ("semicolons", ";", ".csv"))
@@ -40,7 +41,9 @@ def read_lines(path):
 
 def decode_lines(file, name):
     """The same of an open binary file. `name`: for errors."""
-    for number, raw in enumerate(file, 1):
+    for number, raw in enumerate(iter(lambda: file.readline(LONGEST_ROW + 1), b""), 1):
+        if len(raw) > LONGEST_ROW:
+            raise UserError(f"{name} line {number}: more than {LONGEST_ROW >> 20} MB; expected a row of a table")
         try:
             # utf-8-sig on the first line only: some official files start with a byte-order mark.
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -116,7 +119,7 @@ class CommaSeparated(Table):
         super().__init__(path)
 
     def _rows(self):
-        csv.field_size_limit(min(sys.maxsize, (1 << 31) - 1))  # the default limit of a field is 128 KiB
+        csv.field_size_limit(LONGEST_ROW)  # the default is 128 KiB
         lines, before = (f"{text}\n" for _, text in read_lines(self.path)), 0
         rows = csv.reader(lines, delimiter=self.delimiter, strict=True)
         try:

@@ -13,6 +13,7 @@ VOCAB_NAME = "vocab.txt"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 FAST_TOKENIZER_NAME = "tokenizer.json"  # recent Hugging Face releases save this instead of vocab.txt
 TOKENIZER_FILES = (VOCAB_NAME, FAST_TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
+LARGEST = 1 << 24  # bytes of a vocabulary: three million tokens, far more than any BERT has
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 _SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
 
@@ -25,6 +26,8 @@ _CJK_CHAR_OR_CHUNK = re.compile(f"[{CJK}]|[^ {CJK}]+")
 def load_vocab(path):
     """Return `{token: id}` of a vocabulary file with one token per line. Raises UserError if it is not usable."""
     try:
+        if (size := Path(path).stat().st_size) > LARGEST:
+            raise UserError(f"{path}: {size:,} bytes; expected a vocabulary of {LARGEST:,} at most, one token a line")
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected one token a line") from error

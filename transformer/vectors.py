@@ -40,7 +40,7 @@ class WordVectors:
         if found is None and keep_copy and status.st_size >= CACHED_BYTES:
             words = np.frombuffer("\n".join(self.words).encode(), dtype=np.uint8)
             # No copy in a folder that cannot be written.
-            with contextlib.suppress(UserError), atomic_write(f"{path}.npz", "wb", durable=False) as file:
+            with contextlib.suppress(UserError, OSError), atomic_write(f"{path}.npz", "wb", durable=False) as file:
                 np.savez(file, source=np.array(source), words=words, vectors=self.vectors)
         self.index = {word: row for row, word in enumerate(self.words) if word}
         self.chinese_words = frozenset(filter(CHINESE_WORD.fullmatch, (w for w in self.words if not w.isascii())))
@@ -103,8 +103,13 @@ def read_blocks(path):
     with open(path, "rb") as file:
         if file.read(3) != b"\xef\xbb\xbf":  # the byte-order mark
             file.seek(0)
-        while block := file.readlines(TEXT_BLOCK):
-            lines = [b"" if line.startswith(b" ") else line.rstrip(b"\r\n").rstrip(b" ") for line in block]
+        while block := file.read(TEXT_BLOCK):
+            block += file.readline(TEXT_BLOCK)
+            if len(block) == 2 * TEXT_BLOCK and not block.endswith(b"\n"):
+                line = first_line + block.count(b"\n")
+                raise UserError(f"{path} line {line}: more than {TEXT_BLOCK >> 20} MB; expected a word and its numbers")
+            block = block.removesuffix(b"\n").split(b"\n")
+            lines = [b"" if line.startswith(b" ") else line.rstrip(b"\r").rstrip(b" ") for line in block]
             counts = re.fullmatch(rb"\d+ (\d+)", lines[0]) if first_line == 1 and len(lines) > 1 else None
             if counts and counts[1] == b"%d" % lines[1].count(b" "):
                 lines[0] = b""
