@@ -65,7 +65,7 @@ HEADER = {
 }
 
 CHUNK_ROWS = 256  # rows per process between saved states; their masked words share batches
-CHUNK_TEXT = 1 << 20  # characters, likewise, so that memory does not grow with long rows
+CHUNK_TEXT = 1 << 19  # characters, likewise, so that memory does not grow with long rows
 CUDA_CHUNKS = 4  # chunks between saved states on a GPU, which finishes one faster than a state is saved
 REPORT_SECONDS = 60  # between progress lines in the log, where no bar is shown
 # The spaces to remove: between Chinese characters or punctuation. Next to these, quotes and dashes count as well.

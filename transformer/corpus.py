@@ -112,13 +112,12 @@ def _whole_documents(file, json_lines):
 def documents(block):
     """Yield a block's documents, each a list of sentences. Raises UserError with the line: not UTF-8, not JSON."""
     try:
-        text = block.data.decode("utf-8")
+        lines = block.data.decode("utf-8").split("\n")  # not splitlines(): no other character ends a line
     except UnicodeDecodeError as error:
         start = block.data.rfind(b"\n", 0, error.start) + 1
         line, reason = block.line + block.data.count(b"\n", 0, start), f"{error.reason} at byte {error.start - start}"
         raise UserError(f"{block.path} line {line}: not UTF-8 text ({reason})") from None
-    text = text.removeprefix("\ufeff") if block.line == 1 else text
-    lines = text.split("\n")  # not splitlines(): no other character ends a line
+    lines[0] = lines[0].removeprefix("\ufeff") if block.line == 1 else lines[0]
     if JSON_LINES & set(block.path.suffixes):
         for number, line in enumerate(lines, block.line):
             if line.strip():

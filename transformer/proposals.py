@@ -23,7 +23,7 @@ FULL_LENGTH = 128  # tokens of a sentence, in the unit of `batch_size`
 # The difference of two scores of a trained model thus errs by 1.2e-5 at most, and this is 1.7 times that. It computes
 # 0.7% of a random BERT-base's words in float64; 1e-4 would be 6%.
 TIE = 2e-5
-MOST_WORDS = 4096  # of a text; each may cost a run of the model, and the words behind them stay as they are
+MOST_WORDS = 2048  # of a text, four times what a BERT reads, may be replaced: each one can cost a run of the model
 DEVIATION_SCORES = 2000  # so many of a mask's scores give their deviation to 2%; all of them take 1% to 2% longer
 DECIMALS = 9  # float64 scores (noise 1e-14) that agree to this many places are equal; then the lower id comes first
 

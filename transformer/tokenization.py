@@ -16,6 +16,7 @@ TOKENIZER_FILES = (VOCAB_NAME, FAST_TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
 LARGEST = 1 << 24  # bytes of a vocabulary: three million tokens, far more than any BERT has
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
 _SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
+_NOT_ASCII = re.compile("[^\0-\x7f]{1,1000}")
 
 # For use in a [] of a pattern. Extension E starts at 2B820 in Unicode but at 2B920 in Hugging Face, which we follow.
 CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -100,9 +101,10 @@ class BasicTokenizer:
 
     def _split(self, text):
         text = text.translate(self._cleaning)
-        # The normal form needs the whole text, because it also sorts neighbouring combining marks.
+        # The normal form needs more than a character, because it also sorts neighbouring combining marks: in a time that
+        # grows with the square of their number, so that a longer run than any word's is cut.
         if self.strip_accents and not text.isascii():
-            text = unicodedata.normalize("NFD", text)
+            text = _NOT_ASCII.sub(lambda run: unicodedata.normalize("NFD", run[0]), text)
         return text.translate(self._folding).split()
 
     def _clean(self, code):
