@@ -164,13 +164,11 @@ def rounds(train_file, start, limit, here):
 
 def take(rows, most, characters):
     """The next `most` rows, fewer where their texts come to so many characters."""
-    part = []
-    for row in islice(rows, most):
-        part.append(row)
+    taken = []
+    while len(taken) < most and characters > 0 and (row := next(rows, None)):
+        taken.append(row)
         characters -= sum(map(len, row.texts))
-        if characters <= 0:
-            break
-    return part
+    return taken
 
 
 def augment_file(train_file, augment, progress, total, limit, output):

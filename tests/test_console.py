@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from tiny import ROOT, call_script
 
@@ -32,6 +33,12 @@ def test_an_interruption_ends_with_status_130_and_one_line(monkeypatch):
     assert process.stderr.count("\n") == 1 and "Traceback" not in process.stderr
 
 
+def numpy_out_of_memory():
+    with pytest.raises(MemoryError) as caught:
+        np.zeros(1 << 60, np.uint8)
+    return caught.value
+
+
 @pytest.mark.parametrize(
     "error, line",
     [
@@ -39,6 +46,8 @@ def test_an_interruption_ends_with_status_130_and_one_line(monkeypatch):
         (PermissionError(13, "Permission denied", "a/file"), "a/file: Permission denied; the same command goes on"),
         (OSError(28, "No space left on device"), "a file cannot be read or written: No space left on device"),
         (RuntimeError("cannot allocate memory"), "out of memory; a smaller batch size"),
+        (MemoryError(), "out of memory; a smaller batch size"),
+        (numpy_out_of_memory(), "out of memory; a smaller batch size"),
     ],
     ids=lambda value: type(value).__name__,
 )

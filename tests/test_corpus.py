@@ -60,6 +60,37 @@ def test_a_document_that_is_too_long_counts_as_several_cut_at_the_same_places_fr
         assert rest == expected[len(expected) - len(rest) :] and len(rest) < len(expected)
 
 
+@pytest.mark.parametrize("size", [1, 1 << 18])
+def test_a_line_that_is_too_long_is_cut_behind_a_character_at_the_same_places_from_anywhere(
+    tmp_path, monkeypatch, size
+):
+    monkeypatch.setattr(corpus_module, "LONGEST", 20)
+    monkeypatch.setattr(corpus_module, "BLOCK_BYTES", size)
+    words, path = " ".join(["film"] * 9), tmp_path / "a.txt"
+    path.write_text(f"a song\n{words}\n\n{'电影' * 9}\n\n{'a' * 20}\nb\n\nthe film")
+    expected = [["a song", "film film film film"], ["film film film film"], ["film"]]
+    expected += [["电影电影电影电"], ["影电影电影电影"], ["电影电影"], ["a" * 20], ["b"], ["the film"]]
+    assert read(path) == expected
+    for block in read_blocks([path]):
+        rest = [document for later in read_blocks([path], block.next) for document in documents(later)]
+        assert [[line.strip() for line in document] for document in rest] == expected[len(expected) - len(rest) :]
+    path.write_bytes(b"\x80" * 50)
+    assert f"{path} line 1: not UTF-8 text" in error_of(path)
+
+
+def test_a_json_text_that_is_too_long_counts_as_several_and_a_line_of_more_than_the_limit_is_refused(
+    tmp_path, monkeypatch, block_bytes
+):
+    monkeypatch.setattr(corpus_module, "LONGEST", 20)
+    path = tmp_path / "a.jsonl"
+    texts = ["the film. a song. it is good.", "a" * 45, "b."]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    parts = [["the film.", "a song.", "it"], ["is good."], ["a" * 20], ["a" * 20], ["a" * 5], ["b."]]
+    assert read(path) == parts
+    monkeypatch.setattr(corpus_module, "LONGEST_LINE", 50)
+    assert f"{path} line 2: too long a document, expected less than 5e-05 MB" in error_of(path)
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path, block_bytes):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfthe film\n\na song\n")
     assert read(tmp_path / "a.txt") == [["the film"], ["a song"]]

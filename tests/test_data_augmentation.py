@@ -208,6 +208,18 @@ def test_the_processes_share_out_the_rows_of_every_round(tmp_path, monkeypatch):
     assert all(first <= int(text) < first + 3 for first, text in found)
 
 
+def test_a_round_ends_where_its_texts_are_long_and_the_output_is_the_same(folder, tmp_path, monkeypatch):
+    task_file = read_task(
+        tmp_path, "SST-2", "sentence\tlabel", *(f"{'a' * length}\t1" for length in (1, 9, 3, 3, 3, 9))
+    )
+    monkeypatch.setattr(data_augmentation, "CHUNK_TEXT", 8)
+    assert [count for count, _, _ in rounds(task_file, 0, None, CPU)] == [2, 3, 1]
+    monkeypatch.undo()
+    expected = run(folder)
+    monkeypatch.setattr(data_augmentation, "CHUNK_TEXT", 90)
+    assert run(folder) == expected
+
+
 # Runs the script in small chunks; with a number in place of "-" it is killed when it has saved so often.
 STOPPABLE = """
 import os, signal, sys

@@ -9,6 +9,7 @@ import torch
 from tiny import SPECIAL, VOCABULARY, call_script, make_glove, make_teacher, make_tokenizer
 
 from data_augmentation import load_masked_lm
+from transformer import proposals
 from transformer.modeling import BertConfig, BertForMaskedLM
 from transformer.proposals import STOP_WORDS, CandidateProposer, batches, states_at
 from transformer.tokenization import BertTokenizer
@@ -40,6 +41,18 @@ def test_candidates_are_words_of_the_vocabulary_other_than_the_word(proposer):
         assert 0 < len(proposed) <= 6
         assert set(proposed) <= vocabulary and words[index] not in proposed
         assert not any(token.startswith("##") or is_special(token) for token in proposed)
+
+
+def test_of_a_very_long_text_the_first_words_get_candidates_those_of_the_whole_text(folder, monkeypatch, caplog):
+    make = CandidateProposer(*load_masked_lm(folder / "teacher", CPU.device), WordVectors(folder / "glove.txt"), 6, CPU)
+    text = " ".join(["the film is good and films fine ,"] * 9)
+    words, whole = make.candidates({text})[text]
+    assert max(whole) == 70
+    monkeypatch.setattr(proposals, "MOST_WORDS", 38)
+    make.prepare([text, "a film", text])
+    assert make.candidates({text})[text] == (words, {index: found for index, found in whole.items() if index < 38})
+    told = "some texts have more than 38 words: only the first 38 are replaced"
+    assert caplog.messages == [told]
 
 
 def test_a_word_of_several_pieces_gets_its_glove_neighbours(proposer):

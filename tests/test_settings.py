@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import logging
 import re
 import shlex
 from pathlib import Path
@@ -413,6 +414,23 @@ def test_a_sweep_has_a_seed_and_folders_for_each_run_and_what_is_trained_inside_
         assert [run.for_step(step).seed for run in runs] == [3, 5]
     single = settings_for(PREDICTION, more, task=SST2)
     assert list(single.each_seed()) == [single]
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1/x", "s3://", "gs://bucket/x", __file__])
+@pytest.mark.parametrize("script", [data_augmentation, pregenerate_training_data, general_distill, task_distill])
+def test_a_data_url_that_takes_no_copy_is_refused_before_any_work(script, url):
+    with pytest.raises(UserError, match="cannot upload to .*, expected a folder or s3://bucket/prefix"):
+        read(script, "--data_url", url)
+
+
+def test_no_password_of_an_address_stands_in_log_record_or_command(caplog):
+    settings = read(general_distill, "--teacher_model", "https://me:s3cret@127.0.0.1/model?token=s3cret")
+    assert settings.teacher_model == "https://me:s3cret@127.0.0.1/model?token=s3cret"
+    caplog.set_level(logging.INFO)
+    settings.log()
+    told = [*caplog.messages, settings.next_command(), str(settings.provenance.settings)]
+    assert not [text for text in told if "s3cret" in text]
+    assert all("https://...@127.0.0.1/model?..." in text for text in told[-2:]) and len(told) > 2
 
 
 # --- the command to paste

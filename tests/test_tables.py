@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from transformer import tables
 from transformer.file_utils import UserError
 from transformer.tables import open_table
 
@@ -21,6 +22,23 @@ def test_csv_comes_back_with_its_quotes_commas_and_line_ends(tmp_path):
     rows = list(table)
     assert rows == [(2, ["1", 'a "good" film, twice']), (3, ["2", "first\nsecond"]), (6, ["3", "end"])]
     assert table.line(rows[0][1]) == '1,"a ""good"" film, twice"'
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl"])
+def test_a_row_of_more_than_the_limit_is_refused_in_its_line(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(tables, "LONGEST_ROW", 1 << 20)
+    texts = {".jsonl": '{{"text": "{}"}}\n'}.get(suffix, "text\n{}\n")
+    assert len(list(open_table(write(tmp_path / f"a{suffix}", texts.format("a" * 1_000_000))))) == 1
+    line = 2 - (suffix == ".jsonl")
+    with pytest.raises(UserError, match=rf"a{suffix} line {line}: more than 1 MB; expected a row"):
+        list(open_table(write(tmp_path / f"a{suffix}", texts.format("a" * (1 << 21)))))
+
+
+def test_a_quote_that_never_closes_is_followed_up_to_the_limit_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "LONGEST_ROW", 1000)
+    path = write(tmp_path / "a.csv", 'text\n"' + "a line\n" * 1000)
+    with pytest.raises(UserError, match=r"a.csv line 2: not comma-separated text \(field larger than field limit"):
+        list(open_table(path))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

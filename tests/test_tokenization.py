@@ -1,6 +1,7 @@
 import json
 import pickle
 import random
+import time
 import unicodedata
 from pathlib import Path
 
@@ -180,6 +181,23 @@ def test_tokens_with_a_chinese_vocabulary_are_those_of_hugging_face(tmp_path):
     for _ in range(2000):
         text = "".join(rng.choices(letters, k=rng.randint(1, 40)))
         assert ours.ids(text) == hf(text, add_special_tokens=False)["input_ids"], ascii(text)
+
+
+def test_a_run_of_combining_marks_takes_time_in_proportion_and_marks_are_sorted_as_in_the_normal_form():
+    basic = BasicTokenizer()
+    started = time.process_time()
+    assert basic.tokenize("a" + "\u0301\u0316" * 30_000 + "b") == ["ab"]
+    assert time.process_time() - started < 1.5  # in one piece 4 s
+    text = "\uac00\u302e\u0301\u302a\u1b44 é\u0316e" * 200
+    whole = unicodedata.normalize("NFD", text.translate(basic._cleaning)).translate(basic._folding).split()
+    assert basic.tokenize(text) == whole
+
+
+def test_a_vocabulary_of_more_than_any_bert_s_is_refused_by_its_size(tmp_path, monkeypatch):
+    (tmp_path / "vocab.txt").write_text("[PAD]\n" * 9)
+    monkeypatch.setattr(tokenization, "LARGEST", 53)
+    with pytest.raises(UserError, match=r"vocab\.txt: 54 bytes; expected a vocabulary of 53 at most"):
+        load_vocab(tmp_path / "vocab.txt")
 
 
 def test_special_tokens_in_the_text_stay_whole_in_this_case_only():

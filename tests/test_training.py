@@ -125,6 +125,14 @@ def test_epochs_of_several_sizes_take_turns():
     assert epochs.loaded == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("count", [1e9, 1e300])
+def test_any_number_of_epochs_is_planned_at_once(count):
+    epochs = Epochs(29, 14)
+    plan = plan_of(epochs, epochs.sizes, count, max_steps=4)
+    assert plan.total_steps == 4 and [size for size, _ in steps_of(plan)] == [29, 29, 29, 14]
+    assert plan_of(epochs, epochs.sizes, count).total_steps == int(count) // 2 * 5
+
+
 def test_a_later_start_takes_up_the_same_steps_and_loads_only_what_it_needs():
     epochs = Epochs(29, 14)
     plan = plan_of(epochs, epochs.sizes)

@@ -52,6 +52,18 @@ def test_a_line_of_numbers_only_where_a_block_of_lines_ends_is_named_rightly(tmp
         WordVectors(path)
 
 
+@pytest.mark.parametrize("block", [16, 17, 18, 23, 64, 1 << 20])
+def test_blocks_of_any_size_give_the_same_lines_and_a_line_beyond_two_of_them_is_refused(tmp_path, monkeypatch, block):
+    path = tmp_path / "glove.txt"
+    monkeypatch.setattr(vectors, "TEXT_BLOCK", block)
+    path.write_bytes(b"3 2\neast 1 0\r\nnorth 0 1\n\nnear 0.5 0.25\n\n\nlast 1 1")
+    lines = [(2, b"east 1 0"), (3, b"north 0 1"), (5, b"near 0.5 0.25"), (8, b"last 1 1")]
+    assert [line for lines in vectors.read_blocks(path) for line in lines] == lines
+    path.write_bytes(b"east 1 0\nnorth" + b" 1" * block + b"\n")
+    with pytest.raises(UserError, match=rf"glove.txt line 2: more than {block >> 20} MB; expected a word"):
+        list(vectors.read_blocks(path))
+
+
 def random_vectors(path, count=300, width=5, header=""):
     rng = np.random.default_rng(2)
     lines = [" ".join([f"w{row}", *map("{:.4g}".format, rng.normal(size=width))]) for row in range(count)]

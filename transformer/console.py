@@ -40,8 +40,7 @@ def _explain(error):
         place = f"{error.filename}: " if error.filename else "a file cannot be read or written: "
         return f"{place}{error.strerror}; {GOES_ON}"
     # Compared by name, because not every script loads torch.
-    of_torch = "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
-    if of_torch or isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
         return f"out of memory; a smaller batch size, or more --gradient_accumulation_steps, may help; {GOES_ON}"
     return None
 

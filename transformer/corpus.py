@@ -85,20 +85,14 @@ def read_blocks(files, start=(0, 0, 1)):
 def _whole_documents(file, json_lines):
     """Yield the bytes of an open file, cut between documents.
 
-    A document of more than LONGEST bytes is cut at the next line end, and in a line as long as that after a space or at
-    least a character. This depends on its own length alone, so that a resumed run cuts at the same places. A line of
-    JSON is whole up to LONGEST_LINE.
+    A document of more than LONGEST bytes is cut at the next line end, and a line of so many after a character. This
+    depends on its own length alone, so that a resumed run cuts at the same places.
     """
-    data, start, rest = bytearray(), 0, b""  # `start`: of the current document, in `data`
-    longest = LONGEST_LINE if json_lines else LONGEST
-    while line := rest + file.readline(longest + 1 - len(rest)):
-        cut = len(line) > longest and not line.endswith(b"\n")
-        if cut and not json_lines:
-            ends = (end for end in range(longest, longest - 4, -1) if line[end] & 0xC0 != 0x80)  # UTF-8's characters
-            end = line.rfind(b" ", 0, longest) + 1 or next(ends, longest)
-            line, rest = line[:end], line[end:]
-        else:
-            rest = b""
+    data, start, longest = bytearray(), 0, LONGEST_LINE if json_lines else LONGEST  # `start`: of the current document
+    while line := file.readline(longest):
+        cut = len(line) == longest and not line.endswith(b"\n")
+        while cut and len(line) < longest + 3 and re.match(b"[\x80-\xbf]", file.peek(1)):  # inside of a character
+            line += file.read(1)
         data += line
         ended = json_lines or line.isspace()
         start = len(data) if ended else start
@@ -127,12 +121,8 @@ def documents(block):
                 except (ValueError, KeyError, TypeError, RecursionError):
                     expected = "expected a JSON object with the text of a document in its field text"
                     raise UserError(f"{block.path} line {number}: {expected}") from None
-                start = 0
-                while len(document) - start > LONGEST:
-                    end = document.rfind(" ", start, start + LONGEST) + 1 or start + LONGEST
-                    yield _SENTENCE_END.split(document[start:end])
-                    start = end
-                yield _SENTENCE_END.split(document[start:])
+                for start in range(0, len(document) or 1, LONGEST):
+                    yield _SENTENCE_END.split(document[start : start + LONGEST])
     else:
         for has_text, group in groupby(lines, lambda line: bool(line.strip())):
             if has_text:

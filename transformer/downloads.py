@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from transformer.files import UserError, copy_file, make_folder, read_json, wait_for_lock, without_secrets, write_json
-from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, split_address, upload_s3
+from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, upload_s3
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"  # after the name of weights that lie in several files, the shards: which key is in which
@@ -42,7 +42,7 @@ def cached_path(url_or_path, cache_dir=None, sha256=None):
     server says that it is current (ETag) and when the server cannot be reached. Raises UserError."""
     address = str(url_or_path)
     if re.match("(https?|s3)://", address):
-        target = cache_folder(cache_dir) / _entry(address, split_address(address).path.rsplit("/", 1)[-1])
+        target = cache_folder(cache_dir) / _entry(address, re.sub("[?#].*", "", address).rsplit("/", 1)[-1])
         _fetch(address, target, sha256)
         return target
     if re.match(r"\w[\w+.-]+://", address):
@@ -58,9 +58,10 @@ def cached_path(url_or_path, cache_dir=None, sha256=None):
 def _fetch(url, target, sha256=None, offline=False):
     """Make `target` the file at `url`; False when the server was not available and the old copy is used."""
     offline = offline or (is_hub(url) and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))
-    make_folder(target.parent)
+    mask = os.umask(0o077)  # others may have no right to what a password or a token fetches
     try:
-        with open(_beside(target, "lock"), "w", opener=_private) as lock:
+        make_folder(target.parent)
+        with open(_beside(target, "lock"), "w") as lock:
             wait_for_lock(lock)  # two processes do not download the same file
             copy = _copy_of(url, target, sha256)
             if sha256 and copy:
@@ -78,6 +79,8 @@ def _fetch(url, target, sha256=None, offline=False):
         if not offline:
             logging.info("%s: %s; using the copy in %s", without_secrets(url), error, target.parent)
         return False
+    finally:
+        os.umask(mask)
 
 
 def _copy_of(url, target, sha256):
@@ -86,11 +89,6 @@ def _copy_of(url, target, sha256):
     complete = target.is_file() and target.stat().st_size == copy.get("size")
     same = copy.get("url") == without_secrets(url) and sha256 in (None, copy.get("sha256"))
     return copy if complete and same else {}
-
-
-def _private(path, flags):
-    """Opens a file that its owner alone may read: no one else needs a token or a password here."""
-    return os.open(path, flags, 0o600)
 
 
 def _download(url, target, copy, sha256, tries):
@@ -137,7 +135,7 @@ def _try(url, target, copy, sha256):
         if status != 200 and not resumed:
             raise failure_of(url, status)
         about = {"url": without_secrets(url), "validator": validator}
-        _write_record(part_record, about)
+        write_json(part_record, about)
         encoded = received.get("content-encoding", "identity") != "identity"
         length = total[1] if resumed else None if encoded else received.get("content-length")
         if not re.fullmatch(r"\d{1,18}", length or "0", re.ASCII):
@@ -148,7 +146,7 @@ def _try(url, target, copy, sha256):
             part.unlink()
             raise UserError(f"{url}: the download has the sha256 sum {found}, expected {expected}; run it again")
         os.replace(part, target)
-        _write_record(_beside(target, "json"), {**about, "size": target.stat().st_size, "sha256": found})
+        write_json(_beside(target, "json"), {**about, "size": target.stat().st_size, "sha256": found})
     part.unlink(missing_ok=True)
     part_record.unlink(missing_ok=True)
 
@@ -162,8 +160,7 @@ def _receive(url, chunks, part, start, size):
     if not small:
         logging.info("downloading %s (%s)", url, f"{size / 1e6:.0f} MB" if size else "size unknown")
     shown = {"desc": url.rpartition("/")[2], "total": size, "initial": start, "unit": "B", "unit_scale": True}
-    shown["disable"] = small or None  # None: no bar without a terminal
-    with open(part, "ab", opener=_private) as file, tqdm(**shown) as bar:
+    with open(part, "ab") as file, tqdm(**shown, disable=small or None) as bar:  # None: no bar without a terminal
         for chunk in chunks:
             file.write(chunk)
             bar.update(len(chunk))
@@ -180,11 +177,6 @@ def read_record(path):
     with contextlib.suppress(UserError):
         return read_json(path)
     return {}
-
-
-def _write_record(path, about):
-    write_json(path, about)
-    path.chmod(0o600)
 
 
 def cache_folder(cache_dir):

@@ -19,12 +19,13 @@ import zipfile
 import zlib
 from collections import namedtuple
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from transformer import downloads
 from transformer.console import run
 from transformer.downloads import WEIGHTS, cached_path, model_folder, upload
 from transformer.files import UserError, atomic_write, copy_file, make_folder, read_json, write_json
-from transformer.remote import HUB, hub, s3_files, split_address
+from transformer.remote import HUB, hub, s3_files
 
 # Older code imports these from here.
 __all__ = ["UserError", "atomic_write", "cached_path", "model_folder", "read_json", "s3_files", "upload", "write_json"]
@@ -125,7 +126,7 @@ def _lines(path):
 
 def _address(url):
     mirror, url = os.environ.get("TINYBERT_MIRROR"), url.replace(HUB, hub(), 1)
-    return mirror.rstrip("/") + split_address(url).path if mirror else url
+    return mirror.rstrip("/") + urlsplit(url).path if mirror else url
 
 
 def _file_states(name, root, cache):

@@ -101,8 +101,7 @@ class BasicTokenizer:
 
     def _split(self, text):
         text = text.translate(self._cleaning)
-        # The normal form needs more than a character, because it also sorts neighbouring combining marks: in a time that
-        # grows with the square of their number, so that a longer run than any word's is cut.
+        # The normal form also sorts neighbouring combining marks, in a time that grows with the square of their number.
         if self.strip_accents and not text.isascii():
             text = _NOT_ASCII.sub(lambda run: unicodedata.normalize("NFD", run[0]), text)
         return text.translate(self._folding).split()

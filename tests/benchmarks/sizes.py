@@ -1,13 +1,14 @@
 """Huge inputs: each must be worked off in time and memory that were set beforehand, or be refused in a line that names
 the limit.
 
-Prints: a table, a row an input: exit status, seconds of processor time, peak memory, the last line; then the violations; status 1 if any
+Prints: a table, a row an input: exit status, seconds of processor time, peak memory, the last line; then the
+        violations; status 1 if there are any
 
     python tests/benchmarks/sizes.py
     python tests/benchmarks/sizes.py --only augment
 
-The inputs are made in a temporary folder, one at a time, from the bundled sample's models. Each script runs in a process
-of its own, on one thread.
+The inputs are made in a temporary folder, one at a time; the models are the bundled sample's. Each script runs in a
+process of its own, on one thread.
 """
 
 import argparse
@@ -44,7 +45,7 @@ def pregenerate(folder, name, size, unit, before="", after="\n"):
         for _ in range(size // len(block) + 1):
             file.write(block)
         file.write(f"{after}\n\n".encode())
-        other = SENTENCE + "\n" + SENTENCE
+        other = f"{SENTENCE}\n\n{SENTENCE}\n"
         file.write(b'{"text": "a film. a plot."}\n' if ".jsonl" in name else other.encode())
     flags = ["--train_corpus", folder / name, "--output_dir", folder / "out", "--bert_model", SAMPLE / "teacher"]
     return ["pregenerate_training_data.py", *flags, "--max_seq_len", 64, "--packed"]
@@ -139,7 +140,12 @@ CASES = {
     "augment: a row of 1 MB, Chinese": (60, 0, "", lambda to: augment(to, 1, repeated(CHINESE, MEGABYTE))),
     "augment: a row of 1 MB, one word": (60, 0, "", lambda to: augment(to, 1, repeated("a", MEGABYTE))),
     "augment: a row of 1 MB, marks": (60, 0, "", lambda to: augment(to, 1, repeated("\u0301\u0316", MEGABYTE))),
-    "augment: a row of 400 MB": (60, 2, "more than 16 MB", lambda to: augment(to, 1, repeated(SENTENCE, 400 * MEGABYTE))),
+    "augment: a row of 400 MB": (
+        60,
+        2,
+        "more than 16 MB",
+        lambda to: augment(to, 1, repeated(SENTENCE, 400 * MEGABYTE)),
+    ),
     "distillation: 1e9 epochs, 4 steps": (60, 0, "", epochs),
 }
 
