@@ -5,6 +5,7 @@ import importlib
 import logging
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ from transformer.flags import (
     flags_of,
 )
 from transformer.glue import TASKS
+from transformer.history import command_line
+from transformer.processes import Processes
 from transformer.settings import Batching, Matching, Schedule, Settings, default_text, settings_for
 
 STEPS = {AUGMENTATION: data_augmentation, PREGENERATION: pregenerate_training_data}
@@ -423,14 +426,16 @@ def test_a_data_url_that_takes_no_copy_is_refused_before_any_work(script, url):
         read(script, "--data_url", url)
 
 
-def test_no_password_of_an_address_stands_in_log_record_or_command(caplog):
+def test_no_password_of_an_address_stands_in_log_record_or_command(caplog, monkeypatch):
     settings = read(general_distill, "--teacher_model", "https://me:s3cret@127.0.0.1/model?token=s3cret")
     assert settings.teacher_model == "https://me:s3cret@127.0.0.1/model?token=s3cret"
     caplog.set_level(logging.INFO)
     settings.log()
-    told = [*caplog.messages, settings.next_command(), str(settings.provenance.settings)]
+    monkeypatch.setattr(sys, "argv", ["general_distill.py", "--teacher_model", settings.teacher_model])
+    command = command_line(Processes(None))
+    told = [*caplog.messages, command, settings.next_command(), str(settings.provenance.settings)]
     assert not [text for text in told if "s3cret" in text]
-    assert all("https://...@127.0.0.1/model?..." in text for text in told[-2:]) and len(told) > 2
+    assert all("https://...@127.0.0.1/model?..." in text for text in told[-3:]) and len(told) > 3
 
 
 # --- the command to paste

@@ -56,7 +56,8 @@ def cached_path(url_or_path, cache_dir=None, sha256=None):
 
 
 def _fetch(url, target, sha256=None, offline=False):
-    """Make `target` the file at `url`; False when the server was not available and the old copy is used."""
+    """Make `target` the file at `url`; False where the old copy is used: without the server, or on a disk that is for
+    reading only."""
     offline = offline or (is_hub(url) and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))
     mask = os.umask(0o077)  # others may have no right to what a password or a token fetches
     try:
@@ -311,7 +312,7 @@ def fetch_model(address, folder, need_weights):
 def check_upload(data_url):
     """Whether `data_url` is an s3:// address and not a folder. Raises UserError where it is neither."""
     scheme, found, rest = str(data_url).partition("://")
-    if (found and (scheme != "s3" or not rest.strip("/"))) or Path(data_url).expanduser().is_file():
+    if (found and (scheme != "s3" or not rest.strip("/"))) or os.path.isfile(os.path.expanduser(data_url)):
         raise UserError(f"{data_url}: cannot upload to {scheme}{found}, expected a folder or s3://bucket/prefix")
     return bool(found)
 
@@ -335,5 +336,5 @@ def upload(paths, data_url, without=()):
                 if found:
                     upload_s3(file, data_url, name)
                 else:
-                    copy_file(file, Path(data_url).expanduser() / name)
+                    copy_file(file, Path(os.path.expanduser(data_url)) / name)
     logging.info("copied to %s", data_url)

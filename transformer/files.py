@@ -28,7 +28,7 @@ class UserError(Exception):
 
 def without_secrets(text):
     """`text`, in whose addresses "..." stands for what may be a password or a token: all before an @ and after a ?."""
-    return re.sub(r"(https?://[^\s'\"?]*\?)[^\s'\"]+", r"\1...", re.sub(r"(?<=://)[^/\s'\"?]*@", "...@", text))
+    return re.sub(r"(https?://[^\s'\"?]*\?)[^\s'\"]+", r"\1...", re.sub(r"(?<=://)[^/\s?]*@", "...@", text))
 
 
 @contextlib.contextmanager

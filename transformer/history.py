@@ -13,7 +13,7 @@ import torch
 
 from transformer import drawing
 from transformer.console import format_results, format_seconds
-from transformer.files import UserError, atomic_write
+from transformer.files import UserError, atomic_write, without_secrets
 
 HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
 
@@ -112,10 +112,10 @@ def read_effort(path):
 
 
 def command_line(processes):
-    """This process's command, ready to paste where it was started."""
+    """This process's command, ready to paste where it was started, but for passwords in addresses."""
     several = processes.world_size > 1
     start = ["torchrun", f"--nproc_per_node={processes.world_size}"] if several else ["python"]
-    return shlex.join([*start, *map(str, sys.argv)])
+    return shlex.join([*start, *map(without_secrets, map(str, sys.argv))])
 
 
 def read_curves(path):

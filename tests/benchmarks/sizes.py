@@ -48,7 +48,7 @@ def pregenerate(folder, name, size, unit, before="", after="\n"):
         other = f"{SENTENCE}\n\n{SENTENCE}\n"
         file.write(b'{"text": "a film. a plot."}\n' if ".jsonl" in name else other.encode())
     flags = ["--train_corpus", folder / name, "--output_dir", folder / "out", "--bert_model", SAMPLE / "teacher"]
-    return ["pregenerate_training_data.py", *flags, "--max_seq_len", 64, "--packed"]
+    return ["pregenerate_training_data.py", *flags, "--max_seq_len", 64, "--packed", "--epochs_to_generate", 1]
 
 
 def augment(folder, rows, text, vectors=None, name="train.tsv", head="sentence\tlabel\n", end="\t1\n"):
@@ -127,11 +127,11 @@ CASES = {
         "expected less than 100 MB",
         lambda to: pregenerate(to, "a.jsonl.gz", 400_000_000, "\0"),
     ),
-    "corpus: 1.7 million documents of a word": (
-        300,
+    "corpus: 17 million documents of a word": (
+        1200,
         0,
         "",
-        lambda to: pregenerate(to, "a.txt", 10_200_000, "film\n\n"),
+        lambda to: pregenerate(to, "a.txt", 102_000_000, "film\n\n"),
     ),
     "vocabulary of 300 MB": (30, 2, "expected a vocabulary of", vocabulary),
     "vectors: a line of 400 MB": (60, 2, "more than 8 MB", vector_line),
