@@ -22,8 +22,7 @@ class Transient(Exception):
 
 
 def ask_http(url, headers):
-    """GET an address: (status, headers, the hub's sha256 sum or None, chunks). All of it may raise Transient. Raises
-    UserError for a malformed address, redirect or token."""
+    """GET an address: (status, headers, the hub's sha256 sum or None, chunks). All may raise Transient or UserError."""
     import requests
 
     if os.environ.get("HF_TOKEN") and is_hub(url) and url.startswith("https://"):
@@ -34,8 +33,8 @@ def ask_http(url, headers):
         reason = f"it, HF_TOKEN or where it redirects to is malformed ({type(error).__name__})"
         raise UserError(f"{url}: cannot be asked; {reason}") from None
     except requests.RequestException as error:
-        # Its message, which --debug would show, has the address in it.
-        raise Transient(f"cannot be reached ({type(error).__name__})") from (None if "?" in url else error)
+        cause = None if "?" in url else error  # --debug would show its message, which has the address in it
+        raise Transient(f"cannot be reached ({type(error).__name__})") from cause
     # The hub gives the file's sum in its redirect; the storage behind it may use another kind of ETag.
     sums = [one.headers.get("X-Linked-Etag", "").strip('"') for one in (*response.history, response)]
     sha256 = next((value for value in sums if re.fullmatch("[0-9a-f]{64}", value)), None)

@@ -321,8 +321,7 @@ def check(step, values):
     for name, flag in flags_of(step).items():
         if flag.type in (int, float) and values[name] is not None and not flags.EXPECTED[flag.expected](values[name]):
             raise UserError(f"--{name} {values[name]}: expected {flag.expected}")
-    if values["data_url"]:
-        downloads.check_upload(values["data_url"])
+    downloads.check_upload(values["data_url"] or "")
     if "hidden_weight" in values and not values["attention_weight"] and not values["hidden_weight"]:
         raise UserError("--attention_weight 0 --hidden_weight 0: nothing is left to learn")
     pieces = values.get("student_vocab")

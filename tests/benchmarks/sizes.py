@@ -64,6 +64,15 @@ def augment(folder, rows, text, vectors=None, name="train.tsv", head="sentence\t
     return ["data_augmentation.py", *flags, "--glue_dir", folder / "glue", "--task_name", "SST-2"]
 
 
+def long_rows(folder):
+    """The command that fine-tunes the sample's teacher on rows of 1 MB and reports on it."""
+    augment(folder, 20, repeated(SENTENCE, MEGABYTE))
+    data = folder / "glue" / "SST-2"
+    (data / "dev.tsv").write_text((data / "train.tsv").read_text())
+    flags = ["--data_dir", data, "--teacher_model", SAMPLE / "teacher", "--output_dir", folder / "teacher"]
+    return ["task_distill.py", "--do_finetune", *flags, "--task_name", "SST-2", "--max_seq_length", 64]
+
+
 def vector_line(folder):
     with open(folder / "vectors.txt", "wb") as file:
         file.write(b"film 0.5 0.25\nplot")
@@ -146,6 +155,7 @@ CASES = {
         "more than 16 MB",
         lambda to: augment(to, 1, repeated(SENTENCE, 400 * MEGABYTE)),
     ),
+    "fine-tuning on 20 rows of 1 MB": (120, 0, "", long_rows),
     "distillation: 1e9 epochs, 4 steps": (60, 0, "", epochs),
 }
 
