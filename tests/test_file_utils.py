@@ -315,7 +315,7 @@ def test_missing_and_refused_files_are_named_at_once(server, monkeypatch):
     assert [status for _, status, _ in server.log] == [404, 401]
 
 
-def test_the_token_goes_to_the_hub_only_and_over_https_only(server, monkeypatch):
+def test_the_token_goes_to_the_hub_only(server, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_x")
     server.files["/a"] = b"x"
     cached_path(server.url + "/a")
