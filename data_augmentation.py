@@ -38,6 +38,7 @@ from transformer.checkpoint import check_vocabulary, load_state_dict
 from transformer.downloads import model_folder
 from transformer.files import UserError, append_to
 from transformer.flags import AUGMENTATION
+from transformer.json_file import check, whole
 from transformer.modeling import BertConfig, BertForMaskedLM
 from transformer.outputs import Output
 from transformer.own_tasks import find_task
@@ -67,6 +68,7 @@ HEADER = {
 CHUNK_ROWS = 256  # rows per process between saved states; their masked words share batches
 CHUNK_TEXT = 1 << 19  # characters, likewise, so that memory does not grow with long rows
 CUDA_CHUNKS = 4  # chunks between saved states on a GPU, which finishes one faster than a state is saved
+PROGRESS = {key: whole(needed=True) for key in ("rows", "written", "bytes")}  # of a stopped run, in its record
 REPORT_SECONDS = 60  # between progress lines in the log, where no bar is shown
 # The spaces to remove: between Chinese characters or punctuation. Next to these, quotes and dashes count as well.
 _SOLID, _DASHES = CJK + "\u3000-\u30ff\uff01-\uff65", "\u2010-\u2027"
@@ -134,6 +136,7 @@ def part_of(result):
 def find_progress(output):
     """What an earlier run saved: {"rows": rows read, "written": rows written, "bytes": size of the file}."""
     saved, part = output.progress, part_of(output.result)
+    check(saved or {}, PROGRESS if saved else {}, output.path)
     if saved and output.result.exists() and not part.exists():
         os.replace(output.result, part)  # killed between the rename and the record's last line: nothing is lost
     if saved and part.exists() and part.stat().st_size >= saved["bytes"]:

@@ -28,10 +28,11 @@ from transformer import console
 from transformer.corpus import Corpus, CorpusWriter, corpus_files, read_blocks, tokenize_block
 from transformer.data import id_typecode
 from transformer.downloads import model_folder
-from transformer.epochs import EpochFiles, vocabulary_digest
-from transformer.files import UserError, read_json, without_secrets, write_json
+from transformer.epochs import METRICS, EpochFiles, vocabulary_digest
+from transformer.files import UserError, without_secrets, write_json
 from transformer.flags import PREGENERATION
 from transformer.instances import InstanceMaker, InstanceSettings
+from transformer.json_file import Field, check, read_json, whole
 from transformer.outputs import Output
 from transformer.settings import read_command_line, settings_for
 from transformer.tokenization import TOKENIZER_FILES, BertTokenizer
@@ -56,6 +57,9 @@ HEADER = {
 }
 
 CHUNK_SENTENCES = 2000  # sentences, in whole documents, that a worker processes at a time
+# Of a stopped run, in its record.
+PROGRESS = {key: whole(needed=True) for key in ("documents", "sequences")}
+PROGRESS |= {"sizes": Field("the files' sizes", (list,), of=whole(), needed=True)}
 SAVE_SECONDS = 20  # between saved states; a killed run repeats at most this much work
 
 
@@ -142,7 +146,7 @@ def generate_epochs(folder, maker, output, epochs, num_workers):
             metrics_path = folder / f"epoch_{epoch}_metrics.json"
             if metrics_path.is_file():  # completed before this run was killed and restarted
                 bar.update(documents)
-                total += read_json(metrics_path)["num_training_examples"]
+                total += read_json(metrics_path, METRICS)["num_training_examples"]
                 continue
             count = write_epoch(folder / f"epoch_{epoch}", epoch, maker, num_workers, output, bar)
             if not count:
@@ -157,6 +161,7 @@ def generate_epochs(folder, maker, output, epochs, num_workers):
 def write_epoch(name, epoch, maker, num_workers, output, bar):
     """Write the files of one epoch, resuming where a killed run stopped. Returns the number of sequences."""
     done = output.progress if (output.progress or {}).get("epoch") == epoch else {}
+    check(done, PROGRESS if done else {}, output.path)
     files = EpochFiles(name, maker.dtypes, done.get("sizes"))
     first, count = (0, 0) if files.fresh else (done["documents"], done["sequences"])
     bar.update(first)

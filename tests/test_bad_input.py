@@ -387,7 +387,9 @@ def test_an_epoch_that_lacks_its_sequences_is_named(folder):
 
 def test_metrics_that_are_no_metrics_are_named(folder):
     (folder / "2" / "epoch_0_metrics.json").write_text("[]")
-    assert "epoch_0_metrics.json: expected num_training_examples" in refused(folder, "general")
+    assert "epoch_0_metrics.json: expected one JSON object with num_training_examples and max_seq_len" in refused(
+        folder, "general"
+    )
 
 
 def test_an_incomplete_epoch_tells_both_numbers(folder):
@@ -400,8 +402,8 @@ def test_an_incomplete_epoch_tells_both_numbers(folder):
 @pytest.mark.parametrize(
     "line, told",
     [
-        ("{broken", "epoch_0.json line 3: expected a JSON object"),
-        ('{"tokens": ["the"]}', "epoch_0.json line 3: 'segment_ids'"),
+        ("{broken", "epoch_0.json line 3: not valid JSON"),
+        ('{"tokens": ["the"]}', "epoch_0.json line 3: 'segment_ids' is missing"),
         ('{"tokens": ["absent"], "segment_ids": [0]}', "epoch_0.json line 3: 'absent'"),
         (json.dumps({"tokens": ["the"] * 32, "segment_ids": [0] * 32}), "line 3: 32 tokens, --max_seq_length is 31"),
     ],

@@ -115,10 +115,21 @@ def test_json_lines_are_a_document_a_line_cut_into_sentences(tmp_path, block_byt
     assert read(tmp_path / "a.jsonl") == read(tmp_path / "b.jsonl.gz") == expected
 
 
-@pytest.mark.parametrize("line", ['{"text": 5}', '{"title": "a"}', "[]", "{", "null"])
-def test_a_line_that_is_no_document_is_named(tmp_path, line, block_bytes):
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ('{"text": 5}', "text is 5, expected the text of a document"),
+        ('{"title": "a"}', "'text' is missing, expected the text of a document"),
+        ("[]", "expected a JSON object with text"),
+        ("{", "not valid JSON ("),
+        ("null", "expected a JSON object with text"),
+        ("[" * 100_000, "not valid JSON (too many objects or lists"),
+        ('{"text": "a", "number": ' + "7" * 5000 + "}", "not valid JSON (Exceeds the limit"),
+    ],
+)
+def test_a_line_that_is_no_document_is_named(tmp_path, line, told, block_bytes):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "a"}}\n\n{line}\n')
-    assert f"{tmp_path / 'a.jsonl'} line 3: expected a JSON object" in error_of(tmp_path / "a.jsonl")
+    assert f"{tmp_path / 'a.jsonl'} line 3: {told}" in error_of(tmp_path / "a.jsonl")
 
 
 def test_text_that_is_not_utf_8_is_named_with_line_and_byte(tmp_path, block_bytes):

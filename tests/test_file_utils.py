@@ -610,17 +610,17 @@ def test_of_a_cached_model_the_weights_fetched_last_are_read_and_what_the_hub_re
 @pytest.mark.parametrize("offline", [False, True])
 def test_a_complete_cache_on_a_disk_for_reading_only_serves(hub, monkeypatch, tmp_path, caplog, offline):
     folder, path = model_folder("org/tiny"), cached_path(hub.url + "/org/tiny/resolve/main/vocab.txt")
-    before, asked, cache = tree(tmp_path), len(hub.log), str(tmp_path / "cache")
+    before, asked, cache, opened = tree(tmp_path), len(hub.log), str(tmp_path / "cache"), open
     if offline:
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
     def refuse(real, place, *args, **kwargs):
-        writing = real is not open or "r" not in (args[0] if args else kwargs.get("mode", "r"))
+        writing = real is not opened or "r" not in (args[0] if args else kwargs.get("mode", "r"))
         if writing and str(place).startswith(cache):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
         return real(place, *args, **kwargs)
 
-    monkeypatch.setattr("builtins.open", functools.partial(refuse, open))
+    monkeypatch.setattr("builtins.open", functools.partial(refuse, opened))
     for name in ("unlink", "replace", "chmod", "rename"):
         monkeypatch.setattr(os, name, functools.partial(refuse, getattr(os, name)))
     caplog.set_level(logging.INFO)

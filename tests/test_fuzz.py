@@ -4,7 +4,9 @@ benchmarks/fuzz.py tries many more.
 """
 
 import json
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from test_tokenization import comparable_characters, hugging_face, small_vocab
@@ -14,21 +16,24 @@ from transformer.corpus import read_blocks
 from transformer.epochs import read_epoch
 from transformer.file_utils import UserError
 from transformer.glue import TaskFile
+from transformer.json_file import parse_json, read_json
 from transformer.modeling import BertConfig, load_state_dict
 from transformer.outputs import Output
 from transformer.own_tasks import find_task
 from transformer.settings import Provenance
+from transformer.tensor_file import check_tensors, read_array, read_tensors
 from transformer.tokenization import BertTokenizer, load_vocab
 from transformer.vectors import WordVectors
 
 hypothesis = pytest.importorskip("hypothesis")
+from broken import NO_OBJECTS, descriptions, one_wrong, valid_objects, wrong_arrays, wrong_tensors  # noqa: E402
 from hypothesis import HealthCheck, given, settings  # noqa: E402  (after the line above)
 from hypothesis import strategies as st  # noqa: E402
 
 # One example may take long on a busy machine; the folder of a test is the same for all its examples.
 UNCHECKED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 settings.register_profile(
-    "suite", max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=UNCHECKED
+    "suite", max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=UNCHECKED
 )
 settings.load_profile("suite")
 
@@ -144,6 +149,75 @@ def test_a_damaged_checkpoint_is_read_or_refused(tmp_path, checkpoint, edit):
     (tmp_path / "pytorch_model.bin").write_bytes(damaged)
     state = read_or_refuse(lambda: load_state_dict(tmp_path))
     assert state is None or all(value.isfinite().all() for value in state.values())
+
+
+DESCRIPTIONS = descriptions()
+
+
+@pytest.mark.parametrize("name", sorted(DESCRIPTIONS))
+def test_what_a_description_allows_is_read_and_one_thing_wrong_is_named(name):
+    fields = DESCRIPTIONS[name]
+
+    @settings(max_examples=10)
+    @given(valid_objects(fields), one_wrong(fields))
+    def read(good, wrong):
+        assert json.dumps(parse_json(json.dumps(good), "file", 3, fields)) == json.dumps(good)
+        with pytest.raises(UserError, match=f"^file line 3: '?{wrong[1]}'? is .*, expected "):
+            parse_json(json.dumps(wrong[0]), "file", 3, fields)
+
+    read()
+
+
+@pytest.mark.parametrize("what", sorted(set(NO_OBJECTS) - {"too large"}))
+def test_a_file_without_a_json_object_is_refused_in_one_line(tmp_path, what):
+    (tmp_path / "a.json").write_bytes(NO_OBJECTS[what])
+    with pytest.raises(UserError, match=f"^{tmp_path / 'a.json'}.*expected .*$") as refused:
+        read_json(tmp_path / "a.json")
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
+def test_a_json_file_beyond_the_limit_is_refused_unparsed(tmp_path):
+    with open(tmp_path / "a.json", "wb") as file:
+        file.truncate(1 << 40)  # nothing of it is on the disk
+    with pytest.raises(UserError, match="larger than 32 MiB"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("what", sorted(wrong_tensors()))
+def test_a_tensor_that_cannot_be_a_weight_is_refused_by_its_key(tmp_path, what):
+    with pytest.raises(UserError, match="file: weight (is a tensor of|holds NaN)"):
+        check_tensors({"bias": torch.ones(3), "weight": wrong_tensors()[what]}, "file")
+
+
+def test_ids_and_every_kind_of_plain_floating_point_number_are_weights(tmp_path):
+    kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    state = {str(kind): torch.ones(3, 5).to(kind) for kind in kinds} | {"position_ids": torch.arange(3)}
+    state |= {"transposed": torch.ones(3, 5).T, "part": torch.ones(9)[2:5]}
+    torch.save(state, tmp_path / "a.bin")
+    assert read_tensors(tmp_path / "a.bin").keys() == state.keys()
+    with pytest.raises(UserError, match="expected a dictionary of tensors"):
+        check_tensors({3: torch.ones(3)}, "file")
+
+
+def test_compressed_weights_are_refused_before_they_are_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "a.bin")
+    with zipfile.ZipFile(tmp_path / "a.bin") as whole, zipfile.ZipFile(tmp_path / "b.bin", "w", 8) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(UserError, match="b.bin: cannot be read as weights: its parts are larger than the file"):
+        read_tensors(tmp_path / "b.bin")
+
+
+@pytest.mark.parametrize("array", [np.arange(9, dtype=np.uint16), np.ones((3, 5), np.float32)], ids=["ids", "logits"])
+def test_a_file_of_anything_but_the_array_is_refused(tmp_path, array):
+    path = tmp_path / "a.npy"
+    np.save(path, array)
+    assert np.array_equal(read_array(path, [array.dtype], array.ndim), array)
+    for what, data in wrong_arrays(array).items():
+        path.write_bytes(data)
+        if what != "none":  # an array too, which its reader compares with the others
+            with pytest.raises(ValueError, match="no array of NumPy's in it|an array .* expected [12] dim"):
+                read_array(path, [array.dtype], array.ndim)
 
 
 @given(data=BYTES)

@@ -8,7 +8,7 @@ from tiny import ROOT
 
 # A room uses rooms of lower floors, and on its own floor those that stand left of a bar before it.
 FLOORS = (
-    "files | remote console drawing | downloads",
+    "files | json_file tensor_file remote console drawing | downloads",
     "flags outputs processes history | settings",
     "checkpoint tokenization optimization data corpus tables workers"
     " | configuration epochs vectors | modeling instances | published",
@@ -122,6 +122,19 @@ def test_functions_take_what_they_need_not_all_settings(room):
             assert argument.arg not in ("args", "namespace") and "Namespace" not in annotation, f"{name} takes args"
             of_settings = argument.arg == "settings" or "Settings" in annotation
             assert room == "settings" or name in OWN_SETTINGS or not of_settings, f"{name} takes settings"
+
+
+READERS = {"json.load", "json.loads", "np.load", "torch.load", "safetensors.torch", "pickle.load", "pickle.loads"}
+
+
+@pytest.mark.parametrize("room", sorted(PATHS))
+def test_files_come_in_through_two_doors(room):
+    found = {ast.unparse(node) for node in ast.walk(TREES[room]) if isinstance(node, ast.Attribute)}
+    found |= {node.module for node in ast.walk(TREES[room]) if isinstance(node, ast.ImportFrom)}
+    doors = {"json_file": {"json.loads"}, "tensor_file": {"np.load", "torch.load", "safetensors.torch"}}
+    # The settings are copied as their record will read back; nothing is read.
+    doors["outputs"] = {"json.loads"}
+    assert found & READERS == doors.get(room, set())
 
 
 def test_the_reader_of_imports_sees_those_inside_functions():

@@ -7,7 +7,7 @@ import torch
 from tiny import TEACHER, call_script, scripts
 
 from transformer.checkpoint import load_state_dict
-from transformer.files import read_json
+from transformer.json_file import read_json
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tokenization import BertTokenizer
 

@@ -543,6 +543,14 @@ def test_a_wrong_shape_is_told_with_both_shapes(tmp_path):
     assert "intermediate.dense.weight" in message and "(17, 12)" in message and "(18, 12)" in message
 
 
+@pytest.mark.parametrize("layers, told", [(999, "layer.998.inter"), (4, "layer.3.inter")])
+def test_a_config_is_held_against_the_weights_before_a_layer_is_built(tmp_path, monkeypatch, layers, told):
+    state = make_model(TinyBertForPreTraining).state_dict()
+    folder = save_state(tmp_path, state, num_hidden_layers=layers)
+    monkeypatch.setattr("transformer.modeling.BertLayer.__init__", None)
+    assert f"the weights lack bert.encoder.{told}" in error_of(TinyBertForPreTraining.from_pretrained, folder)
+
+
 def test_missing_weights_are_told_with_the_command_that_fetches_them(tmp_path):
     folder = tmp_path / "teacher_model"
     folder.mkdir()
@@ -654,6 +662,12 @@ def test_weights_are_written_deterministically(tmp_path):
         ({"hidden_dropout_prob": 1}, "hidden_dropout_prob is 1"),
         ({"attention_probs_dropout_prob": -0.1}, "attention_probs_dropout_prob is -0.1"),
         ({"hidden_dropout_prob": "0.1"}, "hidden_dropout_prob is '0.1'"),
+        ({"num_hidden_layers": 10**6}, "num_hidden_layers is 1000000, expected a whole number, 1 to 1,000"),
+        ({"to_dict": 1}, "'to_dict' is no key of a configuration"),
+        ({"DEFAULTS": {}}, "'DEFAULTS' is no key of a configuration"),
+        ({"__class__": "x"}, "'__class__' is no key of a configuration"),
+        ({"id2label": {"one": "x"}}, "id2label is {'one': 'x'}, expected a name for each number"),
+        ({"pad_token_id": 31}, "pad_token_id is 31, vocab_size is 31"),
         ({"hidden_act": "glue"}, "hidden_act is 'glue', expected one of gelu, gelu_new"),
     ],
 )

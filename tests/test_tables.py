@@ -80,9 +80,9 @@ def test_json_objects_keep_what_the_task_does_not_read(tmp_path):
         ("a.csv", "text,label\na\rb,1\n", "a.csv line 2: not comma-separated text"),
         ("a.jsonl", "\n \n", "a.jsonl: the file is empty"),
         ("a.jsonl", '{"text": "a"}\n[1]\n', "a.jsonl line 2: expected a JSON object"),
-        ("a.jsonl", '{"text": "a"\n', "a.jsonl line 1: expected a JSON object"),
-        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl line 1: expected a JSON object"),
-        ("a.jsonl", '{"a": ' * 100_000, "a.jsonl line 1: expected a JSON object"),
+        ("a.jsonl", '{"text": "a"\n', r"a.jsonl line 1: not valid JSON \(Expecting"),
+        ("a.jsonl", '{"text": "\\ud800"}\n', "a.jsonl line 1: has half of a surrogate pair"),
+        ("a.jsonl", '{"a": ' * 100_000, r"a.jsonl line 1: not valid JSON \(too many objects or lists"),
     ],
 )
 def test_what_is_no_table_is_named_with_its_line(tmp_path, name, text, message):

@@ -1,5 +1,6 @@
 """The training loop: what is trained on when, gradients in parts and over processes, stopping and going on."""
 
+import copy
 import json
 import logging
 import math
@@ -565,6 +566,51 @@ def test_a_state_of_something_else_is_told(tmp_path, change):
         [1, 2] if change is None else {**state, **change} if change != {"step": None} else state, tmp_path / STATE_NAME
     )
     with pytest.raises(UserError, match="training_state.bin: damaged"):
+        make_run(tmp_path).train()
+
+
+@pytest.fixture(scope="module")
+def saved_state(tmp_path_factory):
+    """The state at the end of a run, which has moments."""
+    run = make_run(tmp_path_factory.mktemp("run"))
+    run.train()
+    return torch.load(run.folder / STATE_NAME, weights_only=True)
+
+
+def spoil(state, change):
+    """The state with one thing wrong."""
+    moments, name = state["optimizer"]["state"], next(iter(state["model"]))
+    if change == "a moment of another shape":
+        moments[0]["next_m"] = torch.ones(2)
+    elif change == "one moment":
+        del moments[0]["next_v"]
+    elif change == "moments of nothing":
+        moments[999] = moments[0]
+    elif change == "sparse weights":
+        state["model"][name] = state["model"][name].to_sparse()
+    elif change == "weights that are NaN":
+        state["model"][name] = state["model"][name] * torch.nan
+    elif change == "sums that are vectors":
+        state["sums"] = {"loss": torch.ones(3)}
+    else:
+        state[change[0]] = change[1]
+    return state
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *[("step", value) for value in (None, "3", -1, True, 2.0, 10**6)],
+        *[("best_score", "0.5"), ("results", {"acc": "x"}), ("results", 5), ("scaler", {"scale": "x"})],
+        *[("sums", {"loss": "x"}), ("summed", -1), ("model", 5), ("optimizer", {"state": {0: 3}})],
+        *["a moment of another shape", "one moment", "moments of nothing", "sparse weights"],
+        *["weights that are NaN", "sums that are vectors"],
+    ],
+    ids=str,
+)
+def test_a_state_with_one_thing_wrong_is_told_as_damaged(tmp_path, saved_state, change):
+    torch.save(spoil(copy.deepcopy(saved_state), change), tmp_path / STATE_NAME)
+    with pytest.raises(UserError, match="training_state.bin: damaged .*; without that file the run starts again$"):
         make_run(tmp_path).train()
 
 

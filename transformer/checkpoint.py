@@ -5,13 +5,13 @@ A folder holds config.json, vocab.txt and the weights: pytorch_model.bin (ours, 
 """
 
 import logging
-import pickle
 from pathlib import Path
 
 import torch
 
 from transformer.downloads import INDEX, MODEL_PARTS, need, shards
 from transformer.files import UserError, atomic_write
+from transformer.tensor_file import read_tensors
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "pytorch_model.bin"
@@ -38,30 +38,6 @@ def load_state_dict(folder):
     return {key: value for key, value in state.items() if not key.endswith("position_ids")}
 
 
-def read_tensors(path):
-    """The tensors of one file, {key: tensor}. Raises UserError as `load_state_dict` does."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:  # weights_only: a pickle can contain code, and a downloaded model must not run any
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError:
-        raise UserError(f"{path}: needs the safetensors package: pip install safetensors") from None
-    except pickle.UnpicklingError:
-        raise UserError(f"{path}: holds more than tensors (or is damaged), refused") from None
-    except Exception as error:  # both readers raise many kinds of errors for a damaged file, none of them documented
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as weights: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise UserError(f"{path}: expected a dictionary of tensors")
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise UserError(f"{path}: {key} holds NaN or infinite numbers: damaged, or its training failed")
-    return state
-
-
 def rename_key(key):
     """Today's name of a checkpoint key: old checkpoints have gamma and beta, DataParallel's prefix, or no `bert.`."""
     key = key.removeprefix("module.")
@@ -69,14 +45,18 @@ def rename_key(key):
     return f"bert.{key}" if key.startswith(("embeddings.", "encoder.", "pooler.")) else key
 
 
+def check_shape(key, value, wanted, source):
+    """Raise UserError where a checkpoint's tensor has another shape than the model's."""
+    if tuple(value.shape) != tuple(wanted):
+        raise UserError(f"{source}: {key} has shape {tuple(value.shape)}, {CONFIG_NAME} asks for {tuple(wanted)}")
+
+
 def read_state(model, state, source):
     """Copy a state dict into a model. Returns (missing, unexpected) keys. Raises UserError where shapes differ."""
     own = model.state_dict()
     known = {key: value.to(own[key].dtype) for key, value in state.items() if key in own}
     for key, value in known.items():
-        shape, wanted = tuple(value.shape), tuple(own[key].shape)
-        if shape != wanted:
-            raise UserError(f"{source}: {key} has shape {shape}, {CONFIG_NAME} asks for {wanted}")
+        check_shape(key, value, own[key].shape, source)
     # The decoder is the word embedding; some checkpoints hold a copy of it, which adds nothing.
     tied = "cls.predictions.decoder."
     missing = [key for key in model.load_state_dict(known, strict=False).missing_keys if not key.startswith(tied)]

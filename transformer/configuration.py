@@ -1,13 +1,13 @@
 """A model's config.json."""
 
-import math
 from pathlib import Path
 
 import torch.nn.functional as F
 
-from transformer.checkpoint import CONFIG_NAME
+from transformer.checkpoint import CONFIG_NAME, check_shape
 from transformer.downloads import check_model_type, need
-from transformer.files import UserError, read_json, write_json
+from transformer.files import UserError, write_json
+from transformer.json_file import FLAG, NULL, NUMBER, Field, check, read_json, whole
 
 CLASSIFIER = "BertForSequenceClassification"  # the architecture that `pooled_relu` is about
 ACTIVATIONS = {
@@ -18,6 +18,32 @@ ACTIVATIONS = {
     "silu": F.silu,
     "swish": F.silu,
 }
+DROPOUT = Field("a number from 0 up to 1, 1 excluded", NUMBER, 0, 1 - 1e-6)
+SMALL = Field("a number from 0 to 1,000", NUMBER, 0, 1000)
+WIDTH = Field("a whole number, 0 to 32,768, or null", (int, NULL), 0, 1 << 15)
+# {key: (default, what it may be)}. Sizes end far beyond any BERT's, so that a damaged file is told before anything is
+# made of its size.
+KEYS = {
+    "vocab_size": (30522, whole(1, 1 << 24)),
+    "hidden_size": (768, whole(1, 1 << 15)),
+    "num_hidden_layers": (12, whole(1, 1000)),
+    "num_attention_heads": (12, whole(1, 1 << 15)),
+    "intermediate_size": (3072, whole(1, 1 << 18)),
+    "hidden_act": ("gelu", Field(f"one of {', '.join(sorted(ACTIVATIONS))}", choices=tuple(ACTIVATIONS))),
+    "hidden_dropout_prob": (0.1, DROPOUT),
+    "attention_probs_dropout_prob": (0.1, DROPOUT),
+    "max_position_embeddings": (512, whole(1, 1 << 20)),
+    "type_vocab_size": (2, whole(1, 1000)),
+    "initializer_range": (0.02, SMALL),
+    "layer_norm_eps": (1e-12, SMALL),
+    "fit_size": (None, WIDTH),
+    "fit_per_layer": (False, FLAG),
+    "pooled_relu": (False, FLAG),
+    "num_labels": (2, whole(1, 100_000)),
+    "pad_token_id": (0, whole(0, 1 << 24)),
+}
+FIELDS = {key: field for key, (_, field) in KEYS.items()}
+FIELDS["id2label"] = Field("a name for each number", (dict, NULL), 0, 100_000, of=Field("a name", (str, *NUMBER, bool)))
 
 
 class BertConfig:
@@ -28,52 +54,22 @@ class BertConfig:
     classifier, which the reference has and Hugging Face does not.
     """
 
-    DEFAULTS = {
-        "vocab_size": 30522,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "initializer_range": 0.02,
-        "layer_norm_eps": 1e-12,
-        "fit_size": None,
-        "fit_per_layer": False,
-        "pooled_relu": False,
-        "num_labels": 2,
-        "pad_token_id": 0,
-    }
+    DEFAULTS = {key: default for key, (default, _) in KEYS.items()}
 
-    def __init__(self, **values):
+    def __init__(self, /, **values):
         """Raises UserError for a value of the wrong kind, or a width that is not a multiple of the heads."""
+        check(values, FIELDS, CONFIG_NAME)
+        if hidden := [key for key in values if hasattr(type(self), key)]:
+            raise UserError(f"{CONFIG_NAME}: {hidden[0]!r} is no key of a configuration")  # it would hide a method
         if names := values.get("id2label"):
-            try:
-                values["id2label"] = {int(index): str(name) for index, name in names.items()}
-            except (AttributeError, ValueError):
-                raise UserError(f"{CONFIG_NAME}: id2label is {names!r}, expected a name for each number") from None
+            if not all(index.isdecimal() and len(index) < 9 for index in map(str, names)):
+                told = f"id2label is {str(names)[:60]}, expected {FIELDS['id2label'].words}"
+                raise UserError(f"{CONFIG_NAME}: {told}")
+            values["id2label"] = {int(index): str(name) for index, name in names.items()}
             values["num_labels"] = len(values["id2label"])
         self.__dict__.update({**self.DEFAULTS, **values})
-
-        def is_number(value, limit=math.inf, kind=int | float):
-            return isinstance(value, kind) and 0 <= value < limit
-
-        sizes = [key for key, default in self.DEFAULTS.items() if type(default) is int and default > 0]
-        dropouts = ["hidden_dropout_prob", "attention_probs_dropout_prob"]
-        known = sorted(ACTIVATIONS)
-        for keys, fits, expected in (
-            (sizes, lambda value: type(value) is int and value > 0, "a positive whole number"),
-            (dropouts, lambda value: is_number(value, 1), "a number from 0 up to 1"),
-            (["initializer_range", "layer_norm_eps"], is_number, "a number that is not negative"),
-            (["pad_token_id"], lambda value: is_number(value, self.vocab_size, int), "a token's number"),
-            (["hidden_act"], known.__contains__, f"one of {', '.join(known)}"),
-        ):
-            for key in keys:
-                if not fits(value := getattr(self, key)):
-                    raise UserError(f"{CONFIG_NAME}: {key} is {value!r}, expected {expected}")
+        if self.pad_token_id >= self.vocab_size:
+            raise UserError(f"{CONFIG_NAME}: pad_token_id is {self.pad_token_id}, vocab_size is {self.vocab_size}")
         width, heads = self.hidden_size, self.num_attention_heads
         if width % heads:
             raise UserError(f"{CONFIG_NAME}: hidden_size {width} is not a multiple of num_attention_heads {heads}")
@@ -95,6 +91,20 @@ class BertConfig:
     @classmethod
     def from_dict(cls, values):
         return cls(**values)
+
+    def check_sizes(self, state, source):
+        """Raise UserError where weights are not of these sizes, before a model of them takes time and memory."""
+        for name, size in (
+            ("embeddings.word_embeddings", self.vocab_size),
+            ("embeddings.position_embeddings", self.max_position_embeddings),
+            ("embeddings.token_type_embeddings", self.type_vocab_size),
+            ("encoder.layer.0.intermediate.dense", self.intermediate_size),
+            (f"encoder.layer.{self.num_hidden_layers - 1}.intermediate.dense", self.intermediate_size),
+        ):
+            key = f"bert.{name}.weight"
+            if key not in state:
+                raise UserError(f"{source}: the weights lack {key}, which {CONFIG_NAME} asks for")
+            check_shape(key, state[key], (size, self.hidden_size), source)
 
     def to_dict(self):
         return {key: value for key, value in self.__dict__.items() if value != self.DEFAULTS.get(key, self)}

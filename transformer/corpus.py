@@ -5,7 +5,6 @@ field `text`. Either may be compressed (`.gz`).
 """
 
 import gzip
-import json
 import mmap
 import os
 import re
@@ -18,9 +17,13 @@ from typing import NamedTuple
 import numpy as np
 
 from transformer.downloads import cached_path
-from transformer.files import UserError, append_to, read_json, write_json
+from transformer.files import UserError, append_to, write_json
+from transformer.json_file import FLAG, Field, parse_json, read_json, whole
 from transformer.remote import s3_files
 
+DOCUMENT = {"text": Field("the text of a document", needed=True)}  # a line of JSON Lines
+THREE = Field("three whole numbers", (list,), 3, 3, of=whole(), needed=True)
+STATE = {"complete": FLAG._replace(needed=True), "position": THREE, "sizes": THREE}
 BLOCK_BYTES = 1 << 18  # text that a worker gets at a time
 LONGEST = 1 << 22  # bytes, in JSON Lines characters; a longer document counts as several, so that memory stays bounded
 LONGEST_LINE = 100_000_000  # bytes of a line of JSON, which can be parsed as a whole only
@@ -115,12 +118,7 @@ def documents(block):
     if JSON_LINES & set(block.path.suffixes):
         for number, line in enumerate(lines, block.line):
             if line.strip():
-                try:
-                    document = json.loads(line)["text"]
-                    _SENTENCE_END.search(document, 0, 1)  # fails for what is no text
-                except (ValueError, KeyError, TypeError, RecursionError):
-                    expected = "expected a JSON object with the text of a document in its field text"
-                    raise UserError(f"{block.path} line {number}: {expected}") from None
+                document = parse_json(line, block.path, number, DOCUMENT)["text"]
                 for start in range(0, len(document) or 1, LONGEST):
                     yield _SENTENCE_END.split(document[start : start + LONGEST])
     else:
@@ -155,7 +153,7 @@ class CorpusWriter:
     def __init__(self, folder, typecode, made_from):
         """`made_from`: what the ids depend on, as JSON values; ids made from anything else are replaced."""
         self.folder, self.made_from = Path(folder), made_from
-        state = read_json(self.folder / self.STATE) if (self.folder / self.STATE).is_file() else {}
+        state = read_json(self.folder / self.STATE, STATE) if (self.folder / self.STATE).is_file() else {}
         usable = state.get("made_from") == self.made_from and all(
             (self.folder / name).is_file() and (self.folder / name).stat().st_size >= size
             for name, size in zip(self.FILES, state["sizes"], strict=True)

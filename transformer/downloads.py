@@ -9,10 +9,15 @@ import re
 import time
 from pathlib import Path
 
-from transformer.files import UserError, copy_file, make_folder, read_json, wait_for_lock, without_secrets, write_json
+from transformer.files import UserError, copy_file, make_folder, wait_for_lock, without_secrets, write_json
+from transformer.json_file import NULL, Field, read_json, whole
 from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, upload_s3
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+VALIDATOR = Field("an ETag, a date or null", (str, NULL))
+PART = {"validator": VALIDATOR}
+COPY = {"url": Field("an address", needed=True), "sha256": Field("a sum", needed=True), "size": whole(), **PART}
+WEIGHT_MAP = Field("the name of a file for each key", (dict,), 1, of=Field("a name"))
 INDEX = ".index.json"  # after the name of weights that lie in several files, the shards: which key is in which
 # {what a model is read from: the files, any of which will do}
 MODEL_PARTS = {
@@ -86,7 +91,7 @@ def _fetch(url, target, sha256=None, offline=False):
 
 def _copy_of(url, target, sha256):
     """The record of a complete copy of `url` (with the sum `sha256`, if known), {} without one."""
-    copy = read_record(_beside(target, "json"))
+    copy = read_record(_beside(target, "json"), COPY)
     complete = target.is_file() and target.stat().st_size == copy.get("size")
     same = copy.get("url") == without_secrets(url) and sha256 in (None, copy.get("sha256"))
     return copy if complete and same else {}
@@ -113,7 +118,7 @@ def _try(url, target, copy, sha256):
     """Bring `target` up to date through a .part file, which a later try or run continues."""
     part, part_record = _beside(target, "part"), _beside(target, "part.json")
     start = part.stat().st_size if part.exists() else 0
-    version = read_record(part_record).get("validator")
+    version = read_record(part_record, PART).get("validator")
     headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file
     if copy.get("validator"):  # an ETag or a date
         headers["If-None-Match" if '"' in copy["validator"] else "If-Modified-Since"] = copy["validator"]
@@ -173,10 +178,10 @@ def _beside(target, suffix):
     return target.with_name(f".{target.name}.{suffix}")
 
 
-def read_record(path):
-    """The object in a JSON file that this module wrote; {} if it is missing or not valid."""
+def read_record(path, fields=None):
+    """The object in a JSON file that step 0 wrote; {} if it is missing or not valid."""
     with contextlib.suppress(UserError):
-        return read_json(path)
+        return read_json(path, fields)
     return {}
 
 
@@ -241,8 +246,8 @@ def shards(index):
     """The names of the files that together hold the weights, from their index. Raises UserError for a malformed one,
     and for names outside of its folder."""
     keys = read_json(index).get("weight_map")
-    names = list(keys.values()) if isinstance(keys, dict) else []
-    if not names or not all(re.fullmatch(r"[\w.-]+\.(bin|safetensors)", str(name)) for name in names):
+    names = list(keys.values()) if WEIGHT_MAP.fits(keys) else []
+    if not names or not all(re.fullmatch(r"[\w.-]+\.(bin|safetensors)", name) for name in names):
         raise UserError(f"{index}: expected a weight_map from each key to the name of a file beside it")
     return sorted(set(names))
 

@@ -6,16 +6,25 @@ epoch_N_metrics.json is written last: an epoch without it is not complete.
 
 import hashlib
 import itertools
-import json
 import math
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from transformer.data import Sequences, SequencesBuilder
 from transformer.files import UserError, append_to
+from transformer.json_file import Field, parse_json, read_json, whole
+from transformer.tensor_file import read_array
+
+METRICS = {"num_training_examples": whole(needed=True), "max_seq_len": whole(needed=True)}  # of epoch_N_metrics.json
+METRICS |= {"vocabulary": Field("a digest")}  # packed
+# A line of epoch_N.json, as far as it is read. The items are looked at with the vocabulary: lines come by the million.
+SEQUENCE = {"tokens": Field("a list of tokens", (list,), 1, needed=True)}
+SEQUENCE |= {"segment_ids": Field("a list of 0 and 1", (list,), 1, needed=True)}
+LONGEST_LINE = 1 << 24  # bytes
 
 
 def vocabulary_digest(tokenizer):
@@ -44,6 +53,7 @@ class EpochFiles:
 
     def __init__(self, name, dtypes, sizes=None):
         paths, self.dtypes = [Path(f"{name}{end}") for end in dtypes], list(dtypes.values())
+        sizes = sizes if sizes and len(sizes) == len(paths) else None
         self.fresh = not sizes or any(
             not path.exists() or path.stat().st_size < size for path, size in zip(paths, sizes, strict=True)
         )
@@ -82,11 +92,7 @@ def pregenerated_epochs(folder):
     epochs = []
     while (Path(folder) / f"epoch_{len(epochs)}_metrics.json").is_file():
         name = Path(folder) / f"epoch_{len(epochs)}"
-        try:
-            metrics = json.loads(Path(f"{name}_metrics.json").read_text(encoding="utf-8"))
-            metrics |= {key: int(metrics[key]) for key in ("num_training_examples", "max_seq_len")}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{name}_metrics.json: expected num_training_examples and max_seq_len") from None
+        metrics = read_json(f"{name}_metrics.json", METRICS)
         path = Path(f"{name}_ids.npy" if "vocabulary" in metrics else f"{name}.json")
         if not path.is_file():
             raise UserError(f"{path}: missing, though its metrics file is there")
@@ -143,14 +149,18 @@ def map_packed(path, vocabulary, tokenizer):
     if vocabulary != vocabulary_digest(tokenizer):
         raise UserError(f"{path}: packed with another vocabulary than the teacher's")
     sequences_path = path.with_name(path.name.replace("_ids", "_sequences"))
+    rows_types = [packed_dtypes("H", masked)["_sequences.npy"] for masked in (False, True)]
     try:
-        ids, rows = np.load(path, mmap_mode="r"), np.load(sequences_path, mmap_mode="r")
+        ids = read_array(path, [packed_dtypes(code, False)["_ids.npy"] for code in "HI"])
+        rows = read_array(sequences_path, rows_types)
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         lengths, first_lengths = rows["length"].astype(np.int64), rows["first_length"].astype(np.int64)
         np.cumsum(lengths - 2 - (first_lengths < lengths), out=offsets[1:])
-        if ids.dtype.kind != "u" or ids.ndim != 1 or offsets[-1] != len(ids) or ids.max(initial=0) >= len(tokenizer):
+        if np.any((first_lengths < 2) | (first_lengths > lengths)) or offsets[-1] != len(ids):
             raise ValueError("its arrays do not fit together")
-    except (OSError, ValueError, EOFError, IndexError, TypeError) as error:
+        if ids.max(initial=0) >= len(tokenizer):
+            raise ValueError(f"id {ids.max()}, the vocabulary has {len(tokenizer)}")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}, {sequences_path}: not valid packed sequences ({error})") from None
     return Sequences(ids, offsets, first_lengths, special=(tokenizer.cls_token_id, tokenizer.sep_token_id))
 
@@ -158,15 +168,17 @@ def map_packed(path, vocabulary, tokenizer):
 def parse_epoch(path, vocab, folder=None, limit=None):
     """The Sequences of a JSON epoch. Raises UserError: a malformed line, a token that is not in the vocabulary."""
     builder = SequencesBuilder(len(vocab), folder)
-    with open(path, "rb") as file:  # json.loads decodes, so that text that is not UTF-8 is an error in its line
-        for count, line in enumerate(itertools.islice(file, limit), 1):
+    with open(path, "rb") as file:  # parse_json decodes, so that text that is not UTF-8 is an error in its line
+        lines = iter(partial(file.readline, LONGEST_LINE), b"")
+        for count, line in enumerate(itertools.islice(lines, limit), 1):
+            instance = parse_json(line, path, count, SEQUENCE)
+            tokens, segments = instance["tokens"], instance["segment_ids"]
             try:
-                instance = json.loads(line)
-                ids = [vocab[token] for token in instance["tokens"]]
-                first_length = len(ids) - sum(instance["segment_ids"])
-            except KeyError as error:
-                raise UserError(f"{path} line {count}: {error} is neither a field nor in the vocabulary") from None
-            except (ValueError, TypeError):
-                raise UserError(f"{path} line {count}: expected a JSON object with tokens and segment_ids") from None
-            builder.add(ids, first_length)
+                ids, second = [vocab[token] for token in tokens], segments.count(1)
+            except (KeyError, TypeError):
+                strange = next(each for each in tokens if not isinstance(each, str) or each not in vocab)
+                raise UserError(f"{path} line {count}: {strange!r} is not in the vocabulary") from None
+            if segments != [0] * (len(ids) - second) + [1] * second:
+                raise UserError(f"{path} line {count}: segment_ids are not {len(ids)} numbers, 0 and then 1")
+            builder.add(ids, len(ids) - second)
     return builder.build()

@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 from transformer import downloads
 from transformer.console import run
 from transformer.downloads import WEIGHTS, cached_path, model_folder, upload
-from transformer.files import UserError, atomic_write, copy_file, make_folder, read_json, write_json
+from transformer.files import UserError, atomic_write, copy_file, make_folder, write_json
+from transformer.json_file import read_json
 from transformer.remote import HUB, hub, s3_files
 
 # Older code imports these from here.

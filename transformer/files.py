@@ -1,4 +1,4 @@
-"""What everything else stands on: the error that users see, atomic writes, JSON, folders and their locks."""
+"""What everything else stands on: the error that users see, atomic writes, folders and their locks."""
 
 import contextlib
 import glob
@@ -76,21 +76,6 @@ def write_json(path, obj):
     """Write `obj` as indented JSON, atomically."""
     with atomic_write(path) as file:
         file.write(json.dumps(obj, indent=2, ensure_ascii=False) + "\n")
-
-
-def read_json(path):
-    """The object in a JSON file. Raises UserError with file and line when it is missing or not valid."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}), expected JSON") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}), expected a JSON file") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: expected one JSON object")
-    return found
 
 
 def append_to(path, size):

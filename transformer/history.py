@@ -14,8 +14,12 @@ import torch
 from transformer import drawing
 from transformer.console import format_results, format_seconds
 from transformer.files import UserError, atomic_write, without_secrets
+from transformer.json_file import NULL, NUMBER, Field, parse_json, whole
 
 HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
+VALUES = Field("a number for each name", (dict,), of=Field("a number", NUMBER, low=None))
+ENTRY = {"step": whole(needed=True), "losses": VALUES, "evaluation": VALUES, "command": Field("a command")}
+ENTRY |= {"steps": whole(), "seconds": Field("a number", NUMBER), "rows": Field("a whole number", (int, NULL), 0)}
 
 
 class History:
@@ -93,10 +97,8 @@ def read_history(path):
     """The entries of a train_log.jsonl, [] if it is missing. Skips incomplete lines, left by a full disk or a kill."""
     path, entries = Path(path), []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else []:
-        with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and isinstance(entry.get("step"), int):
-                entries.append(entry)
+        with contextlib.suppress(UserError):
+            entries.append(parse_json(line, path, 1, ENTRY))
     return entries
 
 

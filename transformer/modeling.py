@@ -21,7 +21,7 @@ from transformer.checkpoint import label_names as label_names
 from transformer.checkpoint import rename_key as rename_key
 from transformer.checkpoint import weights_file as weights_file
 from transformer.configuration import ACTIVATIONS, CLASSIFIER, BertConfig
-from transformer.files import read_json
+from transformer.json_file import read_json
 
 
 class BertEmbeddings(nn.Module):
@@ -270,6 +270,7 @@ class BertPreTrainedModel(nn.Module):
             found = tuple(fit.shape)
             logging.warning("%s: fit_dense is %s, the teacher is %d wide: drawn anew", folder, found, config.fit_size)
             state = {key: value for key, value in state.items() if not key.startswith("fit_dense")}
+        config.check_sizes(state, folder)
         model = cls(config)
         report_keys(folder, *read_state(model, state, folder), fresh)
         return model

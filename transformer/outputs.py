@@ -24,7 +24,8 @@ from pathlib import Path
 
 from transformer.console import format_seconds, log_to
 from transformer.downloads import upload
-from transformer.files import UserError, atomic_write, lock_folder, make_folder, read_json, write_json
+from transformer.files import UserError, atomic_write, lock_folder, make_folder, write_json
+from transformer.json_file import FLAG, NULL, Field, check, read_json, whole
 
 RECORD_NAME = "run.json"
 REPORT_NAME, PICTURE_NAME = "report.md", "report.png"  # beside a task's student
@@ -36,6 +37,11 @@ MODEL_FILES += ("model.safetensors", "*.index.json", "pytorch_model-*.bin", "mod
 TRAINED = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin")
 TRAINED += ("training_state.bin", "teacher_logits.npy", "train_log.jsonl", "curves.png")
 TRAINED += (RESULTS_NAME, LOG_NAME, REPORT_NAME, PICTURE_NAME)
+# A record, and those of its settings that more is done with than comparing them.
+OBJECT, DIGESTS = Field("an object", (dict,)), Field("a digest for each input", (dict,), of=Field("a digest"))
+RECORD = {"script": Field("a name"), "settings": OBJECT, "inputs": DIGESTS, "progress": OBJECT}
+RECORD |= {"clearing": FLAG, "finished": FLAG}
+SETTINGS = {"step": Field("a name or null", (str, NULL)), "train_batch_size": whole(1)}
 SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # parts of a large input that identify it; this takes about a second
 
 
@@ -230,9 +236,9 @@ def read_record(place):
     """The record at a path or in a model folder: script, settings and inputs; {} without one. Raises UserError for
     broken JSON."""
     path = Path(place) / RECORD_NAME if Path(place).is_dir() else Path(place)
-    found = read_json(path) if path.is_file() else {}
-    known = all(isinstance(found.get(part), dict) for part in ("settings", "inputs"))
-    return found if known else {}
+    found = read_json(path, RECORD) if path.is_file() else {}
+    check(found.get("settings", {}), SETTINGS, path)
+    return found if {"settings", "inputs"} <= found.keys() else {}
 
 
 def write_results(path, results):
@@ -243,7 +249,7 @@ def write_results(path, results):
 
 def read_results(path):
     """The numbers of an eval_results.txt, {name: value}."""
-    pairs, numbers = (line.split(" = ", 1) for line in Path(path).read_text(encoding="utf-8").splitlines()), {}
+    pairs, numbers = (line.split(" = ", 1) for line in Path(path).read_text("utf-8", "replace").splitlines()), {}
     for name, *value in pairs:
         with contextlib.suppress(ValueError, IndexError):  # what is no number, as the list of --seeds, is left out
             numbers[name] = int(value[0]) if value[0].isdecimal() else float(value[0])

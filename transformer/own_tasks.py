@@ -22,9 +22,10 @@ from pathlib import Path
 
 from transformer.checkpoint import CONFIG_NAME, label_names
 from transformer.configuration import BertConfig
-from transformer.files import UserError, read_json
+from transformer.files import UserError
 from transformer.flags import task_key
 from transformer.glue import TASKS
+from transformer.json_file import FLAG, NUMBER, Field, check, read_json, whole
 from transformer.tables import SUFFIXES, open_table
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.kind import Kind
@@ -40,26 +41,18 @@ MOST_NUMBERS = 10  # with more whole numbers, they may be scores
 MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
 
 
-def is_name(value):
-    return isinstance(value, str) and bool(value)
-
-
-def is_names(value, least=0, most=math.inf, allowed=()):
-    """Whether a value is a list of `least` to `most` different names. `allowed`: other items that it may have."""
-    names = isinstance(value, list) and all(is_name(name) or type(name) is int or name in allowed for name in value)
-    return names and least <= len(value) <= most and len(set(map(str, value))) == len(value)
-
-
-KEYS = {  # {key of task.json: (expected value in words, function that checks a value)}
-    "text": ("a column's name, or a list of two", lambda value: is_name(value) or is_names(value, 1, 2)),
-    "label": ("a column's name", is_name),
-    "labels": ("a list of different labels, two or more", lambda value: is_names(value, 2, allowed=("",))),
-    "label_names": ("a list of different names, one for each of labels", lambda value: is_names(value, 2)),
-    "ignore_labels": ("a list of labels", lambda value: is_names(value, allowed=("",))),
-    "regression": ("true or false", lambda value: isinstance(value, bool)),
-    "metric": ("one of acc, f1, mcc, or for regression corr, pearson, spearmanr", is_name),
-    "max_seq_length": ("a whole number above 2", lambda value: type(value) is int and value > 2),
-    "epochs": ("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+NAME, LABEL = Field("a name", (str, int), 1), Field("a label", (str, int))
+PAIR = Field("a column's name, or a list of two", (list,), 1, 2, of=NAME, distinct=True)
+KEYS = {
+    "text": PAIR._replace(kinds=(str, list), high=10_000),
+    "label": Field("a column's name", low=1),
+    "labels": Field("a list of different labels, two or more", (list,), 2, of=LABEL, distinct=True),
+    "label_names": Field("a list of different names, one for each of labels", (list,), 2, of=NAME, distinct=True),
+    "ignore_labels": Field("a list of labels", (list,), of=LABEL, distinct=True),
+    "regression": FLAG,
+    "metric": Field("one of acc, f1, mcc, or for regression corr, pearson, spearmanr", low=1),
+    "max_seq_length": whole(3, 1 << 20),
+    "epochs": Field("a number above 0", NUMBER, 1e-9, 1e9),
 }
 
 
@@ -133,7 +126,7 @@ def describe_task(name, folder, train, dev_fraction=None):
     kind = CLASSIFICATION if labels else REGRESSION
     metric = said.get("metric", kind.offered[0])
     if metric not in kind.offered:
-        raise UserError(f"{where}: metric is {metric!r}, expected {KEYS['metric'][0]}")
+        raise UserError(f"{where}: metric is {metric!r}, expected {KEYS['metric'].words}")
     metrics = (metric, *(other for other in kind.offered if other != metric))
     suffix = train.suffix if train else SUFFIXES[0]
     stems = ("train", "dev", "test")
@@ -180,12 +173,9 @@ def read_description(path):
 
 def check_description(said, path):
     """The same content, checked. `path`: where it stands, for errors."""
-    for key, value in said.items():
-        if key not in KEYS:
-            raise UserError(f"{path}: {key!r} is no key here; expected {', '.join(KEYS)}")
-        expected, fits = KEYS[key]
-        if not fits(value):
-            raise UserError(f"{path}: {key} is {value!r}, expected {expected}")
+    if unknown := [key for key in said if key not in KEYS]:
+        raise UserError(f"{path}: {unknown[0]!r} is no key here; expected {', '.join(KEYS)}")
+    check(said, KEYS | ({"text": PAIR} if isinstance(said.get("text"), list) else {}), path)
     if said.get("regression") and said.get("labels"):
         raise UserError(f"{path}: labels and regression; expected one of them")
     return said

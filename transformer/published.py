@@ -17,7 +17,8 @@ from torch import nn
 from transformer import configuration, modeling, optimization, tokenization
 from transformer.checkpoint import CONFIG_NAME, load_state_dict, read_state, rename_key, report_keys
 from transformer.downloads import cache_folder, model_folder
-from transformer.files import atomic_write, make_folder, read_json
+from transformer.files import atomic_write, make_folder
+from transformer.json_file import read_json
 
 PYTORCH_PRETRAINED_BERT_CACHE = cache_folder(None)
 SPECIAL_TOKENS = tuple(tokenization.SPECIAL_TOKENS.values())
@@ -129,6 +130,7 @@ class _Folders:
         config = BertConfig.from_json_file(folder / CONFIG_NAME)
         config.fit_per_layer = any(key.startswith("fit_denses.") for key in state)
         config.fit_size = len(state.get(modeling.projection_key(config), ())) or config.fit_size
+        config.check_sizes(state, folder)
         model = cls._make(config, inputs, kwargs)
         # The encoder alone has its keys without the prefix that checkpoints have.
         prefixed = model if hasattr(model, "bert") else nn.ModuleDict({"bert": model})

@@ -307,9 +307,9 @@ def training_steps(folder):
         layered, losses = {}, {}
         for name, curve in curves["losses"].items():
             kind, _, layer = name.partition("/")
-            if layer:
+            if layer.isdecimal() and kind in KINDS:
                 layered.setdefault(kind, {})[int(layer)] = curve
-            else:
+            elif not layer:
                 losses[name] = curve
         effort = read_effort(each / HISTORY_NAME)
         steps.append(Step(title, each, settings, layered, losses, curves["evaluation"], effort))

@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from transformer.files import UserError
+from transformer.json_file import check_writable, parse_json
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # a .json file has an object per line too
 
@@ -151,14 +152,8 @@ class JsonLines(Table):
         for number, text in read_lines(self.path):
             if not text.strip():
                 continue
-            try:
-                row = json.loads(text)
-                if "\\u" in text:  # half of a surrogate pair is not text and could not be written again
-                    self.line(row).encode()
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(f"{self.path} line {number}: expected a JSON object")
+            row = parse_json(text, self.path, number)
+            check_writable(row, text, self.path, number)
             yield number, row
 
     @staticmethod

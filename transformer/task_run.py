@@ -16,6 +16,7 @@ from transformer.flags import AUGMENTATION, INTERMEDIATE
 from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, fingerprint, read_record, write_results
 from transformer.own_tasks import DESCRIPTION
 from transformer.tasks.task import TaskFile, label_order
+from transformer.tensor_file import read_array
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
 
@@ -191,7 +192,7 @@ def recorded(place, name):
 def read_outputs(path, shape):
     """The outputs that a stopped run saved, or None if they are missing, incomplete or of another shape."""
     try:
-        outputs = np.load(path)
-    except (OSError, ValueError, EOFError):
+        outputs = np.array(read_array(path, [np.float32], 2))
+    except (OSError, ValueError):
         return None
-    return torch.from_numpy(outputs) if outputs.shape == shape and outputs.dtype == np.float32 else None
+    return torch.from_numpy(outputs) if outputs.shape == shape and np.isfinite(outputs).all() else None

@@ -7,7 +7,8 @@ from itertools import chain
 from pathlib import Path
 
 from transformer.downloads import need
-from transformer.files import UserError, atomic_write, make_folder, read_json, write_json
+from transformer.files import UserError, atomic_write, make_folder, write_json
+from transformer.json_file import NULL, Field, read_json, whole
 
 VOCAB_NAME = "vocab.txt"
 TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
@@ -15,6 +16,9 @@ FAST_TOKENIZER_NAME = "tokenizer.json"  # recent Hugging Face releases save this
 TOKENIZER_FILES = (VOCAB_NAME, FAST_TOKENIZER_NAME, TOKENIZER_CONFIG_NAME)
 LARGEST = 1 << 24  # bytes of a vocabulary: three million tokens, far more than any BERT has
 SPECIAL_TOKENS = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+FLAG = Field("true, false or null", (bool, NULL))
+FIELDS = {"do_lower_case": FLAG, "strip_accents": FLAG, "tokenize_chinese_chars": FLAG}  # of tokenizer_config.json
+FAST_VOCABULARY = Field("an id for each token", (dict,), of=whole())
 _SPECIAL_TOKEN = re.compile(r"(\[(?:UNK|SEP|PAD|CLS|MASK)\])")
 _NOT_ASCII = re.compile("[^\0-\x7f]{1,1000}")
 
@@ -49,7 +53,7 @@ def _load_fast_vocab(path):
     """Return `{token: id}` from a `tokenizer.json` of Hugging Face's Rust library."""
     model = read_json(path).get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
-    if not isinstance(vocab, dict) or set(vocab.values()) != set(range(len(vocab))):
+    if not FAST_VOCABULARY.fits(vocab) or set(vocab.values()) != set(range(len(vocab))):
         raise UserError(f"{path}: has no WordPiece vocabulary; expected model.vocab with the ids 0, 1, 2, ...")
     return _checked(vocab, path)
 
@@ -236,7 +240,7 @@ class BertTokenizer:
             vocab = _load_fast_vocab(fast_path)
         else:
             vocab = load_vocab(folder if folder.is_file() else folder / VOCAB_NAME)
-        config = read_json(config_path) if config_path.exists() else {}
+        config = read_json(config_path, FIELDS) if config_path.exists() else {}
         follows = config.get("do_lower_case")
         if follows is None:  # special tokens do not count: an uncased vocabulary has [CLS], the Chinese one <S> and <T>
             follows = all(token == token.lower() for token in vocab if not re.fullmatch(r"\[.*\]|<.*>", token))

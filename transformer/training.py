@@ -19,10 +19,12 @@ from transformer.checkpoint import WEIGHTS_NAME, save_weights
 from transformer.console import progress_bar
 from transformer.data import epoch_batches
 from transformer.files import UserError, atomic_write
-from transformer.history import HISTORY_NAME, History, sum_by_kind
+from transformer.history import HISTORY_NAME, VALUES, History, sum_by_kind
+from transformer.json_file import NULL, NUMBER, Field, check, whole
 from transformer.optimization import BertAdam, decay_groups
 from transformer.processes import Processes, set_seed
 from transformer.settings import Batching, Schedule
+from transformer.tensor_file import check_tensors, read_pickle
 
 # The second line keeps older import paths working.
 __all__ = ["Batching", "Plan", "Schedule", "TrainingRun", "step_seed"]
@@ -32,6 +34,11 @@ Launch = Processes
 logger = logging.getLogger(__name__)
 
 STATE_NAME = "training_state.bin"
+SCORE = Field("a number or None", (*NUMBER, NULL), low=None, needed=True)
+SCALES = Field("a number, 0 or more, for each name", (dict,), of=Field("a number", NUMBER, 0), needed=True)
+# What save_state writes, apart from the step; what is in the dictionaries of tensors is looked at when they are loaded.
+STATE = dict.fromkeys(("optimizer", "sums"), Field("a dictionary", (dict,)))
+STATE |= {"scaler": SCALES, "best_score": SCORE, "results": VALUES._replace(needed=True), "summed": whole()}
 LOG_STEPS = 50  # steps between log lines, which are also the only points where the loop waits for a GPU
 ADVICE = f"{STATE_NAME} is from before it; a lower --learning_rate or --precision fp32 may help"
 
@@ -190,19 +197,34 @@ class TrainingRun:
         if not self.has_state():
             raise UserError(f"{path}: not here, but where the first process runs; all machines need one output folder")
         try:
-            state = torch.load(path, map_location=self.processes.device, weights_only=True)
+            state = read_pickle(path, self.processes.device)
+            check(state, STATE | {"step": whole(0, self.plan.total_steps, needed=True)}, "the state")
+            check_tensors(state["model"], "the weights")
             self.student.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.load_moments(state["optimizer"]["state"])
             self.scaler.load_state_dict(state["scaler"])
             self.step, self.best_score, self.results = state["step"], state["best_score"], state["results"]
+            self.optimizer.advance_to(self.step)
             self.summed = state.get("summed", 0)
             sums = state.get("sums", {})  # over all processes, so the others start from 0
+            if not all(torch.is_floating_point(each) and each.shape == () for each in sums.values()):
+                raise ValueError("sums of losses that are no numbers")
             self.sums = sums if self.processes.first else {name: torch.zeros_like(each) for name, each in sums.items()}
         except Exception as error:  # torch.load raises many types for a damaged file
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: damaged ({reason}); without that file the run starts again") from error
         logger.info("going on from step %d of %d", self.step, self.plan.total_steps)
         return True
+
+    def load_moments(self, moments):
+        """Load the optimizer's moments, which have their parameters' shapes. Its settings are the run's own."""
+        named = {f"{name} {index}": each for index, both in moments.items() for name, each in both.items()}
+        check_tensors(named, "the optimizer")
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for param, both in self.optimizer.state.items():
+            if both.keys() != {"next_m", "next_v"} or any(each.shape != param.shape for each in both.values()):
+                raise ValueError("an optimizer's moments for other weights")
 
     def evaluate_and_save(self):
         """Evaluate, keep the weights if they are the best so far, then save the state."""

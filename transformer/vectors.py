@@ -10,6 +10,7 @@ import torch
 
 from transformer.downloads import advice_on
 from transformer.files import UserError, atomic_write
+from transformer.tensor_file import read_arrays
 from transformer.tokenization import CJK
 
 TEXT_BLOCK = 8 << 20  # bytes of text parsed at once
@@ -145,6 +146,9 @@ def parse_numbers(lines):
 
 def read_copy(path, source):
     """(words, vectors) of the binary copy of a text; None if it is missing, damaged, or made from another text."""
-    with contextlib.suppress(Exception), np.load(path) as copy:  # a damaged one raises all kinds of errors
-        if copy["source"].tolist() == list(source):
-            return copy["words"].tobytes().decode().split("\n"), copy["vectors"]
+    kinds = {"source": ([np.int64], 1), "words": ([np.uint8], 1), "vectors": ([np.float32], 2)}
+    with contextlib.suppress(Exception):  # a damaged one raises all kinds of errors
+        copy = read_arrays(path, kinds)
+        words, vectors = copy["words"].tobytes().decode().split("\n"), copy["vectors"]
+        if copy["source"].tolist() == list(source) and len(words) == len(vectors) and np.isfinite(vectors).all():
+            return words, vectors

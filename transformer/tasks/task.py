@@ -226,7 +226,7 @@ class TaskFile:
 
     def _value(self, columns, key, line, kinds):
         value = columns.get(key) if isinstance(columns, dict) else columns[key]
-        if not isinstance(value, kinds):
+        if not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
             kind = "text" if kinds is str else "text or a number"
             raise UserError(f"{self.path} line {line}: field {key!r} is {json.dumps(value)[:40]}, expected {kind}")
         return value
