@@ -101,7 +101,7 @@ def main():
     bert = model_folder(settings.pretrained_bert_model, settings.cache_dir)
     inputs = {"pretrained_bert_model": bert, "glove_embs": settings.glove_embs, "glue_dir": train_file.path}
     following = settings.next_command()
-    with Output(result, settings.provenance, inputs, here, following, [result], whole_folder=False) as output:
+    with Output(result, settings.provenance, inputs, here, following, [result.name], whole_folder=False) as output:
         if not output.finished:
             # Only the first process reads the record and writes the files, so the others ask it.
             progress = here.from_first(lambda: find_progress(output))

@@ -25,10 +25,10 @@ import numpy as np
 
 from transformer import console, distillation, processes
 from transformer.checkpoint import WEIGHTS_NAME, check_positions, check_vocabulary, describe
-from transformer.downloads import model_folder
+from transformer.downloads import check_finished, model_folder
 from transformer.epochs import Epochs
 from transformer.evaluation import Evaluator
-from transformer.files import UserError
+from transformer.files import UserError, lock_folder
 from transformer.flags import GENERAL
 from transformer.initialization import initialize_from_teacher
 from transformer.modeling import BertConfig, TinyBertForPreTraining
@@ -84,10 +84,12 @@ def main():
     # --do_eval: measure the losses of a finished student.
     if settings.do_eval:
         if here.first:
+            check_finished(output_dir)
             # The losses compare hidden states through the trained projection; a new one would make them meaningless.
             student = load_student(output_dir, teacher, tokenizer, fresh_projection=False)
             learner = make_learner(student.to(here.device), teacher, matching, length)
             results = Evaluator(settings.eval_batch_size, here).losses(learner, epochs.read(0))
+            lock_folder(output_dir)
             write_results(output_dir / RESULTS_NAME, results)
             logging.info("%s", console.format_results(results))
         return here.leave()

@@ -83,7 +83,7 @@ def main():
     following = settings.next_command(**({"teacher_model": None} if one_file else {}))
     # Epochs are written in order, so the last one's metrics file means that all of them are complete.
     last = folder / f"epoch_{settings.epochs_to_generate - 1}_metrics.json"
-    epochs = sorted(path for path in folder.glob("epoch_*") if path.suffix in (".json", ".npy", ".part"))
+    epochs = ("epoch_*.json", "epoch_*.npy", "epoch_*.part")
     with Output(last, settings.provenance, inputs, next_command=following, replaces=epochs, shown=folder) as output:
         if not output.finished:
             fewest = 1 if settings.one_seq else 2

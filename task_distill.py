@@ -23,6 +23,7 @@ Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction
 第四步：任务蒸馏。先做中间层蒸馏，再用 --pred_distill 做预测层蒸馏；教师没有分类头时先自动微调。
 """
 
+import contextlib
 import functools
 import logging
 import re
@@ -33,7 +34,6 @@ from transformer import console, distillation, processes, report, vocabulary
 from transformer.checkpoint import describe, label_names, stored_outputs
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
-from transformer.files import make_folder
 from transformer.finetuning import finetune, ready_teacher, teacher_to_compare, train_baseline, way_out
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
@@ -41,6 +41,7 @@ from transformer.outputs import (
     BASELINE_FOLDER,
     GENERAL_BASELINE_FOLDER,
     RESULTS_NAME,
+    holding,
     read_record,
     read_results,
     write_results,
@@ -114,13 +115,14 @@ def main():
 
         # --do_eval, --do_predict: a finished student is measured.
         if own.step == EVALUATION:
-            if (own.do_predict or own.predict_file) and here.first:
-                predict(run, student, output_dir, own.predict_file)
-            if own.do_eval:
-                # The default teacher is optional here: a student can be evaluated without one.
-                found = "teacher_model" in own.origins or Path(own.teacher_model).is_dir()
-                teacher = model_folder(own.teacher_model, own.cache_dir, need_weights=False) if found else None
-                evaluate(run, teacher, student, output_dir, baseline)
+            piped = own.predict_file == STANDARD_INPUT
+            with contextlib.nullcontext() if piped else holding(output_dir, student, here):
+                if (own.do_predict or own.predict_file) and here.first:
+                    predict(run, student, output_dir, own.predict_file)
+                if own.do_eval:  # the default teacher is optional: a student can be evaluated without one
+                    found = "teacher_model" in own.origins or Path(own.teacher_model).is_dir()
+                    teacher = model_folder(own.teacher_model, own.cache_dir, need_weights=False) if found else None
+                    evaluate(run, teacher, student, output_dir, baseline)
             continue
         # Distillation. Cheap checks come first: fine-tuning the teacher can take hours.
         run.output(output_dir, {"teacher_model": None, "student_model": student}).check()
@@ -242,7 +244,6 @@ def evaluate(run, teacher, student, output_dir, baseline):
     teacher = teacher and teacher_to_compare(teacher, run)
     candidates = {"teacher": run.candidate(teacher)} if teacher else {}
     candidates["student"] = run.candidate(student)
-    output_dir = make_folder(output_dir)
     if baseline:
         trained = train_baselines(student, student, output_dir, baseline)
         candidates |= {name: run.candidate(folder) for name, folder in trained.items()}

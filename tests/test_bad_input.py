@@ -377,6 +377,11 @@ def test_missing_epochs_name_the_script_that_makes_them(folder):
 
 def test_an_epoch_without_metrics_is_no_epoch(folder):
     (folder / "2" / "epoch_0_metrics.json").unlink()
+    told = refused(folder, "general")
+    assert (
+        "epoch_0_metrics.json: missing, though its run finished; put it back; made again by: python pregenerate" in told
+    )
+    (folder / "2" / "run.json").unlink()
     assert "no epoch_0_metrics.json" in refused(folder, "general")
 
 
@@ -444,6 +449,9 @@ def test_a_bad_sequence_is_named_with_its_line(folder, line, told):
         ("general", "--max_steps 0"),
         ("general", "--eval_batch_size 0"),
         ("general", "--num_train_epochs inf"),
+        ("general", "--num_train_epochs 1000001"),
+        *((name, f"{flag} {10**30}") for name, flag in (("augment", "--N"), ("augment", "--limit"))),
+        *((name, f"{flag} {10**30}") for name, flag in (("general", "--train_batch_size"), ("finetune", "--seed"))),
         ("intermediate", "--warmup_proportion -0.1"),
         ("intermediate", "--temperature 0"),
         ("intermediate", "--max_seq_length 1"),
@@ -457,6 +465,41 @@ def test_a_number_out_of_range_is_named_with_its_flag(folder, name, flags):
     flag = {"--wd": "--weight_decay"}.get(flag, flag)
     message = refused(folder, name, *flags.split())
     assert value in message and (flag in message or "maximum length" in message)
+
+
+@pytest.mark.parametrize(
+    "name, flag",
+    [("pregenerate", "--output_dir"), ("pregenerate", "--train_corpus"), ("augment", "--glove_embs")]
+    + [("general", "--teacher_model"), ("prediction", "--output_dir")],
+)
+def test_an_empty_path_is_named_with_its_flag(folder, name, flag):
+    assert refused(folder, name, flag, "") == f'error: {flag} "": expected a path\n'
+
+
+def test_the_home_of_nobody_is_no_folder(folder, monkeypatch):
+    assert "~nobody-here: no such" in refused(folder, "general", "--teacher_model", "~nobody-here")
+    fresh(folder, "pregenerate")
+    assert "~nobody-here: no such" in refused(folder, "pregenerate", "--train_corpus", "~nobody-here")
+
+
+def test_an_evaluation_beside_another_run_s_student_is_refused(folder):
+    student = shutil.copytree(folder / "2", folder / "other")  # any output will do
+    for mode in ("--do_eval", "--do_predict"):
+        told = refused(folder, "evaluate", mode, "--output_dir", student)
+        assert f"--output_dir {student}: has the output of another run than {folder / '5'}" in told
+    record = '{"settings": {}, "inputs": {}, "finished": false, "command": "python a.py"}'
+    (folder / "5" / "run.json").write_text(record)
+    assert "5: its run has not finished; finished by: python a.py\n" in refused(folder, "evaluate")
+    (folder / "3" / "run.json").write_text(record)
+    assert "3: its run has not finished" in refused(folder, "general", "--do_eval", "--output_dir", folder / "3")
+
+
+def test_predictions_are_never_written_among_the_files_that_they_are_for(folder):
+    data = folder / "glue" / "SST-2"
+    shutil.copy(folder / "teacher" / "SST-2" / "pytorch_model.bin", folder / "5")
+    shutil.copy(folder / "teacher" / "SST-2" / "config.json", folder / "5")
+    told = refused(folder, "evaluate", "--do_predict", "--output_dir", data)
+    assert f"--output_dir {data}: is the folder of test.tsv; choose another" in told
 
 
 @pytest.mark.parametrize("name", ["augment", "pregenerate", "general", "intermediate"])

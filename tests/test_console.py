@@ -1,5 +1,6 @@
 """What a script says: its log, how it ends, and how numbers are written."""
 
+import os
 import subprocess
 import sys
 
@@ -61,6 +62,28 @@ def test_what_the_user_can_mend_ends_with_status_2_and_one_line(monkeypatch, err
     assert process.stderr.startswith(f"error: {line}")
     with pytest.raises(type(error)):
         call_script("pregenerate_training_data.py", "--debug")
+
+
+def test_the_first_of_several_processes_tells_the_error_and_the_others_wait(monkeypatch):
+    def fail():
+        raise UserError("told")
+
+    waits = []
+    monkeypatch.setattr(pregenerate_training_data, "main", fail)
+    monkeypatch.setattr("time.sleep", waits.append)
+    for rank, waited in (("0", 0), ("1", 1)):
+        monkeypatch.setenv("RANK", rank)
+        process = call_script("pregenerate_training_data.py")
+        assert (process.returncode, process.stderr, len(waits)) == (2, "error: told\n", waited)
+
+
+def test_a_name_that_is_not_utf8_costs_no_line_of_the_log(tmp_path):
+    code = "from transformer import console; import logging, sys; console.set_up_logging(); console.log_to('log')\n"
+    code += "logging.info('wrote %s', sys.argv[1])"
+    command = [sys.executable, "-c", code, b"a\xff"]
+    process = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert process.stdout.endswith(b"wrote a\\udcff\n") and process.stderr == b""
+    assert (tmp_path / "log").read_bytes().endswith(b"wrote a\\udcff\n")
 
 
 def test_a_fault_of_the_code_shows_its_traceback(monkeypatch):

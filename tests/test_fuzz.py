@@ -265,5 +265,5 @@ def test_a_record_of_a_run_is_understood_or_refused(tmp_path, data, finished):
     provenance = Provenance("x", {"seed": 1}, frozenset({"seed"}), {}, overwrite=False, data_url=None)
     for value in (data, {"script": "x", "settings": data, "inputs": data, "progress": data, "finished": finished}):
         (tmp_path / "run.json").write_text(json.dumps(value), encoding="utf-8")
-        output = Output(tmp_path / "run.json", provenance, {}, replaces=[tmp_path / "run.json"])
+        output = Output(tmp_path / "run.json", provenance, {}, replaces=("run.json",))
         read_or_refuse(output.__enter__)

@@ -8,7 +8,7 @@ from tiny import ROOT
 
 # A room uses rooms of lower floors, and on its own floor those that stand left of a bar before it.
 FLOORS = (
-    "files | json_file tensor_file remote console drawing | downloads",
+    "files | json_file remote console drawing | tensor_file downloads",
     "flags outputs processes history | settings",
     "checkpoint tokenization optimization data corpus tables workers"
     " | configuration epochs vectors | modeling instances | published",

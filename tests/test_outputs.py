@@ -1,5 +1,6 @@
 """The record that decides whether a run starts, goes on, or leaves an output alone; records of before; fingerprints."""
 
+import fcntl
 import json
 import logging
 import os
@@ -14,10 +15,12 @@ import general_distill
 import pregenerate_training_data
 import task_distill
 from transformer import files
+from transformer.downloads import model_folder, need
+from transformer.epochs import pregenerated_epochs
 from transformer.file_utils import UserError
 from transformer.files import make_folder
-from transformer.flags import ALL, AUGMENTATION, BASELINE, FINETUNE, GENERAL, PREDICTION, flags_of
-from transformer.outputs import Output, fingerprint, read_results, write_results
+from transformer.flags import ALL, AUGMENTATION, BASELINE, FINETUNE, GENERAL, PREDICTION, PREGENERATION, flags_of
+from transformer.outputs import OneProcess, Output, fingerprint, holding, read_results, write_results
 from transformer.settings import settings_for
 from transformer.tokenization import TOKENIZER_FILES
 
@@ -32,9 +35,9 @@ def without_locks():
         os.close(files.LOCKS.popitem()[1])
 
 
-def make_output(folder, inputs=None, replaces=(), step=GENERAL, **given):
+def make_output(folder, inputs=None, replaces=("result.txt",), step=GENERAL, **given):
     provenance = settings_for(step, given).provenance
-    return Output(folder / "result.txt", provenance, inputs or {}, replaces=list(replaces))
+    return Output(folder / "result.txt", provenance, inputs or {}, replaces=tuple(replaces))
 
 
 def status_of(output):
@@ -59,7 +62,7 @@ def start(output):
 
 def test_a_first_run_is_fresh_and_a_second_one_finished(tmp_path):
     finish(make_output(tmp_path))
-    assert status_of(make_output(tmp_path, replaces=[tmp_path / "result.txt"])) == "finished"
+    assert status_of(make_output(tmp_path, replaces=["result.txt"])) == "finished"
 
 
 def test_a_claim_writes_nothing(tmp_path):
@@ -67,7 +70,7 @@ def test_a_claim_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     finish(make_output(tmp_path))
     before = (tmp_path / "run.json").read_bytes()
-    again = make_output(tmp_path, replaces=[tmp_path / "result.txt"], seed=5, overwrite_output=True)
+    again = make_output(tmp_path, replaces=["result.txt"], seed=5, overwrite_output=True)
     assert status_of(again) == "fresh"
     assert (tmp_path / "result.txt").read_text() == "done" and (tmp_path / "run.json").read_bytes() == before
 
@@ -133,8 +136,8 @@ def test_files_without_a_record_are_not_replaced(tmp_path):
     result = tmp_path / "result.txt"
     result.write_text("somebody's")
     with pytest.raises(UserError, match="result.txt: already there"):
-        status_of(make_output(tmp_path, replaces=[result]))
-    start(make_output(tmp_path, replaces=[result], overwrite_output=True))
+        status_of(make_output(tmp_path, replaces=["result.txt"]))
+    start(make_output(tmp_path, replaces=["result.txt"], overwrite_output=True))
     assert not result.exists()
 
 
@@ -150,6 +153,10 @@ def test_an_output_never_replaces_the_folder_it_reads(tmp_path):
     with pytest.raises(UserError, match="is the folder of --teacher_model"):
         status_of(make_output(tmp_path, {"teacher_model": tmp_path / "SST-2"}, teacher_model=str(tmp_path)))
     settings = pregenerate_training_data.read_settings(["--train_corpus", "elsewhere", str(tmp_path)])
+    (tmp_path / "data.txt").write_text("text")
+    for name, told in (("data.txt", "data.txt"), ("train_corpus", "--train_corpus")):
+        with pytest.raises(UserError, match=f"is the folder of {told}; choose another"):
+            status_of(make_output(tmp_path, {name: [tmp_path / "data.txt"]}))
     with pytest.raises(UserError, match="is the folder of --train_corpus"):
         status_of(Output(tmp_path / "result.txt", settings.provenance, {"train_corpus": [tmp_path / "a.txt"]}))
 
@@ -163,7 +170,7 @@ def test_an_unfinished_output_goes_on_though_its_command_says_overwrite(tmp_path
         result.write_text("done")
         output.finish("1 row in")
     assert status_of(make_output(tmp_path)) == "finished"
-    assert status_of(make_output(tmp_path, replaces=[result], **overwriting)) == "fresh"
+    assert status_of(make_output(tmp_path, replaces=["result.txt"], **overwriting)) == "fresh"
 
 
 def test_zeros_are_settings_too(tmp_path):
@@ -201,6 +208,129 @@ def test_an_error_inside_tells_nothing_of_an_end(tmp_path, caplog):
     assert caplog.messages == [] and status_of(make_output(tmp_path)) == "resume"
 
 
+# --- finished output is never replaced without --overwrite_output
+
+
+def test_more_epochs_with_another_seed_do_not_replace_those_of_a_finished_run(tmp_path):
+    def pregeneration(epochs, **given):
+        provenance = settings_for(PREGENERATION, {"epochs_to_generate": epochs, **given}).provenance
+        return Output(tmp_path / f"epoch_{epochs - 1}_metrics.json", provenance, {}, replaces=("epoch_*.json",))
+
+    finish(pregeneration(2))
+    before = tree(tmp_path)
+    with pytest.raises(
+        UserError, match="epochs_to_generate was 2, is now 3; seed was 42, is now 5; --overwrite_output"
+    ):
+        status_of(pregeneration(3, seed=5))
+    assert tree(tmp_path) == before and status_of(pregeneration(2)) == "finished"
+
+
+@pytest.mark.parametrize("given", [{}, {"overwrite_output": True}])
+@pytest.mark.parametrize("done", [finish, start])
+def test_another_script_s_output_is_refused_even_with_overwrite_output(tmp_path, given, done):
+    done(make_output(tmp_path))
+    before = tree(tmp_path)
+    # It would find none of its own files, and none of the others would it remove.
+    other = Output(tmp_path / "other", settings_for(PREGENERATION, given).provenance, {}, replaces=("epoch_*",))
+    told = "script was general_distill, is now pregenerate_training_data"
+    with pytest.raises(UserError, match=f"{told}.*; --output_dir writes elsewhere") as refused:
+        status_of(other)
+    assert "--overwrite_output" not in str(refused.value) and tree(tmp_path) == before
+
+
+def finished_model(folder):
+    """A finished output with the files of a model. Returns the `Output` of the same run again."""
+    provenance = settings_for(GENERAL, {}).provenance
+    with Output(make_folder(folder) / "pytorch_model.bin", provenance, {}) as output:
+        output.begin()
+        for name in ("config.json", "vocab.txt", "pytorch_model.bin", "curves.png"):
+            (folder / name).write_text("{}")
+        output.finish("1 row in")
+    return Output(folder / "pytorch_model.bin", provenance, {})
+
+
+def test_a_model_whose_weights_were_converted_is_still_finished(tmp_path):
+    again = finished_model(tmp_path)
+    os.replace(tmp_path / "pytorch_model.bin", tmp_path / "model.safetensors")
+    (tmp_path / "curves.png").unlink()  # an extra
+    assert status_of(again) == "finished" and model_folder(tmp_path) == tmp_path
+
+
+def test_a_finished_model_that_lost_a_file_is_not_trained_again_and_the_way_out_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["general_distill.py", "--output_dir", "a b"])
+    again = finished_model(tmp_path)
+    (tmp_path / "vocab.txt").unlink()
+    told = "vocab.txt: missing, though its run finished; "
+    with pytest.raises(
+        UserError, match=f"{told}put it back; made again by: python .* --output_dir 'a b' --overwrite_output$"
+    ):
+        status_of(again)
+    with pytest.raises(UserError, match=f"{told}put it back; made again by: python"):
+        model_folder(tmp_path)
+    with pytest.raises(UserError, match="no vocabulary there .* --output_dir 'a b' --overwrite_output$"):
+        need("vocabulary", tmp_path)
+
+
+def test_what_is_there_is_looked_for_under_the_lock(tmp_path):
+    late = make_output(tmp_path, replaces=["epoch_*"], seed=5, overwrite_output=True)
+    finish(make_output(tmp_path, replaces=["epoch_*"]))
+    (tmp_path / "epoch_0").write_text("of the run that went first")
+    start(late)
+    assert names(tmp_path) == {"result.txt", "run.json"}
+
+
+def test_an_output_frees_its_folder_at_its_end(tmp_path):
+    start(make_output(tmp_path))
+    assert not files.LOCKS
+    finish(make_output(make_folder(tmp_path / "other")))
+    assert not files.LOCKS
+
+
+def test_a_record_keeps_the_command_of_the_run_that_began(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["general_distill.py", "--seed", "42"])
+    start(make_output(tmp_path))
+    monkeypatch.setattr("sys.argv", ["elsewhere.py"])
+    with make_output(tmp_path) as output:
+        output.begin()
+        output.result.write_text("done")
+        output.finish("1 row in")
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["command"] == "python general_distill.py --seed 42" and record["results"] == ["result.txt"]
+
+
+# --- what a next stage, an evaluation or predictions may read and write
+
+
+def test_an_unfinished_input_is_refused_with_the_command_that_finishes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["general_distill.py", "--seed", "42"])
+    start(make_output(tmp_path))
+    for name in ("config.json", "pytorch_model.bin", "epoch_0.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "epoch_0_metrics.json").write_text('{"num_training_examples": 1, "max_seq_len": 9}')
+    for read in (model_folder, pregenerated_epochs):
+        with pytest.raises(UserError, match="its run has not finished; finished by: python general_.* --seed 42$"):
+            read(tmp_path)
+    (tmp_path / "run.json").write_text('{"finished": false}')  # of an earlier release
+    with pytest.raises(UserError, match="its run has not finished; finished by: the command that began it"):
+        model_folder(tmp_path)
+
+
+def test_results_are_not_written_where_another_run_is_or_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    start(make_output(tmp_path))
+    student, told = tmp_path / "student", "has the output of another run than .*student; choose another"
+    with pytest.raises(UserError, match=told), holding(tmp_path, student, OneProcess):
+        pass
+    with holding(tmp_path, tmp_path / ".", OneProcess):
+        assert files.LOCKS
+    assert not files.LOCKS
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another run is writing there"), holding(tmp_path, tmp_path, OneProcess):
+        pass
+    os.close(descriptor)
+
+
 # --- what is refused before any work
 
 
@@ -224,7 +354,7 @@ def test_a_check_refuses_what_entering_refuses_and_changes_nothing(tmp_path):
 def test_an_output_that_is_one_file_is_named_as_that_file_and_has_no_other_folder(tmp_path):
     for given in ({}, {"seed": 5}):
         provenance = settings_for(AUGMENTATION, given).provenance
-        output = Output(tmp_path / "result.txt", provenance, {}, replaces=[], whole_folder=False)
+        output = Output(tmp_path / "result.txt", provenance, {}, replaces=("result.txt",), whole_folder=False)
         if given:
             with pytest.raises(UserError, match="result.txt: made with other .*; --overwrite_output replaces it$"):
                 status_of(output)
@@ -463,7 +593,7 @@ def output_of_before(folder, record, settings):
     make_folder(folder)
     (folder / "run.json").write_text(json.dumps(record))
     (folder / "result.txt").write_text("done")
-    return Output(folder / "result.txt", settings.provenance, inputs, replaces=[folder / "result.txt"])
+    return Output(folder / "result.txt", settings.provenance, inputs, replaces=("result.txt",))
 
 
 @pytest.mark.parametrize("record, settings", OF_BEFORE.values(), ids=OF_BEFORE)

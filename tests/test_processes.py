@@ -9,6 +9,25 @@ import torch
 from pipeline import command
 from tiny import ROOT, call_script, names
 
+from transformer import processes
+from transformer.files import UserError
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"RANK": "x", "WORLD_SIZE": "2"}, {"RANK": "0"}, {"WORLD_SIZE": "2"}, {"RANK": "0", "WORLD_SIZE": "2"}]
+    + [{"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": ""}, {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "a"}],
+    ids=str,
+)
+def test_ranks_that_torchrun_would_not_set_are_refused(monkeypatch, given):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert processes.places(-1) == (0, 1, -1)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{[*given][0]}=.* in the environment: expected all that torchrun"):
+        processes.places(-1)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pieces", [[], ["--student_vocab", 17]], ids=["whole vocabulary", "smaller"])

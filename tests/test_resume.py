@@ -133,6 +133,13 @@ def test_wherever_a_script_is_killed_between_two_files_it_ends_the_same(copy, wa
 
 
 @pytest.mark.slow
+def test_a_failed_write_or_lost_data_anywhere_loses_nothing():
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "faults.py"), "--points", "40"]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["augment", "pregenerate", "packed", "general", "prediction"])
 def test_ten_kills_at_random_moments_lose_nothing(pipeline, copy, way):
     flags = ["--num_workers", 1, "--packed"] if way == "packed" else []

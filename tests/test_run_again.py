@@ -27,6 +27,13 @@ def test_other_flags_are_refused_and_the_difference_is_named(copy, name):
     assert tree(copy) == before
 
 
+def test_more_epochs_with_another_seed_do_not_replace_finished_ones(copy):
+    before = tree(copy)
+    process = call(copy, "pregenerate", "--epochs_to_generate", 17, "--seed", 5)
+    assert process.returncode == 2 and "epochs_to_generate was 16, is now 17" in process.stderr
+    assert tree(copy) == before
+
+
 def test_another_input_is_refused_and_named(copy):
     with open(copy / "corpus.txt", "a", encoding="utf-8") as file:
         file.write("\nthe film is warm .\n")

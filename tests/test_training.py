@@ -20,6 +20,7 @@ import torch
 from tiny import ROOT, STUDENT, TEACHER, VOCABULARY, make_student_config, make_teacher, run_script
 
 from transformer import processes
+from transformer.checkpoint import read_tensors
 from transformer.data import SequencesBuilder
 from transformer.distillation import TransformerLearner
 from transformer.evaluation import Evaluator
@@ -533,6 +534,23 @@ def test_a_disk_that_fills_leaves_the_last_good_state_to_go_on_from(tmp_path, mo
     assert torch.load(tmp_path / "cut" / STATE_NAME, weights_only=True)["step"] == 4
     make_run(tmp_path / "cut").train()
     assert_same_states(tmp_path / "whole", tmp_path / "cut")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: you tried")], ids=type)
+def test_a_state_or_weights_that_find_no_memory_are_not_called_damaged(tmp_path, monkeypatch, error):
+    run = make_run(tmp_path)
+    run.save_state()
+    monkeypatch.setattr(torch, "load", fail_with(error))
+    for read in (run.load_state, lambda: read_tensors(tmp_path / STATE_NAME)):
+        with pytest.raises(type(error)):
+            read()
+
+
+def fail_with(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
 
 
 def test_a_clock_that_jumps_back_changes_nothing(tmp_path, monkeypatch):

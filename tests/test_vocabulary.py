@@ -13,7 +13,8 @@ from test_task_run import task_run
 from tiny import PIECES, SPECIAL, VOCABULARY, make_sst2, make_tokenizer, tree
 
 from transformer.checkpoint import load_state_dict
-from transformer.files import UserError, read_json, write_json
+from transformer.files import UserError, write_json
+from transformer.json_file import read_json
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
 from transformer.outputs import read_results
 from transformer.report import reported

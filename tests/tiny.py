@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ NOUNS = ["film", "plot", "song", "scene", "actor"]
 OTHER = ["the", "is", "a", "and", "not", "very", ".", ",", '"']
 PIECES = ["##s", "##ly", "warmth", "un", "##fort", "##unate"]
 VOCABULARY = [*SPECIAL, *GOOD, *BAD, *NOUNS, *OTHER, *PIECES]
+
+COMMAND = re.compile(rb'\n  "command": ".*",')  # the line of a record
 
 TEACHER = {
     "hidden_size": 24,
@@ -139,14 +142,16 @@ def call_script(name, *flags):
 
 
 def tree(folder):
-    """{name: bytes} of every file under `folder`; not logs and reports, which tell times, nor caches."""
+    """{name: bytes} of every file under `folder`; not logs and reports, which tell times, nor caches. Records lack
+    their command, which has the folder's own name in it."""
     logs = ("log.txt", "train_log.jsonl", "curves.png", "report.md", "report.png")
     files = (
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in logs and "_cache" not in path.name
     )
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {name: COMMAND.sub(b"", data) if name.endswith("run.json") else data for name, data in found.items()}
 
 
 def names(folder):

@@ -3,12 +3,15 @@
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
+import time
 
-from transformer.files import UserError
+from transformer.files import UserError, without_secrets
 
 GOES_ON = "the same command goes on from the last saved state"
+OTHERS_WAIT = 5  # seconds before another process than the first tells its error
 FORMAT, TIME = "%(asctime)s  %(message)s", "%H:%M:%S"  # of a log line
 
 
@@ -28,6 +31,10 @@ def run(main, debug=False):
         line = None if debug or "--debug" in sys.argv else _explain(error)
         if line is None:
             raise
+        if os.environ.get("RANK", "0") != "0":
+            # The first process usually tells the same, and torchrun then ends this one.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(OTHERS_WAIT)
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
@@ -39,10 +46,15 @@ def _explain(error):
     if isinstance(error, OSError) and error.strerror is not None:  # no permission, a full disk
         place = f"{error.filename}: " if error.filename else "a file cannot be read or written: "
         return f"{place}{error.strerror}; {GOES_ON}"
-    # Compared by name, because not every script loads torch.
-    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error):
+    if out_of_memory(error):
         return f"out of memory; a smaller batch size, or more --gradient_accumulation_steps, may help; {GOES_ON}"
     return None
+
+
+def out_of_memory(error):
+    """Whether an error says that memory ran out: Python's, NumPy's or torch's (by name: not every script loads it)."""
+    named = "OutOfMemory" in type(error).__name__ or "allocate memory" in str(error)
+    return named or isinstance(error, MemoryError)
 
 
 def _end_at_once(signum, frame):
@@ -57,7 +69,10 @@ def _end_at_once(signum, frame):
 def set_up_logging(quiet=False, stream=None):
     """Log to the terminal. `quiet`: warnings only (all processes but the first); stream: in place of sys.stdout."""
     level = logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(stream=stream or sys.stdout, level=level, format=FORMAT, datefmt=TIME, force=True)
+    stream = stream or sys.stdout
+    with contextlib.suppress(AttributeError):  # a name that the terminal cannot show must not cost its line
+        stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(stream=stream, level=level, format=FORMAT, datefmt=TIME, force=True)
     logging.raiseExceptions = False  # no tracebacks when a full disk stops the log
 
 
@@ -69,11 +84,18 @@ def log_to(path):
         handler.close()
     if path is not None:
         try:
-            handler = logging.FileHandler(path, encoding="utf-8")
+            handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
         handler.setFormatter(logging.Formatter(FORMAT, TIME))
         root.addHandler(handler)
+
+
+def command_line(processes):
+    """This process's command, ready to paste where it was started, but for passwords in addresses."""
+    several = processes.world_size > 1
+    start = ["torchrun", f"--nproc_per_node={processes.world_size}"] if several else ["python"]
+    return shlex.join([*start, *map(without_secrets, map(str, sys.argv))])
 
 
 @contextlib.contextmanager

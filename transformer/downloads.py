@@ -9,14 +9,17 @@ import re
 import time
 from pathlib import Path
 
-from transformer.files import UserError, copy_file, make_folder, wait_for_lock, without_secrets, write_json
-from transformer.json_file import NULL, Field, read_json, whole
+from transformer.files import UserError, append_to, copy_file, make_folder, wait_for_lock, without_secrets, write_json
+from transformer.json_file import FLAG, NULL, Field, read_json, whole
 from transformer.remote import Missing, Transient, ask_http, ask_s3, failure_of, hub, is_hub, upload_s3
 
+RECORD_NAME = "run.json"  # in an output folder; see outputs.py
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VALIDATOR = Field("an ETag, a date or null", (str, NULL))
 PART = {"validator": VALIDATOR}
 COPY = {"url": Field("an address", needed=True), "sha256": Field("a sum", needed=True), "size": whole(), **PART}
+# What a record tells the next stage.
+MADE = {"finished": FLAG, "command": Field("a command"), "results": Field("names", (list,), of=Field("a file's name"))}
 WEIGHT_MAP = Field("the name of a file for each key", (dict,), 1, of=Field("a name"))
 INDEX = ".index.json"  # after the name of weights that lie in several files, the shards: which key is in which
 # {what a model is read from: the files, any of which will do}
@@ -35,6 +38,7 @@ FETCHED = {
 STAGES = "(3_general_distill|4_task_distill_mid|5_task_distill_out)$"
 WRITERS = {"3_": "general_distill.py", "4_": "task_distill.py", "5_": "task_distill.py --pred_distill"}
 TRIES = 5  # in a row without a new byte
+OVERWRITE = "--overwrite_output"
 BACKOFF = 1.0  # seconds before the second try, doubled for each later one
 
 
@@ -52,7 +56,7 @@ def cached_path(url_or_path, cache_dir=None, sha256=None):
         return target
     if re.match(r"\w[\w+.-]+://", address):
         raise UserError(f"{address}: expected a local path or an http://, https:// or s3:// address")
-    path = Path(address).expanduser()
+    path = Path(os.path.expanduser(address))  # Path's own raises RuntimeError for ~nobody
     if not path.exists():
         raise UserError(f"{address}: no such file or folder")
     if sha256 and sha256_of(path) != sha256:
@@ -166,7 +170,7 @@ def _receive(url, chunks, part, start, size):
     if not small:
         logging.info("downloading %s (%s)", url, f"{size / 1e6:.0f} MB" if size else "size unknown")
     shown = {"desc": url.rpartition("/")[2], "total": size, "initial": start, "unit": "B", "unit_scale": True}
-    with open(part, "ab") as file, tqdm(**shown, disable=small or None) as bar:  # None: no bar without a terminal
+    with append_to(part, start) as file, tqdm(**shown, disable=small or None) as bar:  # None: no bar without a terminal
         for chunk in chunks:
             file.write(chunk)
             bar.update(len(chunk))
@@ -186,7 +190,7 @@ def read_record(path, fields=None):
 
 
 def cache_folder(cache_dir):
-    return Path(cache_dir or os.environ.get("TINYBERT_CACHE") or "~/.cache/tinybert").expanduser()
+    return Path(os.path.expanduser(cache_dir or os.environ.get("TINYBERT_CACHE") or "~/.cache/tinybert"))
 
 
 def _entry(address, name):
@@ -207,10 +211,11 @@ def model_folder(name_or_path, cache_dir=None, need_weights=True):
     """The folder of a model: a local one, or the cached copy of a hub name, an https:// or an s3:// folder. Raises
     UserError where there is no model, or `need_weights` and no weights or no config.json."""
     name = str(name_or_path).rstrip("/") or "/"
-    local, models = Path(name).expanduser(), cache_folder(cache_dir) / "models"
+    local, models = Path(os.path.expanduser(name)), cache_folder(cache_dir) / "models"
     if local.is_dir():
         for part in ("weights", "configuration") if need_weights else ():
             need(part, local)
+        check_finished(local)
         if (local / "config.json").is_file():
             check_model_type(local / "config.json")
         return local
@@ -242,6 +247,24 @@ def need(part, folder):
             raise UserError(f"{folder}: no {name} there, which {found} names; copy it from where the model came from")
 
 
+def missing_files(folder, names):
+    """Those of a record's "results" that its folder lacks. Any file of MODEL_PARTS will do for a part of a model, as
+    weights may have been converted."""
+    parts = {file: files for files in MODEL_PARTS.values() for file in files}
+    return [name for name in names if not any((Path(folder) / file).is_file() for file in parts.get(name, (name,)))]
+
+
+def check_finished(folder):
+    """Raise UserError where the record in an input folder says that its run has not finished, or names a file that is
+    gone; with the command that makes it whole."""
+    record = read_record(Path(folder) / RECORD_NAME, MADE)
+    if not record.get("finished", True):
+        command = record.get("command", "the command that began it")
+        raise UserError(f"{folder}: its run has not finished; finished by: {command}")
+    if lost := missing_files(folder, record.get("results", ())):  # records of before have none
+        raise UserError(f"{Path(folder) / lost[0]}: missing, though its run finished; put it back; {advice_on(folder)}")
+
+
 def shards(index):
     """The names of the files that together hold the weights, from their index. Raises UserError for a malformed one,
     and for names outside of its folder."""
@@ -262,7 +285,9 @@ def check_model_type(path):
 def advice_on(path):
     """How to get a file or folder that is missing or incomplete, ending with the command; None where nothing brings it.
     Its name decides."""
-    *_, above, name = ("", *Path(os.path.abspath(Path(path).expanduser())).parts)
+    if command := read_record(Path(path) / RECORD_NAME, MADE).get("command"):
+        return f"made again by: {command}{'' if OVERWRITE in command else f' {OVERWRITE}'}"
+    *_, above, name = ("", *Path(os.path.abspath(os.path.expanduser(path))).parts)
     if name in FETCHED:
         return fetch_advice(*FETCHED[name])
     if name == "student_model":

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer.data import Sequences, SequencesBuilder
+from transformer.downloads import check_finished
 from transformer.files import UserError, append_to
 from transformer.json_file import Field, parse_json, read_json, whole
 from transformer.tensor_file import read_array
@@ -89,6 +90,7 @@ def write_header(file, dtype, length):
 def pregenerated_epochs(folder):
     """The complete epochs of a folder, in order: [(epoch_N.json or a packed epoch's epoch_N_ids.npy, metrics)]. Raises
     UserError if there is none."""
+    check_finished(folder)
     epochs = []
     while (Path(folder) / f"epoch_{len(epochs)}_metrics.json").is_file():
         name = Path(folder) / f"epoch_{len(epochs)}"

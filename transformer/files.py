@@ -16,7 +16,7 @@ except ImportError:  # on Windows the user has to keep two runs out of one folde
     fcntl = None
 
 LOCK_SECONDS = 5  # how long the workers of a killed run may take to notice that it is gone
-LOCKS = {}  # {folder that this process writes into: its descriptor}; the system releases the lock when the process ends
+LOCKS = {}  # {folder that this process writes into: its descriptor}; the end of the process releases the lock too
 
 
 class UserError(Exception):
@@ -36,10 +36,11 @@ def atomic_write(path, mode="w", durable=True):
     """Open a temporary file that replaces `path` when the block ends without an error; a kill leaves the old file.
 
     `mode` is "w" (UTF-8, "\\n" line ends) or "wb". `durable`: wait until the data is on the disk, so that a power cut
-    leaves the old file or the new one. Raises UserError when `path` cannot be written (disk full, no such folder).
+    leaves the old file or the new one. Text that UTF-8 lacks, as in odd file names, is written as \\udcff, which JSON
+    reads back. Raises UserError when `path` cannot be written (disk full, no such folder).
     """
     path = Path(path)
-    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n"}
+    text = {} if mode == "wb" else {"encoding": "utf-8", "newline": "\n", "errors": "backslashreplace"}
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     _remove_leftovers(path)
     try:
@@ -49,11 +50,13 @@ def atomic_write(path, mode="w", durable=True):
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        # The block may fail because of another file or a connection; that error is not about this path.
-        if error.errno is None or error.filename not in (None, str(temporary)):
+    except (OSError, RuntimeError) as error:
+        # torch.save covers a failed write with an error of its own; np.save's has a message only.
+        cause = error if isinstance(error, OSError) else error.__context__
+        # The block may fail for another reason, or because of another file; that error is not about this path.
+        if not isinstance(cause, OSError) or cause.filename not in (None, str(temporary)):
             raise
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be written ({cause.strerror or cause})") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -79,10 +82,13 @@ def write_json(path, obj):
 
 
 def append_to(path, size):
-    """Open a file for binary writing after its first `size` bytes; the rest is cut off."""
+    """Open a file for binary writing after its first `size` bytes; the rest is cut off. Raises UserError for a link."""
+    if Path(path).is_symlink():
+        raise UserError(f"{path}: a link, expected a file of a stopped run or none; remove it")
     file = open(path, "r+b" if Path(path).exists() and size else "wb")  # noqa: SIM115 (the caller closes it)
-    file.truncate(size)
-    file.seek(size)
+    if size:
+        file.truncate(size)
+        file.seek(size)
     return file
 
 
@@ -105,7 +111,8 @@ def copy_file(file, target):
 
 
 def lock_folder(folder):
-    """Keep other runs out of an output folder until this process ends. Raises UserError if another run is using it."""
+    """Keep other runs out of an output folder until `unlock_folder` or the end of this process. Raises UserError if
+    another run is using it."""
     folder = Path(folder).resolve()
     if fcntl is None or folder in LOCKS:
         return
@@ -113,9 +120,15 @@ def lock_folder(folder):
     stop = time.monotonic() + LOCK_SECONDS
     while not _take_lock(LOCKS[folder]):
         if time.monotonic() > stop:
-            os.close(LOCKS.pop(folder))
+            unlock_folder(folder)
             raise UserError(f"{folder}: another run is writing there; wait until it ends or stop it")
         time.sleep(0.05)
+
+
+def unlock_folder(folder):
+    """Let other runs write into a folder again."""
+    if (folder := Path(folder).resolve()) in LOCKS:
+        os.close(LOCKS.pop(folder))
 
 
 def wait_for_lock(file):

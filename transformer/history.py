@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import shlex
 import sys
 import time
 from functools import partial
@@ -12,8 +11,8 @@ from pathlib import Path
 import torch
 
 from transformer import drawing
-from transformer.console import format_results, format_seconds
-from transformer.files import UserError, atomic_write, without_secrets
+from transformer.console import command_line, format_results, format_seconds
+from transformer.files import UserError, atomic_write
 from transformer.json_file import NULL, NUMBER, Field, parse_json, whole
 
 HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
@@ -111,13 +110,6 @@ def read_effort(path):
     # The steps between a log line and a stop are in no entry. They count with the mean of the others.
     seconds = sum(entry.get("seconds", 0) for entry in entries) / timed * steps if timed else None
     return {"steps": steps, "seconds": seconds, "rows": first.get("rows"), "command": first.get("command")}
-
-
-def command_line(processes):
-    """This process's command, ready to paste where it was started, but for passwords in addresses."""
-    several = processes.world_size > 1
-    start = ["torchrun", f"--nproc_per_node={processes.world_size}"] if several else ["python"]
-    return shlex.join([*start, *map(without_secrets, map(str, sys.argv))])
 
 
 def read_curves(path):

@@ -8,9 +8,10 @@
             output.finish("7 rows in, 30 rows out")
         ...                          optional extras, such as a report
 
-A record beside the output says what it was made with. A run compares itself with that record and starts a new output,
-resumes its own, skips a finished one, or refuses to touch one that was made differently. `check()` does the same
-comparison before any work, where an input has yet to be made.
+A record beside the output says what it was made with, by which command, and at the end which files it needs
+("results"), for the next stage too (`downloads.check_finished`). A run compares itself with that record and starts a
+new output, resumes its own, skips a finished one, or refuses to touch one that was made differently or has lost a file.
+`check()` does the same comparison before any work, where an input has yet to be made.
 """
 
 import contextlib
@@ -22,12 +23,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformer.console import format_seconds, log_to
-from transformer.downloads import upload
-from transformer.files import UserError, atomic_write, lock_folder, make_folder, write_json
+from transformer.console import command_line, format_seconds, log_to
+from transformer.downloads import MADE, MODEL_PARTS, OVERWRITE, RECORD_NAME, check_finished, missing_files, upload
+from transformer.files import UserError, atomic_write, lock_folder, make_folder, unlock_folder, write_json
 from transformer.json_file import FLAG, NULL, Field, check, read_json, whole
 
-RECORD_NAME = "run.json"
 REPORT_NAME, PICTURE_NAME = "report.md", "report.png"  # beside a task's student
 BASELINE_FOLDER, GENERAL_BASELINE_FOLDER = "baseline", "baseline_general"  # likewise, with --baseline
 LOG_NAME, RESULTS_NAME = "log.txt", "eval_results.txt"
@@ -35,12 +35,13 @@ MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.j
 MODEL_FILES += ("model.safetensors", "*.index.json", "pytorch_model-*.bin", "model-*.safetensors")  # or in shards
 # Everything that a training leaves in its folder, including its saved state and the report.
 TRAINED = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin")
-TRAINED += ("training_state.bin", "teacher_logits.npy", "train_log.jsonl", "curves.png")
+TRAINED += ("model.safetensors", "training_state.bin", "teacher_logits.npy", "train_log.jsonl", "curves.png")
 TRAINED += (RESULTS_NAME, LOG_NAME, REPORT_NAME, PICTURE_NAME)
+TRAINED += tuple(f"{each}/{name}" for each in (BASELINE_FOLDER, GENERAL_BASELINE_FOLDER) for name in TRAINED)
 # A record, and those of its settings that more is done with than comparing them.
 OBJECT, DIGESTS = Field("an object", (dict,)), Field("a digest for each input", (dict,), of=Field("a digest"))
-RECORD = {"script": Field("a name"), "settings": OBJECT, "inputs": DIGESTS, "progress": OBJECT}
-RECORD |= {"clearing": FLAG, "finished": FLAG}
+RECORD = {"script": Field("a name"), "settings": OBJECT, "inputs": DIGESTS, "progress": OBJECT, "clearing": FLAG}
+RECORD |= MADE
 SETTINGS = {"step": Field("a name or null", (str, NULL)), "train_batch_size": whole(1)}
 SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # parts of a large input that identify it; this takes about a second
 
@@ -48,7 +49,7 @@ SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # parts of a large input that identify it
 class OneProcess:
     """The part of `processes.Processes` that an output uses, for a stage that does not load torch."""
 
-    first = True
+    first, world_size = True, 1
     from_first = staticmethod(lambda function: function())
     barrier = staticmethod(lambda: None)
 
@@ -62,7 +63,7 @@ class Output:
     inputs: dict  # {name: path, paths, or None = not known yet} of the inputs, compared by content, not by path
     processes: object = OneProcess
     next_command: str | None = None  # what to run next
-    replaces: list | None = None  # the files that a new run removes; None = a model folder's, which also has a log
+    replaces: tuple = TRAINED  # patterns of the files that a new run removes; a training's output has a log
     shown: Path | None = None  # the path in the summary; None = the result
     whole_folder: bool = True  # the whole folder is the output; else only the result, and the record is named after it
 
@@ -86,17 +87,17 @@ class Output:
         return self
 
     def _check_sources(self):
-        read = ((name, file) for name, file in self.inputs.items() if isinstance(file, Path))
-        for name, folder in (*self.provenance.sources, *read):
-            if Path(folder).resolve() == self.folder.resolve():
-                raise UserError(f"--output_dir {self.folder}: is the folder of --{name}; choose another")
+        if self.whole_folder:  # a single file may lie beside its inputs
+            check_apart(self.folder, (*self.provenance.sources, *self.inputs.items()))
 
     def _claim(self):
         """Decide whether to skip, resume or start over: (whether the output is finished, its progress)."""
         lock_folder(make_folder(self.folder))
         found, present = self._compare()
         # A killed run resumes even with --overwrite_output, which replaces only what was there before it.
-        if not found or (self.provenance.overwrite and found.get("finished")):
+        fresh = not found or (self.provenance.overwrite and found.get("finished"))
+        self.command = (not fresh and found.get("command")) or command_line(self.processes)
+        if fresh:
             self.replaced = present
             return False, None
         return bool(found.get("finished")), found.get("progress")
@@ -108,26 +109,34 @@ class Output:
         contents = {name: fingerprint(file) for name, file in self.inputs.items() if file is not None}
         values = {"script": self.provenance.script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(values))  # as the record reads back
-        replaces = model_outputs(self.folder) if self.replaces is None else self.replaces
-        present = [path for path in replaces if Path(path).exists()]
-        found, overwrite = self._read_record(), self.provenance.overwrite
-        # A run was killed while it removed old files, or the result was deleted later.
-        gone = found.get("clearing") or (found.get("finished") and not self.result.exists())
+        present, found, overwrite = self._present(), self._read_record(), self.provenance.overwrite
+        # Another script's files are not those that this run would remove.
+        other = bool(found) and found.get("script") != self.provenance.script
+        # A run was killed while it removed old files, or all of them were deleted later.
+        gone = not other and (found.get("clearing") or (found.get("finished") and not present))
         differences = self._differences(found) if found and not gone else []
 
         if not overwrite and not found and (present or self.path.exists()):
-            other = [*present, self.path][0]
-            raise UserError(f"{other}: already there, made by something else; {self._way_out()}")
-        if not overwrite and differences:
+            raise UserError(f"{[*present, self.path][0]}: already there, made by something else; {self._way_out()}")
+        if differences and (other or not overwrite):
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            told = f"made with other inputs or flags: {'; '.join(differences[:3])}{more}; {self._way_out()}"
+            told = f"made with other inputs or flags: {'; '.join(differences[:3])}{more}; {self._way_out(other)}"
             raise UserError(f"{self.folder if self.whole_folder else self.result}: {told}")
+        if not (overwrite or gone) and found.get("finished"):
+            gone = bool(missing_files(self.folder, [self.result.name]))
+            if not gone:  # what else it needs must be there: to make it all again could take hours
+                check_finished(self.folder)
         return {} if gone or differences else found, present
 
-    def _way_out(self):
+    def _present(self):
+        """The files in the output's place."""
+        return [path for pattern in self.replaces for path in sorted(self.folder.glob(pattern))]
+
+    def _way_out(self, other=False):
         # The folder of a training inside another step is not the one that --output_dir names.
         elsewhere = self.whole_folder and self.provenance.script not in ("finetune", "baseline")
-        return f"--overwrite_output replaces it{', --output_dir writes elsewhere' if elsewhere else ''}"
+        ways = [f"{OVERWRITE} replaces it"] * (not other) + ["--output_dir writes elsewhere"] * elsewhere
+        return ", ".join(ways) or "move it away first"
 
     def _read_record(self):
         """The existing record, {} without one. Raises UserError for a broken one, unless it will be replaced."""
@@ -140,7 +149,9 @@ class Output:
 
     def _differences(self, found):
         was, now = found["settings"], self.values["settings"]
-        flags = [
+        maker, script = found.get("script"), self.values["script"]
+        flags = [f"script was {_short(maker)}, is now {script}"] if maker != script else []
+        flags += [
             f"{name} was {_short(was.get(name))}, is now {_short(now.get(name))}"
             for name in sorted({*was, *now} & self.provenance.counted)  # ignore flags that no longer exist
             if was.get(name) != now.get(name)
@@ -166,7 +177,7 @@ class Output:
                 for path in self.replaced:
                     Path(path).unlink(missing_ok=True)
                 self._write_record()
-            log_to(self.folder / LOG_NAME if self.replaces is None else None)
+            log_to(self.folder / LOG_NAME if self.replaces is TRAINED else None)
         self.processes.barrier()  # no process may resume from a state that the first one is about to remove
 
     def save_progress(self, files, progress):
@@ -181,14 +192,16 @@ class Output:
         """Mark the output as finished. `done`: what went in and came out, for the summary."""
         self.progress = None
         if self.processes.first:
-            self._write_record(finished=True)
+            parts = (files[0] for files in MODEL_PARTS.values())
+            names = parts if self.replaces is TRAINED else (path.name for path in self._present())
+            self._write_record(finished=True, results=sorted({self.result.name, *names}))
         self.processes.barrier()  # any process may read the output next
         logging.info("%s, %s", done, format_seconds(time.monotonic() - self.started))
         logging.info("written: %s", self.shown or self.result)
 
     def _write_record(self, finished=False, **more):
         progress = {} if self.progress is None else {"progress": self.progress}
-        write_json(self.path, {**self.values, **progress, **more, "finished": finished})
+        write_json(self.path, {**self.values, "command": self.command, **progress, **more, "finished": finished})
 
     def __exit__(self, kind, *_):
         if kind is None:
@@ -202,12 +215,31 @@ class Output:
             if self.next_command:
                 logging.info("next: %s", self.next_command)
         log_to(None)
+        unlock_folder(self.folder)
 
 
-def model_outputs(folder):
-    """The existing files of a training run in `folder`, including its baselines'."""
-    folders = [Path(folder), Path(folder) / BASELINE_FOLDER, Path(folder) / GENERAL_BASELINE_FOLDER]
-    return [path for each in folders for name in TRAINED for path in sorted(each.glob(name))]
+def check_apart(folder, places):
+    """Raise UserError where an output folder is that of an input. `places`: (flag or file name, path or paths)."""
+    for name, place in places:
+        for path in map(Path, place if isinstance(place, list) else [place] if place else []):
+            if (path.parent if path.is_file() else path).resolve() == Path(folder).resolve():
+                of = name if "." in name else f"--{name}"
+                raise UserError(f"--output_dir {folder}: is the folder of {of}; choose another")
+
+
+@contextlib.contextmanager
+def holding(folder, student, processes):
+    """Hold a folder for results on the model in `student`, often the same folder. Raises UserError, in every process,
+    where it has another run's output, or a run is writing there."""
+
+    def claim():
+        if read_record(folder) and Path(folder).resolve() != Path(student).resolve():
+            raise UserError(f"--output_dir {folder}: has the output of another run than {student}; choose another")
+        lock_folder(make_folder(folder))
+
+    processes.from_first(claim)
+    yield
+    unlock_folder(folder)
 
 
 def fingerprint(path):

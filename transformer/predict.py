@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from transformer.checkpoint import label_names
 from transformer.downloads import upload
-from transformer.files import UserError, atomic_write, make_folder
+from transformer.files import UserError, atomic_write
 from transformer.glue import TASKS
+from transformer.outputs import check_apart
 from transformer.tables import SUFFIXES, decode_lines, read_lines
 from transformer.tasks.task import Row, TaskFile, label_order
 
@@ -28,13 +29,14 @@ def predict(run, student, output_dir, source=None):
     if source:
         return answer_texts(run, student, source, output_dir)
     model, tokenizer = run.load_finished(student)
-    labels, folder, written = label_order(run.task, label_names(model.config)), make_folder(output_dir), []
+    labels, folder, written = label_order(run.task, label_names(model.config)), Path(output_dir), []
     found = [(run.task, run.folder)]
     for other in TASKS.values():
         if other.trained_as != run.task.name or other.source == run.task.source:  # MNLI-mm's file is MNLI's own
             continue
         folders = (run.folder, run.folder.parent / other.name)
         found += [(other, place) for place in folders if (place / other.test_files[0]).is_file()][:1]
+    check_apart(folder, ((task.test_files[0], data_dir / task.test_files[0]) for task, data_dir in found))
     # Every file is read before the first one is written, so that a bad one leaves earlier predictions as they were.
     read = [(task, run.read(task.test_files, tokenizer, labels, False, task, data_dir)) for task, data_dir in found]
     for task, sets in read:
@@ -54,7 +56,7 @@ def answer_texts(run, student, source, output_dir):
     model, tokenizer = run.load_finished(student)
     task, length, answered = run.task, run.reading.max_seq_length, 0
     labels = label_order(task, label_names(model.config))
-    path = None if source == STANDARD_INPUT else make_folder(output_dir) / ANSWERS_NAME
+    path = None if source == STANDARD_INPUT else Path(output_dir) / ANSWERS_NAME
     if path and path.resolve() == Path(source).resolve():
         raise UserError(f"{source}: the answers would take its place; --output_dir writes elsewhere")
     rows = itertools.islice(read_rows(source, task), run.reading.limit)

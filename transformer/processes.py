@@ -15,6 +15,8 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from transformer.files import UserError
+
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -120,8 +122,7 @@ class Processes:
 
 def start(seed, precision="auto", no_cuda=False, local_rank=-1):
     """Choose the device, join the other processes that torchrun started, and seed. Returns `Processes`."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local_rank = int(os.environ.get("LOCAL_RANK", local_rank))
+    rank, world_size, local_rank = places(local_rank)
     cuda = torch.cuda.is_available() and not no_cuda
     device = torch.device("cuda", max(local_rank, 0)) if cuda else torch.device("cpu")
     if cuda:
@@ -137,6 +138,20 @@ def start(seed, precision="auto", no_cuda=False, local_rank=-1):
         distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=6))
     set_seed(seed)
     return Processes(device, rank, world_size, choose_precision(precision, device))
+
+
+def places(local_rank):
+    """(rank, number of processes, rank on this machine). Raises UserError where the environment has other values than
+    torchrun sets, or only a part of them."""
+    usual = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": local_rank}
+    found = {name: value for name, value in os.environ.items() if name in (*usual, "MASTER_ADDR")}
+    with contextlib.suppress(ValueError):
+        rank, world_size, local_rank = (int(found.get(name, number)) for name, number in usual.items())
+        together = ("RANK" in found) == ("WORLD_SIZE" in found) and (world_size == 1 or "MASTER_ADDR" in found)
+        if together and 0 <= rank < world_size:
+            return rank, world_size, local_rank
+    told = " ".join(f"{name}={value}" for name, value in found.items())
+    raise UserError(f"{told} in the environment: expected all that torchrun sets, or nothing; unset what is left of it")
 
 
 def end_with_parent(parent):

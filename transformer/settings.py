@@ -319,6 +319,8 @@ def sample_of(step, asked):
 def check(step, values):
     """Raise UserError for a value out of range or a contradiction between values."""
     for name, flag in flags_of(step).items():
+        if flag.type in (flags.path, model, list) and values[name] in ("", [""]):
+            raise UserError(f'--{name} "": expected a path')
         if flag.type in (int, float) and values[name] is not None and not flags.EXPECTED[flag.expected](values[name]):
             raise UserError(f"--{name} {values[name]}: expected {flag.expected}")
     downloads.check_upload(values["data_url"] or "")

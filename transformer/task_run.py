@@ -1,5 +1,6 @@
 """One run on a task: its files as sequences, its models, its output, its training. Shapes: N rows, C head outputs."""
 
+import io
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -179,8 +180,9 @@ class TaskRun:
         outputs[mine] = self.evaluator.outputs(teacher, data.taught, mine, progress=here.first)
         outputs = here.sum(outputs.to(here.device))
         if here.first:
+            np.save(data := io.BytesIO(), outputs.cpu().numpy())  # to a file it can fail without an error
             with atomic_write(path, "wb") as file:
-                np.save(file, outputs.cpu().numpy())
+                file.write(data.getbuffer())
         return outputs
 
 

@@ -11,6 +11,7 @@ import zipfile
 
 import numpy as np
 
+from transformer.console import out_of_memory
 from transformer.files import UserError
 
 
@@ -63,6 +64,8 @@ def read_tensors(path):
     except pickle.UnpicklingError:
         raise UserError(f"{path}: holds more than tensors (or is damaged), refused") from None
     except Exception as error:  # both readers raise many kinds of errors for a damaged file, none of them documented
+        if out_of_memory(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as weights: {reason}") from error
     check_tensors(state, path)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from transformer.checkpoint import WEIGHTS_NAME, save_weights
-from transformer.console import progress_bar
+from transformer.console import out_of_memory, progress_bar
 from transformer.data import epoch_batches
 from transformer.files import UserError, atomic_write
 from transformer.history import HISTORY_NAME, VALUES, History, sum_by_kind
@@ -211,6 +211,8 @@ class TrainingRun:
                 raise ValueError("sums of losses that are no numbers")
             self.sums = sums if self.processes.first else {name: torch.zeros_like(each) for name, each in sums.items()}
         except Exception as error:  # torch.load raises many types for a damaged file
+            if out_of_memory(error):
+                raise
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{path}: damaged ({reason}); without that file the run starts again") from error
         logger.info("going on from step %d of %d", self.step, self.plan.total_steps)
