@@ -23,7 +23,6 @@ Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction
 第四步：任务蒸馏。先做中间层蒸馏，再用 --pred_distill 做预测层蒸馏；教师没有分类头时先自动微调。
 """
 
-import contextlib
 import functools
 import logging
 import re
@@ -115,8 +114,7 @@ def main():
 
         # --do_eval, --do_predict: a finished student is measured.
         if own.step == EVALUATION:
-            piped = own.predict_file == STANDARD_INPUT
-            with contextlib.nullcontext() if piped else holding(output_dir, student, here):
+            with holding(None if own.predict_file == STANDARD_INPUT else output_dir, student, here):
                 if (own.do_predict or own.predict_file) and here.first:
                     predict(run, student, output_dir, own.predict_file)
                 if own.do_eval:  # the default teacher is optional: a student can be evaluated without one

@@ -82,23 +82,18 @@ def read_json(path, fields=None):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}), expected a JSON file") from error
     found = parse_json(text, path, None, fields)
-    check_writable(found, text, path)
+    check_depth(found, text, path)
     return found
 
 
-def check_writable(found, text, path, line=None):
-    """Raise UserError where an object (parsed from `text`) could not be written again, or only by deep recursion."""
+def check_depth(found, text, path, line=None):
+    """Raise UserError where an object (parsed from `text`) could be written again by deep recursion only."""
     level = [found] if text.count("[") + text.count("{") > DEEPEST else []
     for _ in range(DEEPEST):
         inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
         level = [each for items in inner for each in items]
     if level:
         raise UserError(f"{place(path, line)}: objects or lists are more than {DEEPEST} deep, expected fewer")
-    try:
-        "\\u" in text and json.dumps(found, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # "\ud83d" alone is valid JSON, but no text
-        told = "has half of a surrogate pair (\\ud800 to \\udfff), expected whole characters"
-        raise UserError(f"{place(path, line)}: {told}") from None
 
 
 def parse_json(text, path, line=None, fields=None):

@@ -229,17 +229,19 @@ def check_apart(folder, places):
 
 @contextlib.contextmanager
 def holding(folder, student, processes):
-    """Hold a folder for results on the model in `student`, often the same folder. Raises UserError, in every process,
-    where it has another run's output, or a run is writing there."""
+    """Hold a folder (None = nothing) for results on the model in `student`, often the same folder. Raises UserError, in
+    every process, where it has another run's output, or a run is writing there."""
 
     def claim():
         if read_record(folder) and Path(folder).resolve() != Path(student).resolve():
             raise UserError(f"--output_dir {folder}: has the output of another run than {student}; choose another")
         lock_folder(make_folder(folder))
 
-    processes.from_first(claim)
+    if folder:
+        processes.from_first(claim)
     yield
-    unlock_folder(folder)
+    if folder:
+        unlock_folder(folder)
 
 
 def fingerprint(path):

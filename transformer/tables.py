@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from transformer.files import UserError
-from transformer.json_file import check_writable, parse_json
+from transformer.json_file import check_depth, parse_json
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # a .json file has an object per line too
 
@@ -153,7 +153,12 @@ class JsonLines(Table):
             if not text.strip():
                 continue
             row = parse_json(text, self.path, number)
-            check_writable(row, text, self.path, number)
+            check_depth(row, text, self.path, number)
+            try:
+                "\\u" in text and self.line(row).encode()
+            except UnicodeEncodeError:  # "\ud83d" alone is valid JSON, but no text
+                told = "has half of a surrogate pair (\\ud800 to \\udfff), expected whole characters"
+                raise UserError(f"{self.path} line {number}: {told}") from None
             yield number, row
 
     @staticmethod
