@@ -576,7 +576,7 @@ def test_32_every_path_has_a_default(script):
     settings = script.read_settings([])
     settings = settings[0] if isinstance(settings, tuple) else settings
     rows = flags_of(settings.step)
-    paths = {name for name, flag in rows.items() if flag.type in (path, model, list) and name != "cache_dir"}
+    paths = {name for name, flag in rows.items() if flag.type in (path, model, list)} - {"cache_dir", "predict_file"}
     assert paths and all(settings[name] for name in paths)
 
 
