@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from transformer import console, distillation, processes
-from transformer.checkpoint import WEIGHTS_NAME, check_positions, check_vocabulary, describe
+from transformer.checkpoint import WEIGHTS_NAME, check_float, check_positions, check_vocabulary, describe
 from transformer.downloads import check_finished, model_folder
 from transformer.epochs import Epochs
 from transformer.evaluation import Evaluator
@@ -161,7 +161,7 @@ def start_from_teacher(learner, first, here):
 
 def new_student(folder, teacher, tokenizer):
     """A randomly initialized student of the size in config.json, with a projection onto the teacher's width."""
-    config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size)
+    config = BertConfig.from_pretrained(folder, fit_size=teacher.config.hidden_size, quantized=None)
     if config.vocab_size != teacher.config.vocab_size:
         # Both models read the same token ids, so the teacher's vocabulary decides, whatever the language.
         logging.info("student: vocab_size %d, as the teacher's, not %d", teacher.config.vocab_size, config.vocab_size)
@@ -178,6 +178,7 @@ def load_student(folder, teacher, tokenizer, fresh_projection=True):
         told = f"{folder}: its projection is onto width {own}, the teacher has {width}"
         raise UserError(f"{told}; give the teacher that taught it")
     student = TinyBertForPreTraining.from_pretrained(folder, fit_size=width)
+    check_float(student.config, folder)
     check_vocabulary(student.config, tokenizer, folder)
     return student
 

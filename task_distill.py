@@ -5,6 +5,7 @@
     --do_finetune    fine-tune a teacher on the task; happens automatically where the teacher has no classifier for it
     --do_eval        report on a student beside its teacher;  --do_predict  write predictions for the test set
     --student_vocab  with the intermediate step: the student keeps only the word pieces that its task uses
+    --do_export      write a finished student in int8, for onnx or as safetensors, into a folder of each form
     --baseline       with --pred_distill or --do_eval: also train the same student without distillation, to compare
 
 Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model
@@ -33,6 +34,7 @@ from transformer import console, distillation, processes, report, vocabulary
 from transformer.checkpoint import describe, label_names, stored_outputs
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
+from transformer.export import export
 from transformer.finetuning import finetune, ready_teacher, teacher_to_compare, train_baseline, way_out
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
@@ -95,14 +97,13 @@ def main():
     settings.log()
     for own in settings.each_seed():
         run = TaskRun(task, *own.parts, here)
-
         # --do_finetune: the teacher learns the task.
         if own.step == FINETUNE:
             teacher = model_folder(own.teacher_model, own.cache_dir)
             finetune(teacher, own.output_dir or teacher / task.name, run, own.next_command())
             continue
-
-        student, output_dir, baseline = model_folder(own.student_model, own.cache_dir), Path(own.output_dir), None
+        student, baseline = model_folder(own.student_model, own.cache_dir), None
+        output_dir = student if own.do_export and not own.asked_for("output_dir") else Path(own.output_dir)
         if own.baseline:
             # A fair baseline trains as its student did. With --do_eval the student's record has those settings.
             compared, recorded = (student, prediction_of(student, task)) if own.do_eval else (output_dir, {})
@@ -112,14 +113,15 @@ def main():
                 training.log()
             baseline = TaskRun(task, *training.parts, here)
 
-        # --do_eval, --do_predict: a finished student is measured.
+        # --do_export, --do_eval, --do_predict: a finished student is written in other forms, and measured.
         if own.step == EVALUATION:
             with holding(None if own.predict_file == STANDARD_INPUT else output_dir, student, here):
+                if own.do_export and here.first:
+                    export(run, student, output_dir, own.do_export)
                 if (own.do_predict or own.predict_file) and here.first:
                     predict(run, student, output_dir, own.predict_file)
-                if own.do_eval:  # the default teacher is optional: a student can be evaluated without one
-                    found = "teacher_model" in own.origins or Path(own.teacher_model).is_dir()
-                    teacher = model_folder(own.teacher_model, own.cache_dir, need_weights=False) if found else None
+                if own.do_eval:
+                    teacher = optional_teacher(own.teacher_model, "teacher_model" in own.origins, own.cache_dir)
                     evaluate(run, teacher, student, output_dir, baseline)
             continue
         # Distillation. Cheap checks come first: fine-tuning the teacher can take hours.
@@ -232,8 +234,13 @@ def report_student(run, teacher, begun, student, known, baseline):
     # Also for a run that had finished before: it may have been killed before its report, or now have a baseline.
     if run.here.first and not set(folders) <= set(report.reported(student)):
         candidates = {name: known.get(name) or run.candidate(folder) for name, folder in folders.items()}
-        report.write_report(run.task, run.folder, candidates, student, run.reading.max_seq_length, run.evaluator)
+        report.write_report(run, candidates, student, bool(baseline))
     run.here.barrier()
+
+
+def optional_teacher(name, needed, cache_dir):
+    """A teacher's folder. Where the default one (not `needed`) is missing None: a student is evaluated without it."""
+    return model_folder(name, cache_dir, need_weights=False) if needed or Path(name).is_dir() else None
 
 
 def evaluate(run, teacher, student, output_dir, baseline):
@@ -252,8 +259,7 @@ def evaluate(run, teacher, student, output_dir, baseline):
         trained = {name: value for name, value in trained.items() if re.search("^global_step$|loss$", name)}
         results = results_of(run.task, answers) | {"eval_loss": answers[0].loss}
         write_results(output_dir / RESULTS_NAME, {**results, **trained, **results})
-        length = run.reading.max_seq_length
-        written = report.write_report(run.task, run.folder, candidates, output_dir, length, run.evaluator)
+        written = report.write_report(run, candidates, output_dir, bool(baseline))
         upload([output_dir / RESULTS_NAME, *written], run.provenance.data_url)
     run.here.barrier()
 

@@ -24,7 +24,7 @@ MODEL = {
     "train_log.jsonl",
     *(["curves.png"] if DRAWN else []),
 }
-REPORT = {"report.md", *(["report.png"] if DRAWN else [])}
+REPORT = {"report.md", "report.json", *(["report.png"] if DRAWN else [])}
 # Long enough for a signal to arrive in the middle.
 LONGER = {
     "general": ["--num_train_epochs", 40, "--eval_step", 20, "--max_steps", 60],

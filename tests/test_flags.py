@@ -31,8 +31,8 @@ FLAGS = {
     task_distill: "--data_dir --teacher_model --student_model --task_name --output_dir --cache_dir --max_seq_length "
     "--do_eval --do_lower_case --train_batch_size --eval_batch_size --learning_rate --weight_decay --wd "
     "--num_train_epochs --warmup_proportion --no_cuda --gradient_accumulation_steps --aug_train --eval_step "
-    "--pred_distill --temperature --do_finetune --no_finetune --do_predict --max_steps --layer_map --attention_loss "
-    "--attention_weight --hidden_weight --compile --seeds --baseline --precision --student_vocab",
+    "--pred_distill --temperature --do_finetune --no_finetune --do_predict --do_export --max_steps --layer_map "
+    "--attention_loss --attention_weight --hidden_weight --compile --seeds --baseline --precision --student_vocab",
 }
 
 
@@ -133,7 +133,12 @@ def test_each_step_has_its_own_default_folders():
 
     assert folders() == ("3_general_distill", "4_task_distill_mid")
     assert folders("--pred_distill") == ("4_task_distill_mid", "5_task_distill_out")
-    assert folders("--do_eval") == folders("--do_predict") == ("5_task_distill_out", "5_task_distill_out")
+    assert (
+        folders("--do_eval")
+        == folders("--do_predict")
+        == folders("--do_export", "int8")
+        == ("5_task_distill_out", "5_task_distill_out")
+    )
     assert folders("--do_finetune")[0] is None
 
 

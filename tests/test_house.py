@@ -10,13 +10,13 @@ from tiny import ROOT
 FLOORS = (
     "files | json_file remote console drawing | tensor_file downloads",
     "flags outputs processes history | settings",
-    "checkpoint tokenization optimization data corpus tables workers"
+    "checkpoint tokenization optimization data corpus tables workers quantization"
     " | configuration epochs vectors | modeling instances | published",
     "distillation initialization vocabulary",
     "tasks tasks.kind | tasks.classification tasks.regression | tasks.task | glue | own_tasks",
     "training evaluation",
-    "task_run proposals | finetuning",
-    "report predict",
+    "task_run proposals tfidf | finetuning",
+    "export comparison predict | report",
     "data_augmentation pregenerate_training_data general_distill task_distill",
 )
 PLACES = {
@@ -143,6 +143,7 @@ def test_files_come_in_through_two_doors(room):
     doors = {"json_file": {"json.JSONDecoder"}, "tensor_file": {"np.load", "torch.load", "safetensors.torch"}}
     # The settings are copied as their record will read back; nothing is read.
     doors["outputs"] = {"json.loads"}
+    doors["export"] = {"safetensors.torch"}  # to write
     assert found & READERS == doors.get(room, set())
 
 

@@ -126,7 +126,9 @@ def test_flags_that_do_not_change_the_result_do_not_count(tmp_path, name):
 
 def test_the_flags_that_do_not_change_the_result_are_those_of_before():
     rows = {name: flag for step in ALL for name, flag in flags_of(step).items()}
-    of_all = "cache_dir data_url debug local_rank no_cuda num_workers overwrite_output reduce_memory sample fp16"
+    of_all = (
+        "cache_dir data_url debug do_export local_rank no_cuda num_workers overwrite_output reduce_memory sample fp16"
+    )
     of_steps = "baseline do_eval do_finetune do_predict no_finetune seeds batch_size eval_batch_size keep_checkpoints"
     folders = "predict_file data_dir output_dir pregenerated_data"
     assert {name for name, flag in rows.items() if not flag.result} == {*f"{of_all} {of_steps} {folders}".split()}

@@ -229,7 +229,8 @@ def make_table(folder, models):
         (folder / name).mkdir()
         with open(folder / name / "pytorch_model.bin", "wb") as file:
             file.truncate(4 * parameters)
-        model = types.SimpleNamespace(num_parameters=lambda part="", count=parameters: count // 2 if part else count)
+        counts = {"": parameters, "bert.embeddings": parameters // 4}
+        model = types.SimpleNamespace(num_parameters=lambda part="", counts=counts: counts[part])
         candidates[name] = Candidate(folder / name, model, TOKENIZER, [], [ANSWERS])
     seconds = {
         size: {name: [size * value for value in times] for name, (_, _, times) in models.items()} for size in (1, 32)
@@ -273,7 +274,7 @@ def test_the_ratios_say_what_the_student_is_to_the_teacher(tmp_path):
     assert make_table(tmp_path, models) == [
         ["", "teacher", "student", "baseline", "student's ratio"],
         ["parameters", "700,000", "100,000", "100,000", "7.0x smaller"],
-        ["of which embeddings", "350,000", "50,000", "50,000", "7.0x smaller"],
+        ["of which embeddings", "175,000", "25,000", "25,000", "7.0x smaller"],
         ["size on disk, MB", "2.8", "0.4", "0.4", "7.0x smaller"],
         ["dev acc", "0.8000", "0.6000", "0.1000", "75.0% of the teacher's"],
         ["dev acc, 95% interval", *["0.025 to 0.975"] * 3, ""],
@@ -497,7 +498,13 @@ def copy(distilled, tmp_path):
 
 def test_the_report_tells_scores_speeds_answers_and_losses(distilled):
     text = (distilled / "5" / "report.md").read_text()
-    assert text.startswith("# SST-2: teacher, student\n\n| | teacher | student | ratio |\n|---|---:|---:|---:|\n| ")
+    title, said, table, *_ = text.split("\n\n")
+    assert title == "# SST-2: teacher, student" and table.startswith("| | teacher | student | ratio |\n|---|---:")
+    assert re.fullmatch(
+        r"The student's acc on dev is 0\.\d{4}, [\d.]+% of the teacher's, with [^.]+\.[^;]+ms .*\.", said
+    )
+    numbers = json.loads((distilled / "5" / "report.json").read_text())
+    assert numbers["summary"] == said and numbers["table"][0]["title"] == "parameters"
     for row in (
         "parameters",
         "size on disk, MB",
@@ -532,7 +539,7 @@ def test_the_report_tells_scores_speeds_answers_and_losses(distilled):
 def test_two_reports_differ_in_their_timings_only(copy):
     def without_timings(text):
         kept = [line for line in text.splitlines() if not line.startswith(("| latency", "| sentences"))]
-        return [re.sub(r"of \d.*? batches", "", line) for line in kept]
+        return [re.sub(r"of \d.*? batches|[\d.]+ ms a text \([\d.]+x faster\)", "", line) for line in kept]
 
     before = (copy / "5" / "report.md").read_text()
     (copy / "5" / "report.md").unlink()
@@ -584,12 +591,12 @@ def test_the_baseline_is_trained_reported_and_used_again(copy):
     assert log["losses"]["loss"][-1][0] == 6  # as many steps as the student's
 
     text = (copy / "5" / "report.md").read_text()
-    assert "| | teacher | student | baseline | general baseline | student's ratio |" in text
+    assert "| | teacher | student | baseline | general baseline | TF-IDF | student's ratio |" in text
     assert "Baseline: the student's architecture, starting with random weights" in text
     assert "General baseline: the student's architecture, starting with the general student's weights" in text
     assert "(batches of 13, learning rate 0.003)" in text and "| baseline | `" in text
     assert re.search(r"The student's acc differs from the baseline's by [+-]\d", text)
-    assert re.search(r"^ +teacher +student +baseline +general baseline +student's ratio$", process.stdout, re.M)
+    assert re.search(r"^ +teacher +student +baseline +general baseline +TF-IDF +student's ratio$", process.stdout, re.M)
     again = call(copy, "prediction", "--baseline")
     assert again.stdout.count("finished before") == 3 and "latency" not in again.stdout
     assert tree(copy) == after
@@ -666,7 +673,7 @@ def test_evaluation_without_a_teacher_reports_the_student_alone(copy, monkeypatc
     assert process.returncode == 0, process.stderr
     assert report.reported(copy / "alone") == ["student"]
     assert re.search(r"^parameters +[\d,]+$", process.stdout, re.M)
-    assert names(copy / "alone") == {"eval_results.txt", "report.md", *(["report.png"] if DRAWN else [])}
+    assert names(copy / "alone") == {"eval_results.txt", "report.md", "report.json", *(["report.png"] if DRAWN else [])}
 
 
 def make_pairs(folder, files, label_column, label_of):
@@ -770,5 +777,5 @@ def test_two_processes_write_one_report(distilled, tmp_path):
     process = subprocess.run([*command, *map(str, flags)], capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     assert len(re.findall(r"^dev acc ", process.stdout, re.M)) == 1
-    columns = ["teacher", "student", "baseline", "general baseline", "student's ratio"]
+    columns = ["teacher", "student", "baseline", "general baseline", "TF-IDF", "student's ratio"]
     assert report.reported(tmp_path / "out") == columns

@@ -353,6 +353,7 @@ OF_DISTILLATION = (
     "do_eval",
     "do_predict",
     "predict_file",
+    "do_export",
     "baseline",
     "temperature",
     "layer_map",
@@ -586,7 +587,8 @@ def test_no_command_writes_into_its_student_s_folder(monkeypatch, out):
 @pytest.mark.parametrize("step", [AUGMENTATION, PREGENERATION, GENERAL, *TASK[:2], FINETUNE])
 def test_the_next_command_can_be_pasted(step):
     # Those that ask for other steps, and what SST-2's dev file forbids.
-    others = dict.fromkeys(("sample", "baseline", "do_eval", "do_predict", "predict_file", "dev_fraction"))
+    switches = ("do_eval", "do_predict", "predict_file", "do_export")
+    others = dict.fromkeys(("sample", "baseline", "dev_fraction", *switches))
     words = settings_for(step, given_to(step) | others, task=("SST-2", {})).next_command()
     _, script, *given = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", words)]
     settings = read(importlib.import_module(script.removesuffix(".py")), *given)

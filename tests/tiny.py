@@ -144,7 +144,7 @@ def call_script(name, *flags):
 def tree(folder):
     """{name: bytes} of every file under `folder`; not logs and reports, which tell times, nor caches. Records lack
     their command, which has the folder's own name in it."""
-    logs = ("log.txt", "train_log.jsonl", "curves.png", "report.md", "report.png")
+    logs = ("log.txt", "train_log.jsonl", "curves.png", "report.md", "report.png", "report.json")
     files = (
         path
         for path in sorted(folder.rglob("*"))

@@ -102,6 +102,13 @@ def check_positions(config, max_seq_length, who):
         raise UserError(f"--max_seq_length {max_seq_length}: {who} has {config.max_position_embeddings} positions")
 
 
+def check_float(config, folder):
+    """Raise UserError where a model that is to be trained or exported is an int8 one."""
+    if config.quantized:
+        told = f"is {config.quantized}, for evaluation and predictions only"
+        raise UserError(f"{folder}: {told}; give the model that it was exported from")
+
+
 def label_names(config):
     """The class names in a config, in the order of the logits, or None where it has only LABEL_0, LABEL_1, ..."""
     names = config.__dict__.get("id2label")

@@ -8,6 +8,7 @@ from transformer.checkpoint import CONFIG_NAME, check_shape
 from transformer.downloads import check_model_type, need
 from transformer.files import UserError, write_json
 from transformer.json_file import FLAG, NULL, NUMBER, Field, check, read_json, whole
+from transformer.quantization import INT8
 
 CLASSIFIER = "BertForSequenceClassification"  # the architecture that `pooled_relu` is about
 ACTIVATIONS = {
@@ -41,6 +42,7 @@ KEYS = {
     "pooled_relu": (False, FLAG),
     "num_labels": (2, whole(1, 100_000)),
     "pad_token_id": (0, whole(0, 1 << 24)),
+    "quantized": (None, Field(f"{INT8} or no such key", (str, NULL), choices=(INT8, None))),
 }
 FIELDS = {key: field for key, (_, field) in KEYS.items()}
 FIELDS["id2label"] = Field("a name for each number", (dict, NULL), 0, 100_000, of=Field("a name", (str, *NUMBER, bool)))
@@ -51,7 +53,7 @@ class BertConfig:
 
     `fit_size`: width of the teacher that `fit_dense` projects onto, None = no projection; `fit_per_layer`: a projection
     for each hidden state (`fit_denses.N`, as in Huawei's second release); `pooled_relu`: a ReLU between pooler and
-    classifier, which the reference has and Hugging Face does not.
+    classifier, which the reference has and Hugging Face does not; `quantized`: "int8" for the encoder's matrices.
     """
 
     DEFAULTS = {key: default for key, (default, _) in KEYS.items()}
@@ -101,7 +103,7 @@ class BertConfig:
             ("encoder.layer.0.intermediate.dense", self.intermediate_size),
             (f"encoder.layer.{self.num_hidden_layers - 1}.intermediate.dense", self.intermediate_size),
         ):
-            key = f"bert.{name}.weight"
+            key = f"bert.{name}.{'int8_weight' if self.quantized else 'weight'}"
             if key not in state:
                 raise UserError(f"{source}: the weights lack {key}, which {CONFIG_NAME} asks for")
             check_shape(key, state[key], (size, self.hidden_size), source)

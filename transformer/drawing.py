@@ -120,7 +120,7 @@ def bars(axis, title, groups, intervals=None):
     axis.set_yticks([tick / 5 for tick in range(math.floor(min(lowest, 0) * 5), 6)])
     axis.grid(axis="y", alpha=0.3)
     axis.set_axisbelow(True)
-    axis.legend(fontsize="small", ncols=len(labels), loc="upper center")
+    axis.legend(fontsize="small", ncols=min(len(labels), 4), loc="upper center")
 
 
 def matrix(axis, title, counts, names, others=None):
@@ -150,5 +150,18 @@ def scatter(axis, title, gold, scores, limits):
     axis.scatter(gold, scores, s=9, alpha=0.5)
     axis.plot(limits, limits, linestyle="--", color="gray", label="equal")
     axis.set(title=title, xlabel="gold score", ylabel="answer", xlim=limits, ylim=limits, aspect="equal")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def points(axis, title, places, x, y):
+    """Draw named points, {name: (x, y)}, on a logarithmic x axis. x, y: the axes' labels."""
+    from matplotlib import ticker
+
+    for name, place in places.items():
+        axis.plot(*place, "o", label=name, alpha=0.7)
+    axis.set(title=title, xlabel=x, ylabel=y, xscale="log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")

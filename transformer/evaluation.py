@@ -4,6 +4,7 @@ Shapes: N examples, B batch, L tokens, C head outputs.
 """
 
 import functools
+import itertools
 import math
 import time
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from transformer.checkpoint import label_names
+from transformer.checkpoint import label_names, weights_files
 from transformer.data import sorted_batches
 from transformer.history import sum_by_kind
 from transformer.processes import Processes
@@ -100,10 +101,30 @@ class Candidate(NamedTuple):
     """A model in a comparison, with its dev sets, [(file name, Sequences)], and its `Answers` for each of them."""
 
     folder: Path
-    model: torch.nn.Module
+    model: object  # a torch.nn.Module, a `Runner` or one that reads texts
     tokenizer: object
     dev: list
     answers: list
+    size: int | None = None  # bytes; None = those of the folder's weights
+    texts: list | None = None  # the dev texts, of a model that reads these instead of `dev`
+
+    def bytes(self):
+        return self.size or sum(file.stat().st_size for file in weights_files(self.folder))
+
+
+class Runner:
+    """Stands for a model whose computation another library does. call(input ids, token types, attention mask): logits
+    (B, C), from (B, L) each; model: what it was exported from."""
+
+    def __init__(self, call, model):
+        self.call, self.config, self.num_parameters = call, model.config, model.num_parameters
+
+    def eval(self):
+        return self
+
+    def __call__(self, input_ids, token_type_ids, attention_mask):
+        attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.call(input_ids.cpu(), token_type_ids.cpu(), attention_mask.cpu()), None
 
 
 def results_of(task, answers):
@@ -132,15 +153,35 @@ def resampled_results(task, answers):
 
 def measure_speed(candidates, length, evaluator):
     """Time models, {name: Candidate}, from token ids to outputs, both in memory. `length`: tokens per example, without
-    padding. Returns {batch size: {name: [seconds of each batch]}}."""
+    padding; None = dev rows in the order of their file, padded to the longest of a batch. Returns {batch size: {name:
+    [seconds of each batch]}}. Models that read texts are timed on dev rows only."""
     seconds = {}
     for batch_size in BATCH_SIZES:
         calls = {}
         for name, each in candidates.items():
-            batch = full_batch(each.dev[0][1], batch_size, length, each.tokenizer)
-            calls[name] = functools.partial(evaluator.batch_outputs, each.model.eval(), batch)
+            if each.texts and length:
+                continue
+            model = each.model.eval()
+            run = model.predict if each.texts else functools.partial(evaluator.batch_outputs, model)
+            calls[name] = functools.partial(run_next, run, itertools.cycle(timed_batches(each, batch_size, length)))
         seconds[batch_size] = time_by_turns(calls)
     return seconds
+
+
+def run_next(run, batches):
+    """Run the next of the batches."""
+    return run(next(batches))
+
+
+def timed_batches(candidate, batch_size, length):
+    """The batches that a candidate is timed on, see `measure_speed`."""
+    sequences = candidate.dev[0][1]
+    if length:
+        return [full_batch(sequences, batch_size, length, candidate.tokenizer)]
+    starts = range(0, len(sequences), batch_size)[:REPETITIONS]
+    if candidate.texts:
+        return [candidate.texts[start : start + batch_size] for start in starts]
+    return [sequences.batch(np.arange(start, min(start + batch_size, len(sequences)))) for start in starts]
 
 
 def full_batch(sequences, batch_size, length, tokenizer):

@@ -134,7 +134,7 @@ def train_baseline(student, output_dir, run, start=None):
     files = [Path(student) / name for name in ("config.json", "vocab.txt", "tokenizer_config.json")]
     with run.output(output_dir, {"student_model": start or files}) as output:
         if not output.finished:
-            task, config = run.task, BertConfig.from_pretrained(student, fit_size=None)
+            task, config = run.task, BertConfig.from_pretrained(student, fit_size=None, quantized=None)
             labels = label_order(task, label_names(config))
             if start:  # with its own word pieces, which may be more than the student's
                 id2label = task.kind.id2label(task, labels)

@@ -22,6 +22,8 @@ SCRIPTS = {AUGMENTATION: "data_augmentation.py", PREGENERATION: "pregenerate_tra
 SCRIPTS |= {GENERAL: "general_distill.py"} | dict.fromkeys(TASK, "task_distill.py")
 SWITCHES = {FINETUNE: "do_finetune", EVALUATION: "do_eval", PREDICTION: "pred_distill"}
 
+EVALUATIONS = ("do_eval", "do_predict", "predict_file", "do_export")  # what may be done with a finished student
+
 # What a number must be, in the words of the error message.
 EXPECTED = {
     "a number above 0, below a billion": lambda value: 0 < value < 1e9,
@@ -37,6 +39,7 @@ EXPECTED = {
 ABOVE_0, NOT_NEGATIVE, FRACTION, BELOW_1, BETWEEN, *_, PASSES = EXPECTED
 ATTENTION_LOSSES = ("scores", "relations")
 INITIALIZATIONS = ("random", "teacher")
+EXPORTS = ("int8", "onnx", "safetensors")
 
 
 def at_root(name):
@@ -57,7 +60,7 @@ path, model = NewType("path", str), NewType("model", str)
 class Flag:
     """One row. `default` and `sample` are a value or {step: value}, where OTHERWISE stands for all other steps."""
 
-    type: object  # int, float, str, path, model; bool = a switch; list = several paths
+    type: object  # int, float, str, path, model; bool = a switch; list = several paths or choices
     help: str
     default: object = None
     sample: object = None  # its value with --sample
@@ -124,6 +127,7 @@ FLAGS = {
         "do_finetune": mode(bool, "fine-tune the teacher on the task and stop"),
         "do_predict": mode(bool, "only write predictions for the test set, in GLUE's format"),
         "predict_file": mode(path, PREDICT_HELP),
+        "do_export": mode(list, "only write the student in these forms, in folders of its own", choices=EXPORTS),
         "no_finetune": mode(bool, "never fine-tune: stop where the teacher does not know the task"),
         "baseline": mode(bool, "also train the same student without distillation, for comparison"),
         "data_dir": Flag(path, "folder with train.tsv and dev.tsv (the task's name)", None, SAMPLE_DATA, **OWN_DATA),

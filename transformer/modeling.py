@@ -22,6 +22,7 @@ from transformer.checkpoint import rename_key as rename_key
 from transformer.checkpoint import weights_file as weights_file
 from transformer.configuration import ACTIVATIONS, CLASSIFIER, BertConfig
 from transformer.json_file import read_json
+from transformer.quantization import quantize
 
 
 class BertEmbeddings(nn.Module):
@@ -38,7 +39,8 @@ class BertEmbeddings(nn.Module):
 
     def forward(self, input_ids, token_type_ids):
         hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)  # (B, L, D)
-        return self.dropout(self.LayerNorm(hidden + self.position_embeddings.weight[: input_ids.shape[1]]))
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        return self.dropout(self.LayerNorm(hidden + self.position_embeddings(positions)))
 
 
 class BertSelfAttention(nn.Module):
@@ -242,6 +244,8 @@ class BertPreTrainedModel(nn.Module):
         elif config.fit_size:
             self.fit_dense = nn.Linear(config.hidden_size, config.fit_size)
         initialize(self, config.initializer_range)
+        if config.quantized:
+            quantize(self.bert)  # heads are small, and the logits depend on them directly
 
     def project(self, hidden_states):
         """W_h of equations 8 and 9: hidden states in the teacher's width, [(B, L, D)] -> [(B, L, fit_size)]."""
@@ -249,10 +253,10 @@ class BertPreTrainedModel(nn.Module):
         return [fit(hidden) for fit, hidden in zip(fits, hidden_states, strict=True)]
 
     def num_parameters(self, part=""):
-        """Number of weights without the projection, which only training uses. `part`: of those called so at the start
-        only ("bert.embeddings", say)."""
-        found = ((name, value) for name, value in self.named_parameters() if name.startswith(part))
-        return sum(value.numel() for name, value in found if not name.startswith("fit_dense"))
+        """Number of weights, or of those whose names begin with `part`, without the projection, which only training
+        uses."""
+        named = ((name, value) for name, value in self.named_parameters() if name.startswith(part))
+        return sum(value.numel() for name, value in named if not name.startswith("fit_dense"))
 
     @classmethod
     def from_pretrained(cls, folder, fresh=(), **overrides):

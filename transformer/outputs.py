@@ -28,7 +28,7 @@ from transformer.downloads import MADE, MODEL_PARTS, OVERWRITE, RECORD_NAME, che
 from transformer.files import UserError, atomic_write, lock_folder, make_folder, unlock_folder, write_json
 from transformer.json_file import FLAG, NULL, Field, check, read_json, whole
 
-REPORT_NAME, PICTURE_NAME = "report.md", "report.png"  # beside a task's student
+REPORT_NAME, PICTURE_NAME, TABLE_NAME = "report.md", "report.png", "report.json"  # beside a task's student
 BASELINE_FOLDER, GENERAL_BASELINE_FOLDER = "baseline", "baseline_general"  # likewise, with --baseline
 LOG_NAME, RESULTS_NAME = "log.txt", "eval_results.txt"
 MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin")
@@ -36,7 +36,7 @@ MODEL_FILES += ("model.safetensors", "*.index.json", "pytorch_model-*.bin", "mod
 # Everything that a training leaves in its folder, including its saved state and the report.
 TRAINED = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin")
 TRAINED += ("model.safetensors", "training_state.bin", "teacher_logits.npy", "train_log.jsonl", "curves.png")
-TRAINED += (RESULTS_NAME, LOG_NAME, REPORT_NAME, PICTURE_NAME)
+TRAINED += (RESULTS_NAME, LOG_NAME, REPORT_NAME, PICTURE_NAME, TABLE_NAME)
 TRAINED += tuple(f"{each}/{name}" for each in (BASELINE_FOLDER, GENERAL_BASELINE_FOLDER) for name in TRAINED)
 # A record, and those of its settings that more is done with than comparing them.
 OBJECT, DIGESTS = Field("an object", (dict,)), Field("a digest for each input", (dict,), of=Field("a digest"))

@@ -12,22 +12,36 @@ import numpy as np
 import torch
 
 from transformer import drawing
-from transformer.checkpoint import describe, weights_files
+from transformer.checkpoint import describe
+from transformer.comparison import (
+    EXPORTED,
+    Measured,
+    format_table,
+    interval,
+    markdown,
+    panels,
+    rows_of,
+    summary,
+    table_of,
+)
 from transformer.console import format_results, format_seconds
 from transformer.evaluation import measure_speed, resampled_results, results_of
-from transformer.files import atomic_write
+from transformer.export import EXPORT, exported
+from transformer.files import atomic_write, write_json
 from transformer.flags import BASELINE, FINETUNE, INTERMEDIATE, PREDICTION, at_root
 from transformer.history import HISTORY_NAME, read_curves, read_effort
 from transformer.outputs import (
     PICTURE_NAME,
     REPORT_NAME,
     RESULTS_NAME,
+    TABLE_NAME,
     fingerprint,
     read_record,
     read_results,
     write_results,
 )
 from transformer.tasks.task import TaskFile
+from transformer.tfidf import TITLE, first_try
 
 KINDS = {"att_loss": "attention", "rep_loss": "hidden states"}  # the losses that each layer has
 STEPS = {
@@ -42,12 +56,6 @@ BASELINES = {  # a column's name: where its weights come from
     "general baseline": "the general student's weights",
 }
 ERRORS, TEXT_LENGTH = 10, 300  # the rows of the table of errors, and the characters of a text in it
-RATIOS = {  # the student in relation to the teacher, for each kind of row
-    "size": lambda teacher, student: f"{teacher / student:.1f}x smaller",
-    "score": lambda teacher, student: f"{100 * student / teacher:.1f}% of the teacher's" if teacher > 0 else "",
-    "time": lambda teacher, student: f"{teacher / student:.1f}x faster",
-    "rate": lambda teacher, student: f"{student / teacher:.1f}x faster",
-}
 
 
 class Step(NamedTuple):
@@ -62,33 +70,31 @@ class Step(NamedTuple):
     effort: dict  # see `history.read_effort`
 
 
-class Measured(NamedTuple):
-    """What was measured of the candidates."""
-
-    results: dict  # {name: {metric: value}}
-    samples: dict  # {name: {metric: (R,)}}, see `resampled_results`
-    seconds: dict  # see `measure_speed`
-
-
-def write_report(task, folder, candidates, output, length, evaluator):
-    """Measure the candidates, {name: Candidate} in column order, print the table, and write report.md and (with
-    matplotlib) report.png to the folder `output`. `folder`: the task's files; length: tokens of the timed sequences.
-    Returns the files' paths."""
+def write_report(run, candidates, output, baseline):
+    """Measure the candidates, {name: Candidate} in column order, and the student's exports; print the table, and write
+    report.md, report.json and (with matplotlib) report.png to the folder `output`. `baseline`: compare with what a user
+    would try first, too. Returns the files' paths."""
+    task, length, evaluator, student = run.task, run.reading.max_seq_length, run.evaluator, candidates["student"]
+    tried = first_try(task, run.folder, run.reading.limit, student) if baseline else {}
+    candidates = candidates | tried | exported(run, student)
     answers = {name: each.answers for name, each in candidates.items()}
     results, samples = (
         {name: of(task, each) for name, each in answers.items()} for of in (results_of, resampled_results)
     )
-    measured = Measured(results, samples, measure_speed(candidates, length, evaluator))
-    table = table_of(task, candidates, measured)
+    measured = Measured(results, samples, *(measure_speed(candidates, each, evaluator) for each in (length, None)))
+    rows, table = rows_of(task, candidates, measured), table_of(task, candidates, measured)
+    said = summary(task, rows)
     conditions = f"{length} tokens, {conditions_of(evaluator.processes)}"
-    print(f"\n{format_table(table, len(candidates))}\nlatency and throughput: {conditions}\n", flush=True)
-    steps, picture = training_steps(candidates["student"].folder), output / PICTURE_NAME
-    drawn = drawing.save_panels(picture, make_panels(task, candidates, measured, steps))
-    models = [[name, f"`{each.folder}`", describe(each.model)] for name, each in candidates.items()]
+    print(f"\n{format_table(table, len(candidates))}\nlatency and throughput: {conditions}\n{said}\n", flush=True)
+    steps, picture = training_steps(student.folder), output / PICTURE_NAME
+    drawn = drawing.save_panels(picture, [*make_panels(task, candidates, measured, steps), *panels(task, rows)])
+    models = [[name, f"`{each.folder}`", describe(each.model)] for name, each in candidates.items() if not each.texts]
     heading, tables = task.kind.answer_tables(task, answers, results)
-    others = [(name, *training_steps(each.folder)[-1:]) for name, each in candidates.items() if name != "student"]
+    others = {name: each for name, each in candidates.items() if name not in ("student", TITLE, *EXPORTED)}
+    others = [(name, *training_steps(each.folder)[-1:]) for name, each in others.items()]
     parts = [
         f"# {task.name}: {', '.join(candidates)}",
+        said,
         markdown(table),
         explanation(task, candidates, measured, conditions),
         *([f"![scores, answers and losses]({picture.name})"] if drawn else []),
@@ -97,13 +103,15 @@ def write_report(task, folder, candidates, output, length, evaluator):
         f"## {heading}",
         *map(markdown, tables),
         "## The student's worst errors",
-        *error_sections(task, folder, answers),
+        *error_sections(task, run.folder, answers),
         *(step_section(task, step) for step in steps),
         *(step_section(task, step, f"{name}: ") for name, *found in others for step in found),
     ]
     with atomic_write(output / REPORT_NAME) as file:
         file.write("\n\n".join(parts) + "\n")
-    return [output / REPORT_NAME, *([picture] if drawn else [])]
+    numbers = [{"title": row.title, **row.values} for row in rows]
+    write_json(output / TABLE_NAME, {"task": task.name, "summary": said, "conditions": conditions, "table": numbers})
+    return [output / REPORT_NAME, output / TABLE_NAME, *([picture] if drawn else [])]
 
 
 def reported(folder):
@@ -111,68 +119,6 @@ def reported(folder):
     path = Path(folder) / REPORT_NAME
     found = re.search(r"^\| \|(.*)\|$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
     return [name.strip() for name in found[1].split("|")] if found else []
-
-
-def table_of(task, candidates, measured):
-    """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio to
-    it."""
-    results, taught = measured.results, "teacher" in candidates
-    models = {name: each.model for name, each in candidates.items()}
-    parameters = {name: model.num_parameters() for name, model in models.items()}
-    embeddings = {name: model.num_parameters("bert.embeddings") for name, model in models.items()}
-    files = {name: weights_files(each.folder) for name, each in candidates.items()}
-    megabytes = {name: sum(file.stat().st_size for file in files[name]) / 1e6 for name in candidates}
-    rows = [("parameters", "{:,}", "size", parameters), ("of which embeddings", "{:,}", "size", embeddings)]
-    rows += [("size on disk, MB", "{:.1f}", "size", megabytes)]
-    for metric in results["student"]:
-        rows.append((f"dev {metric}", "{:.4f}", "score", {name: results[name][metric] for name in candidates}))
-        ends = {name: interval(measured.samples[name][metric]) for name in candidates}
-        rows.append((f"dev {metric}, 95% interval", "{0[0]:.3f} to {0[1]:.3f}", None, ends))
-    if taught:
-        rows.append(agreement_row(task, candidates))
-    for size, timed in measured.seconds.items():
-        for percent in (50, 95):
-            latencies = {name: np.percentile(times, percent) * 1000 for name, times in timed.items()}
-            rows.append((f"latency p{percent}, batch of {size}, ms", "{:.2f}", "time", latencies))
-        rates = {name: size / np.mean(times) for name, times in timed.items()}
-        rows.append((f"sentences per second, batch of {size}", "{:,.0f}", "rate", rates))
-    ratio = ["student's ratio" if len(candidates) > 2 else "ratio"] if taught else []
-    lines = [["", *candidates, *ratio]]
-    for title, layout, kind, values in rows:
-        ratio = [RATIOS[kind](values["teacher"], values["student"]) if kind else ""] if taught else []
-        lines.append([title, *map(layout.format, values.values()), *ratio])
-    return lines
-
-
-def interval(samples):
-    """The ends of the 95% interval of a number with these bootstrap samples, (R,)."""
-    return tuple(np.percentile(samples, (2.5, 97.5)).tolist())
-
-
-def agreement_row(task, candidates):
-    """The table's row on how alike each model's answers are to the teacher's."""
-    answers = {name: np.concatenate([file.predictions for file in each.answers]) for name, each in candidates.items()}
-    found = {name: task.kind.agreement(each, answers["teacher"]) for name, each in answers.items()}
-    title, _ = found["student"]
-    return title, "{}", None, {name: "" if name == "teacher" else f"{value:.4f}" for name, (_, value) in found.items()}
-
-
-def format_table(lines, models):
-    """Format the table for the terminal: titles left-aligned, the `models` columns of values right-aligned."""
-    title_width = max(len(line[0]) for line in lines)
-    widths = [max(14, *(len(line[column]) + 2 for line in lines)) for column in range(1, models + 1)]
-    texts = []
-    for title, *cells in lines:
-        values = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=False))
-        texts.append("   ".join([f"{title:{title_width}}{values}", *cells[models:]]).rstrip())
-    return "\n".join(texts)
-
-
-def markdown(lines, numbers=True):
-    """A Markdown table from rows of text, header first. `numbers`: right-align all columns but the first."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    head, *rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
-    return "\n".join([head, "|---" + ("|---:" if numbers else "|---") * (len(lines[0]) - 1) + "|", *rows])
 
 
 def conditions_of(processes):
@@ -203,8 +149,9 @@ def explanation(task, candidates, measured, conditions):
         f"Scores: {files}.{chances} 95% intervals: between the 2.5th and the 97.5th percentile of the scores of "
         f"{draws:,} bootstrap samples of these rows; they tell how far the choice of dev rows matters, not that of "
         f"the seed. Parameters: without the projection onto the teacher's width, which serves training only. "
-        f"Latency: median and 95th percentile of {batches}, from token ids to logits, without padding, with the models "
-        f"taking turns; {conditions}."
+        f"Latency: median and 95th percentile of {batches}, from token ids to logits, with the models taking turns; "
+        f"{conditions}, without padding. Own lengths: dev rows in the order of their file, padded to the longest of a "
+        f"batch."
     )
     for name in [name for name in BASELINES if name in candidates]:
         metric, settings = task.metrics[0], read_record(candidates[name].folder).get("settings", {})
@@ -300,7 +247,7 @@ def training_steps(folder):
     steps = []
     for each in reversed(origins(folder)):
         record, curves = read_record(each), read_curves(each / HISTORY_NAME)
-        if not record:
+        if not record or record["script"] == EXPORT:
             continue
         settings = record["settings"]
         title = STEPS.get(settings.get("step") or record.get("script"), "training")
@@ -324,6 +271,7 @@ def origins(folder):
         # The record identifies the run's initial student by content, not by path.
         wanted, seen = read_record(folder).get("inputs", {}).get("student_model"), {each.resolve() for each in found}
         places = sorted(path.parent for path in folder.parent.glob(f"*/{HISTORY_NAME}")) if wanted else []
+        places.append(folder.parent)  # of an export
         # 4_task_distill_mid/reviews for 5_task_distill_out/reviews
         places += sorted(path.parent for path in folder.parent.parent.glob(f"*/{folder.name}/{HISTORY_NAME}"))
         above = f"*/{folder.parent.name}/{folder.name}/{HISTORY_NAME}"  # the same with a seed's folder below
@@ -342,8 +290,9 @@ def general_student(folder):
 def make_panels(task, candidates, measured, steps):
     """The picture's panels: scores, answers, dev score by step, and the losses of each step, latest step first."""
     results, samples = measured.results, measured.samples
-    scores = {metric: {name: results[name][metric] for name in candidates} for metric in results["student"]}
-    ends = {metric: {name: interval(samples[name][metric]) for name in candidates} for metric in scores}
+    names = [name for name in candidates if name not in EXPORTED]  # which have pictures of their own
+    scores = {metric: {name: results[name][metric] for name in names} for metric in results["student"]}
+    ends = {metric: {name: interval(samples[name][metric]) for name in names} for metric in scores}
     panels = [partial(drawing.bars, title="dev scores, 95% intervals", groups=scores, intervals=ends)]
     shown = {name: candidates[name].answers[0] for name in ("student", "teacher") if name in candidates}
     panels += task.kind.panels(task, {f"{name}'s answers to {each.file}": each for name, each in shown.items()})

@@ -11,7 +11,18 @@ from types import MappingProxyType
 
 from transformer import downloads, flags
 from transformer.files import UserError, without_secrets
-from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, PREDICTION, SWITCHES, TASK, flags_of, model
+from transformer.flags import (
+    BASELINE,
+    EVALUATION,
+    EVALUATIONS,
+    FINETUNE,
+    INTERMEDIATE,
+    PREDICTION,
+    SWITCHES,
+    TASK,
+    flags_of,
+    model,
+)
 
 
 def read_command_line(doc, step, argv=None):
@@ -132,6 +143,10 @@ class Settings(Mapping):
     def __setattr__(self, name, value):
         raise AttributeError(f"{name}: settings never change")
 
+    def asked_for(self, name):
+        """Whether the user gave a flag its value."""
+        return name in self._given or name in self._header
+
     def for_step(self, step, recorded=None, **changes):
         """The settings of another step, or of this one with changes. Given values carry over as the table says.
         `recorded`: {flag: value} of an earlier run, for flags that were not given; changes: values that win."""
@@ -217,7 +232,7 @@ class Settings(Mapping):
             heirs = {name for name, flag in flags_of(step).items() if FINETUNE in flag.heirs}
             return command(step, {name: self._given[name] for name in self._given if name in heirs} | changes)
         # The flags that belong to certain steps.
-        modes = {*SWITCHES.values(), "do_predict", "predict_file", "baseline", "overwrite_output"}
+        modes = {*SWITCHES.values(), *EVALUATIONS, "baseline", "overwrite_output"}
         layers = ({name: layer[name] for name in layer if name not in modes} for layer in (self._given, self._header))
         given, header = layers
         meant = settings_for(step, given, header, self._task)
@@ -283,7 +298,7 @@ def read_header(header, rows):
         expected, types = HEADER_TYPES.get(flag.type, TEXT)
         values = value if flag.type is list and isinstance(value, list) and value else [value]  # may omit the list
         fits = all(isinstance(each, types) and (types == (bool,) or not isinstance(each, bool)) for each in values)
-        if value is not None and (not fits or (flag.choices and value not in flag.choices)):
+        if value is not None and (not fits or (flag.choices and not {*values} <= {*flag.choices})):
             expected = f"one of {', '.join(flag.choices)}" if flag.choices else expected
             raise UserError(f"HEADER: {name!r} is {value!r}, expected {expected}")
         if value is not None:
@@ -331,18 +346,18 @@ def check(step, values):
         raise UserError(f"--student_vocab {pieces}: expected task, or the number of word pieces to keep")
     if values.get("baseline") and not (values["do_eval"] or step == PREDICTION):
         raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
-    if step == FINETUNE and (values["do_eval"] or values["do_predict"] or values["predict_file"]):
-        raise UserError("--do_finetune: does not go with --do_eval or --do_predict, which ask for another step")
+    if step == FINETUNE and any(values[name] for name in EVALUATIONS):
+        told = "does not go with --do_eval, --do_predict or --do_export, which ask for another step"
+        raise UserError(f"--do_finetune: {told}")
     if values.get("seeds"):
         parts = values["seeds"].split(",")
         if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
             raise UserError(f"--seeds {values['seeds']}: expected different whole numbers with commas between: 1,2,3")
-        if values["do_predict"] or values["predict_file"] or step == FINETUNE:
+        if step == FINETUNE or any(values[name] for name in EVALUATIONS[1:]):
             raise UserError("--seeds: for the two steps of distillation and for --do_eval only")
 
 
 def task_step(given, header):
     """Which of task_distill.py's steps is requested."""
-    evaluations = dict.fromkeys(("do_eval", "do_predict", "predict_file"), EVALUATION)
-    switches = {"do_finetune": FINETUNE, **evaluations, "pred_distill": PREDICTION}
+    switches = {"do_finetune": FINETUNE, **dict.fromkeys(EVALUATIONS, EVALUATION), "pred_distill": PREDICTION}
     return next((step for name, step in switches.items() if given.get(name) or header.get(name)), INTERMEDIATE)

@@ -8,7 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from transformer.checkpoint import WEIGHTS_NAME, check_positions, check_vocabulary, label_names, stored_outputs
+from transformer.checkpoint import (
+    WEIGHTS_NAME,
+    check_float,
+    check_positions,
+    check_vocabulary,
+    label_names,
+    stored_outputs,
+)
 from transformer.console import format_results
 from transformer.data import Sequences
 from transformer.evaluation import Candidate, Evaluator
@@ -83,10 +90,13 @@ class TaskRun:
         dev = self.read(self.task.dev_files, tokenizer, labels)
         return Data(train, dev, Plan(lambda epoch: train, [len(train)], self.schedule, self.batching), train)
 
-    def load(self, folder, fresh=(), tokenizer=None, **overrides):
-        """(model with the task's kind of head, tokenizer). `tokenizer`: used instead of the folder's own."""
+    def load(self, folder, fresh=(), tokenizer=None, trains=True, **overrides):
+        """(model with the task's kind of head, tokenizer). `tokenizer`: used instead of the folder's own; trains:
+        whether the model is to be trained."""
         torch.manual_seed(self.schedule.seed)  # random weights must not depend on what ran before
         model = self.task.kind.model.from_pretrained(folder, fresh, **overrides)
+        if trains:
+            check_float(model.config, folder)
         tokenizer = tokenizer or BertTokenizer.from_pretrained(folder, self.reading.do_lower_case)
         check_vocabulary(model.config, tokenizer, folder)
         check_positions(model.config, self.reading.max_seq_length, folder)
@@ -105,7 +115,7 @@ class TaskRun:
         if task.dev_fraction and differs and recorded(folder, "task_name") == task.name:
             told = f"{folder}: was not trained with --dev_fraction {task.dev_fraction:g} and may know the dev rows"
             raise UserError(f"{told}; train it again with --overwrite_output")
-        return self.load(folder, **overrides)
+        return self.load(folder, trains=False, **overrides)
 
     def warn_of_untrained(self, student):
         """Warn where a student's last step trained no classifier, before its answers are shown."""

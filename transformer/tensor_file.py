@@ -97,7 +97,8 @@ def check_tensors(state, path):
     for key, value in state.items():
         dense = value.layout == torch.strided and not (value.is_nested or value.is_meta or value.is_quantized)
         stored = dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-        if not stored or value.dtype not in (*floats, *[torch.int64] * key.endswith("_ids")):
+        whole = {"_ids": torch.int64, "int8_weight": torch.int8}  # by the end of a key
+        if not stored or value.dtype not in (*floats, *(kind for end, kind in whole.items() if key.endswith(end))):
             kind = "nested" if value.is_nested else f"{value.layout}, {value.device.type}".removeprefix("torch.")
             found = f"a tensor of {value.dtype} ({kind}{', repeated' * (dense and not stored)})"
             raise UserError(f"{path}: {key} is {found}, expected plain floating-point numbers")

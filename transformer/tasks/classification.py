@@ -128,6 +128,11 @@ class Classification(Kind):
             panels.append(partial(drawing.matrix, title=title, counts=part, names=names, others="other"))
         return panels
 
+    def linear_model(self):
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(max_iter=1000)
+
 
 def shown_names(task):
     """The labels as a picture shows them: by number where no font has their characters."""

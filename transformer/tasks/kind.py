@@ -121,3 +121,7 @@ class Kind:
     def panels(self, task, answers):
         """A panel (see `drawing`) for each model, of {title: its `evaluation.Answers`}."""
         raise NotImplementedError
+
+    def linear_model(self):
+        """A new scikit-learn model of the task from a text's features, or None where an answer is not one number."""
+        return None

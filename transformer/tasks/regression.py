@@ -91,5 +91,10 @@ class Regression(Kind):
             for title, each in answers.items()
         ]
 
+    def linear_model(self):
+        from sklearn.linear_model import Ridge
+
+        return Ridge()
+
 
 REGRESSION = Regression()
