@@ -28,6 +28,7 @@ import functools
 import logging
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from transformer import console, distillation, processes, report, vocabulary
@@ -84,6 +85,8 @@ def read_settings(argv=None):
     if asked.predict_file:  # the model knows its task, so no files of the task are needed
         student = settings_for(step, given, HEADER, Task(asked.task_name, ()).settings).student_model
         task = stored_task(model_folder(student, asked.cache_dir))
+        # Found by the task's name: then that name it is, even where the model was made under another.
+        task = task if asked.asked_for("student_model") else replace(task, name=asked.task_name)
     else:
         task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name), asked.dev_fraction)
     return settings_for(step, given, HEADER, task.settings), task

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -73,6 +74,16 @@ def test_every_line_is_answered_in_order_by_the_model_s_folder_alone(student, tm
             expected = model(torch.tensor([ids]))[0][0].softmax(0).tolist()
         assert list(map(float, probabilities)) == pytest.approx(expected, abs=1e-4)
         assert label == ("negative", "positive")[expected.index(max(expected))]
+
+
+def test_a_model_found_by_the_name_of_its_task_answers_whatever_its_own_folder_says(student, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformer.flags.ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(student, "5_task_distill_out/reviews")
+    write(tmp_path, "texts.txt", "good\nbad")
+    process = call_script("task_distill.py", "--task_name", "reviews", "--predict_file", "texts.txt")
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "5_task_distill_out/reviews/predictions.tsv").read_text().count("\n") == 3
 
 
 def test_chunks_and_batches_change_nothing(student, tmp_path, monkeypatch):
