@@ -28,11 +28,11 @@ from transformer.checkpoint import WEIGHTS_NAME, check_float, check_positions, c
 from transformer.downloads import check_finished, model_folder
 from transformer.epochs import Epochs
 from transformer.evaluation import Evaluator
-from transformer.files import UserError, lock_folder
+from transformer.files import UserError
 from transformer.flags import GENERAL
 from transformer.initialization import initialize_from_teacher
 from transformer.modeling import BertConfig, TinyBertForPreTraining
-from transformer.outputs import RESULTS_NAME, Output, write_results
+from transformer.outputs import RESULTS_NAME, Output, holding, read_record, write_results
 from transformer.settings import Batching, Matching, Schedule, read_command_line, settings_for
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
@@ -83,15 +83,15 @@ def main():
 
     # --do_eval: measure the losses of a finished student.
     if settings.do_eval:
-        if here.first:
-            check_finished(output_dir)
+        with holding(output_dir, output_dir, here):
+            here.from_first(lambda: check_own(output_dir))
             # The losses compare hidden states through the trained projection; a new one would make them meaningless.
             student = load_student(output_dir, teacher, tokenizer, fresh_projection=False)
             learner = make_learner(student.to(here.device), teacher, matching, length)
-            results = Evaluator(settings.eval_batch_size, here).losses(learner, epochs.read(0))
-            lock_folder(output_dir)
-            write_results(output_dir / RESULTS_NAME, results)
-            logging.info("%s", console.format_results(results))
+            if here.first:
+                results = Evaluator(settings.eval_batch_size, here).losses(learner, epochs.read(0))
+                write_results(output_dir / RESULTS_NAME, results)
+                logging.info("%s", console.format_results(results))
         return here.leave()
 
     # Otherwise train one.
@@ -105,6 +105,14 @@ def main():
             from_teacher = settings.init_student == "teacher" and not settings.continue_train
             distill(learner, epochs, tokenizer, schedule, batching, from_teacher, settings.keep_checkpoints, output)
     here.leave()
+
+
+def check_own(folder):
+    """Raise UserError where a folder has no finished student of this stage: its results must not replace others."""
+    check_finished(folder)
+    maker = read_record(folder).get("script", "general_distill")
+    if maker != "general_distill":
+        raise UserError(f"{folder}: has the output of {maker}; expected a student of general_distill.py")
 
 
 def make_learner(student, teacher, matching, max_seq_length):

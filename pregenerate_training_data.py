@@ -161,7 +161,8 @@ def generate_epochs(folder, maker, output, epochs, num_workers):
 def write_epoch(name, epoch, maker, num_workers, output, bar):
     """Write the files of one epoch, resuming where a killed run stopped. Returns the number of sequences."""
     done = output.progress if (output.progress or {}).get("epoch") == epoch else {}
-    check(done, PROGRESS if done else {}, output.path)
+    most = {"documents": whole(0, len(maker.corpus), needed=True)}
+    check(done, PROGRESS | most if done else {}, output.path)
     files = EpochFiles(name, maker.dtypes, done.get("sizes"))
     first, count = (0, 0) if files.fresh else (done["documents"], done["sequences"])
     bar.update(first)

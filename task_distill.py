@@ -36,7 +36,14 @@ from transformer.checkpoint import describe, label_names, stored_outputs
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
 from transformer.export import export
-from transformer.finetuning import finetune, ready_teacher, teacher_to_compare, train_baseline, way_out
+from transformer.finetuning import (
+    finetune,
+    longer_tuning,
+    ready_teacher,
+    recorded_tuning,
+    teacher_to_compare,
+    train_baseline,
+)
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
 from transformer.outputs import (
@@ -49,7 +56,7 @@ from transformer.outputs import (
     write_results,
 )
 from transformer.own_tasks import find_task, stored_task
-from transformer.predict import STANDARD_INPUT, predict
+from transformer.predict import STANDARD_INPUT, check_source, predict
 from transformer.settings import Matching, read_command_line, settings_for, task_step
 from transformer.task_run import TaskRun
 from transformer.tasks.task import Task, label_order
@@ -83,6 +90,7 @@ def read_settings(argv=None):
     # Twice: the first pass finds the task, whose row then supplies defaults to the second.
     asked = settings_for(step, given, HEADER)
     if asked.predict_file:  # the model knows its task, so no files of the task are needed
+        check_source(asked.predict_file)
         student = settings_for(step, given, HEADER, Task(asked.task_name, ()).settings).student_model
         task = stored_task(model_folder(student, asked.cache_dir))
         # Found by the task's name: then that name it is, even where the model was made under another.
@@ -106,7 +114,7 @@ def main():
             finetune(teacher, own.output_dir or teacher / task.name, run, own.next_command())
             continue
         student, baseline = model_folder(own.student_model, own.cache_dir), None
-        output_dir = student if own.do_export and not own.asked_for("output_dir") else Path(own.output_dir)
+        output_dir = own.place_beside(student)
         if own.baseline:
             # A fair baseline trains as its student did. With --do_eval the student's record has those settings.
             compared, recorded = (student, prediction_of(student, task)) if own.do_eval else (output_dir, {})
@@ -130,8 +138,8 @@ def main():
         # Distillation. Cheap checks come first: fine-tuning the teacher can take hours.
         run.output(output_dir, {"teacher_model": None, "student_model": student}).check()
         check_order(run, own.step, student, settings.command_of)
-        tuning = own.for_step(FINETUNE, overwrite_output=own.overwrite_output)
         teacher = model_folder(own.teacher_model, own.cache_dir)
+        tuning = own.for_step(FINETUNE, recorded_tuning(teacher, task), overwrite_output=own.overwrite_output)
         teacher = ready_teacher(teacher, run, TaskRun(task, *tuning.parts, here), not own.no_finetune, tuning.log)
         learn = functools.partial(learn_answers, own.temperature)
         if own.step == INTERMEDIATE:
@@ -169,7 +177,7 @@ def distill(run, teacher_folder, student_folder, output_dir, student_vocab, lear
             # Logged before training: a teacher near chance teaches nothing, and no later number would show that.
             answers = run.evaluator.answers(task, teacher, taught.dev)
             logging.info("teacher on dev: %s", console.format_results(results_of(task, answers)))
-            run.warn_of_constant(teacher_folder, answers, way_out(teacher_folder, teacher_folder, run))
+            run.warn_of_constant(teacher_folder, answers, longer_tuning(teacher_folder, run))
             if not with_report:  # layers are compared token by token, so the teacher must read the student's pieces
                 vocabulary.keep_pieces(teacher, tokenizer, own_tokenizer)
             learn(run, student, teacher, data, own_tokenizer, output)

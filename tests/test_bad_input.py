@@ -379,7 +379,8 @@ def test_an_epoch_without_metrics_is_no_epoch(folder):
     (folder / "2" / "epoch_0_metrics.json").unlink()
     told = refused(folder, "general")
     assert (
-        "epoch_0_metrics.json: missing, though its run finished; put it back; made again by: python pregenerate" in told
+        "epoch_0_metrics.json: missing, though its run finished; put it back, or: made again by: python pregenerate"
+        in told
     )
     (folder / "2" / "run.json").unlink()
     assert "no epoch_0_metrics.json" in refused(folder, "general")
@@ -449,7 +450,7 @@ def test_a_bad_sequence_is_named_with_its_line(folder, line, told):
         ("general", "--max_steps 0"),
         ("general", "--eval_batch_size 0"),
         ("general", "--num_train_epochs inf"),
-        ("general", "--num_train_epochs 1000001"),
+        ("general", "--num_train_epochs 1000000001"),
         *((name, f"{flag} {10**30}") for name, flag in (("augment", "--N"), ("augment", "--limit"))),
         *((name, f"{flag} {10**30}") for name, flag in (("general", "--train_batch_size"), ("finetune", "--seed"))),
         ("intermediate", "--warmup_proportion -0.1"),
@@ -487,11 +488,13 @@ def test_an_evaluation_beside_another_run_s_student_is_refused(folder):
     for mode in ("--do_eval", "--do_predict"):
         told = refused(folder, "evaluate", mode, "--output_dir", student)
         assert f"--output_dir {student}: has the output of another run than {folder / '5'}" in told
-    record = '{"settings": {}, "inputs": {}, "finished": false, "command": "python a.py"}'
+    record = '{"script": "general_distill", "settings": {}, "inputs": {}, "finished": false, "command": "python a.py"}'
     (folder / "5" / "run.json").write_text(record)
-    assert "5: its run has not finished; finished by: python a.py\n" in refused(folder, "evaluate")
+    assert "5: its run is at work or was stopped; finished by: python a.py\n" in refused(folder, "evaluate")
     (folder / "3" / "run.json").write_text(record)
-    assert "3: its run has not finished" in refused(folder, "general", "--do_eval", "--output_dir", folder / "3")
+    assert "3: its run is at work or was stopped" in refused(
+        folder, "general", "--do_eval", "--output_dir", folder / "3"
+    )
 
 
 def test_predictions_are_never_written_among_the_files_that_they_are_for(folder):

@@ -234,7 +234,7 @@ def test_another_script_s_output_is_refused_even_with_overwrite_output(tmp_path,
     before = tree(tmp_path)
     # It would find none of its own files, and none of the others would it remove.
     other = Output(tmp_path / "other", settings_for(PREGENERATION, given).provenance, {}, replaces=("epoch_*",))
-    told = "script was general_distill, is now pregenerate_training_data"
+    told = "has the output of general_distill, which another script never replaces"
     with pytest.raises(UserError, match=f"{told}.*; --output_dir writes elsewhere") as refused:
         status_of(other)
     assert "--overwrite_output" not in str(refused.value) and tree(tmp_path) == before
@@ -264,10 +264,10 @@ def test_a_finished_model_that_lost_a_file_is_not_trained_again_and_the_way_out_
     (tmp_path / "vocab.txt").unlink()
     told = "vocab.txt: missing, though its run finished; "
     with pytest.raises(
-        UserError, match=f"{told}put it back; made again by: python .* --output_dir 'a b' --overwrite_output$"
+        UserError, match=f"{told}put it back, or: made again by: python .* --output_dir 'a b' --overwrite_output$"
     ):
         status_of(again)
-    with pytest.raises(UserError, match=f"{told}put it back; made again by: python"):
+    with pytest.raises(UserError, match=f"{told}put it back, or: made again by: python"):
         model_folder(tmp_path)
     with pytest.raises(UserError, match="no vocabulary there .* --output_dir 'a b' --overwrite_output$"):
         need("vocabulary", tmp_path)
@@ -310,10 +310,12 @@ def test_an_unfinished_input_is_refused_with_the_command_that_finishes_it(tmp_pa
         (tmp_path / name).write_text("{}")
     (tmp_path / "epoch_0_metrics.json").write_text('{"num_training_examples": 1, "max_seq_len": 9}')
     for read in (model_folder, pregenerated_epochs):
-        with pytest.raises(UserError, match="its run has not finished; finished by: python general_.* --seed 42$"):
+        with pytest.raises(
+            UserError, match="its run is at work or was stopped; finished by: python general_.* --seed 42$"
+        ):
             read(tmp_path)
     (tmp_path / "run.json").write_text('{"finished": false}')  # of an earlier release
-    with pytest.raises(UserError, match="its run has not finished; finished by: the command that began it"):
+    with pytest.raises(UserError, match="its run is at work or was stopped; finished by: the command that began it"):
         model_folder(tmp_path)
 
 
@@ -346,7 +348,7 @@ def test_a_check_refuses_what_entering_refuses_and_changes_nothing(tmp_path):
     make_output(out, {"teacher_model": None, "data": tmp_path / "a.txt"}).check()  # the teacher is not known yet
     with pytest.raises(UserError, match="flags: seed was 42, is now 5;"):
         make_output(out, {"teacher_model": None, "data": tmp_path / "a.txt"}, seed=5).check()
-    with pytest.raises(UserError, match="flags: data is no input now; more is new;"):
+    with pytest.raises(UserError, match="flags: data is no input now; more was no input;"):
         make_output(out, {"teacher_model": None, "more": [tmp_path / "a.txt"]}).check()
     with pytest.raises(UserError, match="is the folder of --teacher_model"):
         make_output(out, {"data": tmp_path / "a.txt"}, teacher_model=str(out)).check()

@@ -215,6 +215,8 @@ def test_many_classes_are_cut_in_that_line(tmp_path):
         (("1", "a", "b"), None, None),
         (range(11), {"regression": False}, None),
         (range(60), {"regression": False}, None),
+        ("ab" * 30 + "c", None, "train.tsv line 62: the label 'c' has one row; is it a label?"),
+        (("a", " b", "a"), None, "train.tsv line 3: the label ' b' begins or ends with a space; is it a label?"),
     ],
 )
 def test_what_may_be_meant_otherwise_is_warned_of(tmp_path, labels, description, told):
@@ -460,7 +462,7 @@ def test_a_changed_description_is_another_input(finished):
     folder, data, _ = finished
     description = data / "task.json"
     before = description.read_text() if description.exists() else None
-    became = "has changed" if before else "is new"
+    became = "has changed" if before else "was no input"
     description.write_text(json.dumps({**json.loads(before or "{}"), "epochs": 1}))
     try:
         found = call_script(

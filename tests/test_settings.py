@@ -157,8 +157,8 @@ def test_the_first_source_that_has_a_value_gives_it():
         "learning_rate": (0.25, "command line"),
         "eval_step": (2, "script header"),
         "weight_decay": (0.5, "script header"),
-        "train_batch_size": (4, "the student's run"),
-        "num_train_epochs": (5.0, "the student's run"),
+        "train_batch_size": (4, "earlier run"),
+        "num_train_epochs": (5.0, "earlier run"),
         "max_seq_length": (64, "sample"),
         "teacher_model": (at_root(SAMPLE_TEACHER), "sample"),
         "warmup_proportion": (0.1, None),
@@ -396,7 +396,7 @@ def test_the_baseline_of_a_finished_student_takes_over_its_record():
     baseline = settings.for_step(BASELINE, recorded, student_model="S", output_dir="O")
     assert (baseline.learning_rate, baseline.train_batch_size) == (1e-3, 5)
     assert (baseline.seed, baseline.limit, baseline.student_model, baseline.output_dir) == (9, 3, "S", "O")
-    assert baseline.origins["learning_rate"] == "the student's run" and "layer_map" not in baseline
+    assert baseline.origins["learning_rate"] == "earlier run" and "layer_map" not in baseline
     # What nobody says is the prediction step's.
     assert (baseline.eval_step, baseline.weight_decay, baseline.num_train_epochs) == (50, 0.01, 3.0)
     sample = settings_for(EVALUATION, {"do_eval": True, "baseline": True, "sample": True}, task=SST2)

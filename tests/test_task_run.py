@@ -53,9 +53,9 @@ def test_a_run_that_goes_on_takes_the_report_of_its_earlier_weights_away(tmp_pat
 @pytest.mark.parametrize("predictions, told", [([1, 1, 1], True), ([1, 0, 1], False), ([[0.5]] * 3, True)])
 def test_a_teacher_that_gives_every_row_the_same_answer_is_warned_of(caplog, predictions, told):
     answers = [Answers("dev.tsv", np.array(predictions), np.array([0, 1, 1]))]
-    task_run().warn_of_constant("teacher/SST-2", answers, "made again by: ...")
+    task_run().warn_of_constant("teacher/SST-2", answers, "train it for longer: ...")
     wanted = "warning: teacher/SST-2 gives all 3 rows of dev.tsv the same answer, so there is nothing to learn from it"
-    assert caplog.messages == ([f"{wanted}; train it for longer, made again by: ..."] if told else [])
+    assert caplog.messages == ([f"{wanted}; train it for longer: ..."] if told else [])
 
 
 def test_missing_dev_rows_are_told_before_any_model_is_read(tmp_path):

@@ -67,9 +67,10 @@ def read_state(model, state, source):
 def report_keys(source, missing, unexpected, fresh=()):
     """Log the weights that the checkpoint lacks and those of it that are not used. Raises UserError where a part of the
     encoder is missing: initialized at random, it would produce nonsense."""
-    # The projection is of use to some trainings only, and made anew there.
-    missing = [key for key in missing if not key.startswith(("fit_dense", *fresh))]
-    unexpected = [key for key in unexpected if not key.startswith("fit_dense")]
+    # The projection is of use to some trainings only, and made anew there; so are the heads of pre-training, which
+    # augmentation looks for itself.
+    missing = [key for key in missing if not key.startswith(("fit_dense", "cls.", *fresh))]
+    unexpected = [key for key in unexpected if not key.startswith(("fit_dense", "cls."))]
     gaps = [key for key in missing if key.startswith(("bert.embeddings.", "bert.encoder."))]
     if gaps:
         more = f" and {len(gaps) - 1} more keys" if len(gaps) > 1 else ""

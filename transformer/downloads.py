@@ -140,7 +140,7 @@ def _try(url, target, copy, sha256):
             part.unlink(missing_ok=True)
         if outdated:
             return _try(url, target, copy, sha256)
-        if status in (404, 410):
+        if status in (404, 410) and is_hub(url):
             target.unlink(missing_ok=True)  # else what the hub took back would still be read
         if status != 200 and not resumed:
             raise failure_of(url, status)
@@ -260,9 +260,10 @@ def check_finished(folder):
     record = read_record(Path(folder) / RECORD_NAME, MADE)
     if not record.get("finished", True):
         command = record.get("command", "the command that began it")
-        raise UserError(f"{folder}: its run has not finished; finished by: {command}")
+        raise UserError(f"{folder}: its run is at work or was stopped; finished by: {command}")
     if lost := missing_files(folder, record.get("results", ())):  # records of before have none
-        raise UserError(f"{Path(folder) / lost[0]}: missing, though its run finished; put it back; {advice_on(folder)}")
+        told = f"missing, though its run finished; put it back, or: {advice_on(folder)}"
+        raise UserError(f"{Path(folder) / lost[0]}: {told}")
 
 
 def shards(index):

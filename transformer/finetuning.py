@@ -17,6 +17,8 @@ from transformer.processes import set_seed
 from transformer.tasks.task import label_order
 from transformer.tokenization import BertTokenizer
 
+RECIPE = ("num_train_epochs", "learning_rate", "train_batch_size", "weight_decay", "warmup_proportion", "eval_step")
+
 
 def find_fine_tuned(folder, task):
     """The folder of a teacher with a head for the task: <folder>/<task>, `folder` itself, or None."""
@@ -97,14 +99,29 @@ def doubt_of(folder, run):
     return None
 
 
-def way_out(found, folder, run):
-    """The end of a message about a fine-tuned teacher that does not fit: the command that makes it again."""
-    base = {}
+def way_out(found, folder, run, **changes):
+    """The end of a message about a fine-tuned teacher that does not fit: the command that makes it again. `changes`:
+    {flag: value} of that command."""
+    base = changes
     if found == Path(folder):  # fine-tuning needs the teacher of before, which usually is the folder above
         if found.name != run.task.name or not weights_file(found.parent):
             return "fine-tune it again, from the model that it was made of"
-        base = {"teacher_model": str(found.parent)}
+        base = {"teacher_model": str(found.parent), **changes}
     return f"made again by: {run.provenance.command_of(FINETUNE, overwrite_output=True, **base)}"
+
+
+def longer_tuning(folder, run):
+    """The end of a message about a fine-tuned teacher that has learned nothing: the command that trains it for three
+    times as many epochs."""
+    epochs = read_record(folder).get("settings", {}).get("num_train_epochs", run.schedule.num_train_epochs)
+    return way_out(folder, folder, run, num_train_epochs=3 * epochs).replace("made again by:", "train it for longer:")
+
+
+def recorded_tuning(folder, task):
+    """{flag: value}: how the task's teacher beside a pre-trained one was fine-tuned, {} without one. What is made again
+    by itself is made as it was, not by the defaults."""
+    settings = read_record(Path(folder) / task.name).get("settings", {})
+    return {name: settings[name] for name in RECIPE if name in settings}
 
 
 def is_shorter(folder, run):

@@ -34,7 +34,7 @@ EXPECTED = {
     "0 or more, below 2^63": lambda value: 0 <= value < 1 << 63,
     "8 to 65535": lambda value: 8 <= value < 1 << 16,
     "-1 or more": lambda value: -1 <= value < 1e9,
-    "a number above 0, up to 1,000,000": lambda value: 0 < value <= 1_000_000,
+    "a number above 0, up to 10^9": lambda value: 0 < value <= 1e9,
 }
 ABOVE_0, NOT_NEGATIVE, FRACTION, BELOW_1, BETWEEN, *_, PASSES = EXPECTED
 ATTENTION_LOSSES = ("scores", "relations")

@@ -118,9 +118,12 @@ class Output:
 
         if not overwrite and not found and (present or self.path.exists()):
             raise UserError(f"{[*present, self.path][0]}: already there, made by something else; {self._way_out()}")
-        if differences and (other or not overwrite):
+        if other and differences:
+            told = f"has the output of {found['script']}, which another script never replaces"
+            raise UserError(f"{self.folder}: {told}; {self._way_out(other)}")
+        if differences and not overwrite:
             more = f" (and {len(differences) - 3} more)" if len(differences) > 3 else ""
-            told = f"made with other inputs or flags: {'; '.join(differences[:3])}{more}; {self._way_out(other)}"
+            told = f"made with other inputs or flags: {'; '.join(differences[:3])}{more}; {self._way_out()}"
             raise UserError(f"{self.folder if self.whole_folder else self.result}: {told}")
         if not (overwrite or gone) and found.get("finished"):
             gone = bool(missing_files(self.folder, [self.result.name]))
@@ -135,7 +138,8 @@ class Output:
     def _way_out(self, other=False):
         # The folder of a training inside another step is not the one that --output_dir names.
         elsewhere = self.whole_folder and self.provenance.script not in ("finetune", "baseline")
-        ways = [f"{OVERWRITE} replaces it"] * (not other) + ["--output_dir writes elsewhere"] * elsewhere
+        ways = [] if other else [f"{OVERWRITE} replaces it"]
+        ways += ["--output_dir writes elsewhere"] if elsewhere else []
         return ", ".join(ways) or "move it away first"
 
     def _read_record(self):
@@ -162,9 +166,8 @@ class Output:
         was, now = found["inputs"], self.values["inputs"]
         for name in sorted({*was, *now} - unknown):
             if was.get(name) != now.get(name):
-                became = (
-                    "has changed" if name in was and name in now else "is new" if name in now else "is no input now"
-                )
+                known = name in was, name in now
+                became = {(True, True): "has changed", (False, True): "was no input"}.get(known, "is no input now")
                 flags.append(f"{files.get(name, name)} {became}")
         return flags
 
@@ -272,7 +275,7 @@ def read_record(place):
     path = Path(place) / RECORD_NAME if Path(place).is_dir() else Path(place)
     found = read_json(path, RECORD) if path.is_file() else {}
     check(found.get("settings", {}), SETTINGS, path)
-    return found if {"settings", "inputs"} <= found.keys() else {}
+    return found if {"script", "settings", "inputs"} <= found.keys() else {}
 
 
 def write_results(path, results):

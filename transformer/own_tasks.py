@@ -17,6 +17,7 @@ The keys of task.json, all optional:
 import json
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,6 +39,7 @@ TEXTS = "sentence1 sentence2|text_a text_b|text1 text2|premise hypothesis|questi
 TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|sentence|text".split("|")]
 LABEL_COLUMNS = ("label", "labels", "gold_label", "score")
 MOST_NUMBERS = 10  # with more whole numbers, they may be scores
+FEW, MOST_SLIPS = 50, 3  # with more rows, up to that many labels of one row may be slips
 MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
 
 
@@ -155,7 +157,7 @@ def find_columns(said, folder, train):
         columns = " and ".join(f"no column for the {key} ({usual[key]})" for key in lacking)
         wanted = [f'"{key}": "..."' for key in lacking]
         wanted += [] if train or said.keys() & {"labels", "regression"} else ['"labels": ["...", "..."]']
-        keys = f"{DESCRIPTION} names {'them' if wanted[1:] else 'it'}: {{{', '.join(wanted)}}}"
+        keys = f"{folder / DESCRIPTION} names {'them' if wanted[1:] else 'it'}: {{{', '.join(wanted)}}}"
         if not table:
             raise UserError(f"{folder}: no training file, {columns}; {keys}")
         if table.misnamed:
@@ -184,10 +186,11 @@ def check_description(said, path):
 def labels_of(path, texts, label, ignored, regression):
     """(labels, number of rows, warnings) of a training file: the distinct labels, sorted; () if they are scores, that
     is, numbers of which one is not whole. `regression`: as in task.json, None = not said."""
-    first, lines, rows = {}, {}, 0  # {label in lower case: its first spelling}, {label: the first line that has it}
+    first, lines, counts, rows = {}, {}, Counter(), 0  # {label in lower case: its first spelling}, {label: first line}
     for row in TaskFile(path, Task("", texts, label, ignored_labels=ignored, kind=Kind())):
         lines.setdefault(first.setdefault(row.label.lower(), row.label), row.line)
         rows += 1
+        counts[first[row.label.lower()]] += 1
         if not row.label.strip():
             shown = json.dumps([row.label])
             remedy = f'{DESCRIPTION} leaves such rows out: "ignore_labels": {shown}, or has it in "labels"'
@@ -203,6 +206,11 @@ def labels_of(path, texts, label, ignored, regression):
         remedy = f'{DESCRIPTION} leaves it out: "ignore_labels": {json.dumps(words)}'
         told = f"the label {words[0]!r} is a word among numbers, so all are read as classes; {remedy}"
         warnings.append(f"{path} line {lines[words[0]]}: {told}")
+    slips = {each: "begins or ends with a space" for each in lines if each != each.strip()}
+    single = [each for each, count in counts.items() if count == 1 and rows >= FEW]
+    slips |= dict.fromkeys(single if len(single) <= MOST_SLIPS else (), "has one row")
+    for each, why in slips.items():
+        warnings.append(f"{path} line {lines[each]}: the label {each!r} {why}; is it a label?")
     told = f"{path}: {len(labels)} different labels in the column {label!r}: {', '.join(labels[:3])}, ..."
     remedy = f'"regression": false in {DESCRIPTION} says that they are classes'
     remedy += "" if words else ", true that they are scores"

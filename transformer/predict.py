@@ -50,6 +50,12 @@ def predict(run, student, output_dir, source=None):
     upload(written, run.provenance.data_url)
 
 
+def check_source(source):
+    """Raise UserError where there is no file to answer."""
+    if source != STANDARD_INPUT and not Path(source).is_file():
+        raise UserError(f"{source}: no such file; expected a file with texts, or - for standard input")
+
+
 def answer_texts(run, student, source, output_dir):
     """Write the texts of the file `source`, each with the model's answer, to predictions.tsv in `output_dir`, or from
     standard input to standard output where `source` is "-". Raises UserError for a file without texts."""

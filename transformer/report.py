@@ -85,7 +85,9 @@ def write_report(run, candidates, output, baseline):
     rows, table = rows_of(task, candidates, measured), table_of(task, candidates, measured)
     said = summary(task, rows)
     conditions = f"{length} tokens, {conditions_of(evaluator.processes)}"
-    print(f"\n{format_table(table, len(candidates))}\nlatency and throughput: {conditions}\n{said}\n", flush=True)
+    luck = "".join(f" {chance}" for each in student.answers if (chance := task.kind.chance(task, each)))
+    notes = f"latency and throughput: {conditions}\n{said}{luck}"
+    print(f"\n{format_table(table, len(candidates))}\n{notes}\n", flush=True)
     steps, picture = training_steps(student.folder), output / PICTURE_NAME
     drawn = drawing.save_panels(picture, [*make_panels(task, candidates, measured, steps), *panels(task, rows)])
     models = [[name, f"`{each.folder}`", describe(each.model)] for name, each in candidates.items() if not each.texts]
@@ -96,7 +98,7 @@ def write_report(run, candidates, output, baseline):
         f"# {task.name}: {', '.join(candidates)}",
         said,
         markdown(table),
-        explanation(task, candidates, measured, conditions),
+        explanation(task, candidates, measured, conditions, luck),
         *([f"![scores, answers and losses]({picture.name})"] if drawn else []),
         "## Models",
         markdown([["", "folder", "architecture"], *models], numbers=False),
@@ -137,16 +139,15 @@ def device_name(device):
     return found[1].strip() if found else platform.processor() or platform.machine() or device.type
 
 
-def explanation(task, candidates, measured, conditions):
-    """What the numbers mean and how they were measured."""
+def explanation(task, candidates, measured, conditions, luck):
+    """What the numbers mean and how they were measured. `luck`: see `Kind.chance`."""
     counts = sorted({len(times) for timed in measured.seconds.values() for times in timed.values()})
     batches = f"{counts[0]} to {counts[-1]} batches" if len(counts) > 1 else f"{counts[0]} batches"
     draws = len(measured.samples["student"][task.metrics[0]])
     dev = candidates["student"].answers
     files = ", ".join(f"`{answers.file}` ({len(answers.labels):,} rows)" for answers in dev)
-    chances = "".join(f" {chance}" for answers in dev if (chance := task.kind.chance(task, answers.labels)))
     text = (
-        f"Scores: {files}.{chances} 95% intervals: between the 2.5th and the 97.5th percentile of the scores of "
+        f"Scores: {files}.{luck} 95% intervals: between the 2.5th and the 97.5th percentile of the scores of "
         f"{draws:,} bootstrap samples of these rows; they tell how far the choice of dev rows matters, not that of "
         f"the seed. Parameters: without the projection onto the teacher's width, which serves training only. "
         f"Latency: median and 95th percentile of {batches}, from token ids to logits, with the models taking turns; "

@@ -147,6 +147,11 @@ class Settings(Mapping):
         """Whether the user gave a flag its value."""
         return name in self._given or name in self._header
 
+    def place_beside(self, student):
+        """The output folder; without --output_dir, results on a finished student of one's own lie in its folder."""
+        beside = self.step == EVALUATION and not self.asked_for("output_dir") and Path(self.student_model).is_dir()
+        return Path(student if beside else self.output_dir)
+
     def for_step(self, step, recorded=None, **changes):
         """The settings of another step, or of this one with changes. Given values carry over as the table says.
         `recorded`: {flag: value} of an earlier run, for flags that were not given; changes: values that win."""
@@ -202,8 +207,9 @@ class Settings(Mapping):
         teacher = "pretrained_bert_model" if self.step == flags.AUGMENTATION else "teacher_model"
         if self.step == flags.AUGMENTATION:
             changes |= {"aug_train": True, "data_dir": str(Path(self.glue_dir) / self._task[0])}
-        elif self.output_dir:
-            changes |= {"teacher_model": self.output_dir}
+        else:
+            changes |= {"aug_train": self.aug_train or any(Path(self.data_dir).glob("train_aug.[tcj]*")) or None}
+            changes |= {"teacher_model": self.output_dir} if self.output_dir else {}
         of_task = self._command(INTERMEDIATE, flags.NEXT_OF_TASK[self.step], **changes)
         general = Path(flags_of(INTERMEDIATE)["student_model"].value_at(INTERMEDIATE))
         if any((general / name).is_file() for name in downloads.WEIGHTS):
@@ -256,7 +262,7 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     layers = {
         "command line": given,
         "script header": header,
-        "the student's run": recorded or {},
+        "earlier run": recorded or {},
         "sample": sample_of(step, {**header, **given}),
         task[0]: {
             name: value.get(step) if isinstance(value, dict) else value
@@ -349,6 +355,8 @@ def check(step, values):
     if step == FINETUNE and any(values[name] for name in EVALUATIONS):
         told = "does not go with --do_eval, --do_predict or --do_export, which ask for another step"
         raise UserError(f"--do_finetune: {told}")
+    if step == EVALUATION and values["predict_file"] and (values["do_eval"] or values["pred_distill"]):
+        raise UserError("--predict_file: does not go with --do_eval or --pred_distill")
     if values.get("seeds"):
         parts = values["seeds"].split(",")
         if not all(part.isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):

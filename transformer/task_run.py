@@ -107,10 +107,11 @@ class TaskRun:
         task = self.task
         outputs = stored_outputs(folder, task.kind.head)
         if outputs != task.num_labels:
-            found = f"a {task.kind.head} of {outputs} classes" if outputs else f"no {task.kind.head}"
-            again = "train it again with --overwrite_output, or " if outputs else ""
-            needs = f"{task.name} needs {task.num_labels}"
-            raise UserError(f"{folder}: has {found}, {needs}; {again}give a model made for the task")
+            if not outputs:
+                raise UserError(f"{folder}: has no {task.kind.head}; give a model that was trained on the task")
+            told = f"has a {task.kind.head} of {outputs} classes, {task.name} needs {task.num_labels}"
+            again = "train it again with --overwrite_output, or give a model made for the task"
+            raise UserError(f"{folder}: {told}; {again}")
         differs = recorded(folder, "dev_fraction") != task.dev_fraction
         if task.dev_fraction and differs and recorded(folder, "task_name") == task.name:
             told = f"{folder}: was not trained with --dev_fraction {task.dev_fraction:g} and may know the dev rows"
@@ -134,7 +135,7 @@ class TaskRun:
         for file, predictions, labels, *_ in answers if self.here.first else ():
             if len(np.unique(predictions, axis=0)) == 1 < len(np.unique(labels, axis=0)):
                 told = "%s gives all %d rows of %s the same answer, so there is nothing to learn from it"
-                logging.warning(f"warning: {told}; train it for longer, %s", teacher, len(labels), file, remedy)
+                logging.warning(f"warning: {told}; %s", teacher, len(labels), file, remedy)
 
     def candidate(self, folder):
         """Load a model trained on the task and answer the dev sets: a `Candidate` for the report."""

@@ -86,10 +86,10 @@ class Classification(Kind):
     def row_losses(self, outputs, targets):
         return F.cross_entropy(outputs.float(), targets, reduction="none")
 
-    def chance(self, task, gold):
-        counts = np.bincount(gold, minlength=len(task.labels))
+    def chance(self, task, answers):
+        counts = np.bincount(answers.labels, minlength=len(task.labels))
         name, share = task.titles[counts.argmax()], counts.max() / counts.sum()
-        return f"{share:.1%} have the commonest label, `{name}`."
+        return f"{share:.1%} of the rows of {answers.file} have the commonest label, {name}."
 
     def answer_text(self, task, answer):
         return task.titles[answer]

@@ -103,8 +103,8 @@ class Kind:
         """Which answers of two models, or of a model and the gold labels, are the same: (N,)."""
         return (predictions == others).reshape(len(others), -1).all(axis=1)
 
-    def chance(self, task, gold):
-        """What the gold labels (N,) of a dev set tell about scores by luck: a sentence, or ""."""
+    def chance(self, task, answers):
+        """What the gold labels of a dev file, in an `evaluation.Answers`, tell about luck: a sentence, or ""."""
         return ""
 
     def agreement(self, predictions, others):
