@@ -643,3 +643,10 @@ def test_a_doubled_column_is_named(folder):
     train = folder / "glue" / "SST-2" / "train.tsv"
     train.write_text("sentence\tlabel\tlabel\na film\t0\t1\n")
     assert "train.tsv line 1: more than one column 'label'" in refused(folder, "finetune", "--overwrite_output")
+
+
+def test_general_distillation_s_evaluation_leaves_other_students_results_alone(folder):
+    before = (folder / "4" / "eval_results.txt").read_bytes() if (folder / "4" / "eval_results.txt").is_file() else None
+    told = refused(folder, "general", "--do_eval", "--output_dir", folder / "5")
+    assert "5: has the output of task_distill; expected a student of general_distill.py" in told
+    assert before is None or (folder / "4" / "eval_results.txt").read_bytes() == before

@@ -310,9 +310,7 @@ def test_an_unfinished_input_is_refused_with_the_command_that_finishes_it(tmp_pa
         (tmp_path / name).write_text("{}")
     (tmp_path / "epoch_0_metrics.json").write_text('{"num_training_examples": 1, "max_seq_len": 9}')
     for read in (model_folder, pregenerated_epochs):
-        with pytest.raises(
-            UserError, match="its run is at work or was stopped; finished by: python general_.* --seed 42$"
-        ):
+        with pytest.raises(UserError, match="at work or was stopped; finished by: python general_.* --seed 42$"):
             read(tmp_path)
     (tmp_path / "run.json").write_text('{"finished": false}')  # of an earlier release
     with pytest.raises(UserError, match="its run is at work or was stopped; finished by: the command that began it"):

@@ -196,9 +196,7 @@ def test_a_task_json_that_is_new_makes_another_teacher_too(copy):
     assert doubt_of(copy / "teacher" / "SST-2", run) == "task.json has changed since it was trained"
 
 
-@pytest.mark.parametrize(
-    "name, told", [("3", "made with other inputs or flags"), ("student", "made by something else")]
-)
+@pytest.mark.parametrize("name, told", [("3", "another script never replaces"), ("student", "made by something else")])
 def test_another_output_in_the_folder_is_found_before_a_teacher_is_fine_tuned(copy, name, told):
     shutil.rmtree(copy / "teacher" / "SST-2")
     before = tree(copy)
