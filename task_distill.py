@@ -8,7 +8,8 @@
     --do_export      write a finished student in int8, for onnx or as safetensors, into a folder of each form
     --baseline       with --pred_distill or --do_eval: also train the same student without distillation, to compare
 
-Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model
+Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.tsv), --teacher_model, --student_model,
+         --unlabelled (texts without labels, which join the training rows of the two steps)
 Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction step: the best on dev), config.json,
          vocab.txt, tokenizer_config.json, eval_results.txt, log.txt, train_log.jsonl, curves.png (with matplotlib);
          prediction step and --do_eval: report.md, report.png (with matplotlib), with --baseline the model folder
@@ -32,7 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from transformer import console, distillation, processes, report, vocabulary
-from transformer.checkpoint import describe, label_names, stored_outputs
+from transformer.checkpoint import describe, label_names
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
 from transformer.export import export
@@ -56,10 +57,10 @@ from transformer.outputs import (
     write_results,
 )
 from transformer.own_tasks import find_task, stored_task
-from transformer.predict import STANDARD_INPUT, check_source, predict
+from transformer.predict import check_source, predict
 from transformer.settings import Matching, read_command_line, settings_for, task_step
-from transformer.task_run import TaskRun
-from transformer.tasks.task import Task, label_order
+from transformer.task_run import TaskRun, check_order
+from transformer.tasks.task import STANDARD_INPUT, Task, label_order
 
 # For debugging, uncomment lines here. A flag on the command line wins over a line here.
 HEADER = {
@@ -74,6 +75,7 @@ HEADER = {
     # "student_model": "3_general_distill",
     # "output_dir": "4_task_distill_mid",
     # "aug_train": True,  # train_aug.tsv of stage 1
+    # "unlabelled": ["texts.txt"],  # more texts for the two steps
     # "train_batch_size": 32,
     # "learning_rate": 5e-5,
     # "num_train_epochs": 3.0,
@@ -189,26 +191,6 @@ def distill(run, teacher_folder, student_folder, output_dir, student_vocab, lear
         logging.info(
             "%s: there is no score, since this was the intermediate step; --pred_distill gives one", output_dir
         )
-
-
-def check_order(run, step, student, command_of):
-    """Warn where the two steps come in another order than the paper's. `command_of(step)`: this run's for a step."""
-    if not run.here.first:
-        return
-    record = read_record(student)
-    last = record["settings"].get("step", record["script"]) if record else None
-    untouched = last == "general_distill" or not (last or stored_outputs(student, run.task.kind.head))
-    if step == PREDICTION and untouched:
-        english = "this is the prediction step, but %s has had no intermediate step"
-        chinese = "这是预测层蒸馏，而该学生还没有做过中间层蒸馏"
-    elif step == INTERMEDIATE and last == PREDICTION:
-        english = "this is the intermediate step, but %s has had its prediction step"
-        chinese = "这是中间层蒸馏，而该学生已经做过预测层蒸馏"
-    else:
-        return
-    meant = command_of(INTERMEDIATE if step == PREDICTION else PREDICTION)
-    told = f"{english}; the paper's order is the other. {chinese}；论文的顺序是先中间层，后预测层。"
-    logging.warning(f"{told} Probably meant / 可能想运行: %s", student, meant)
 
 
 def learn_layers(matching, run, student, teacher, data, tokenizer, output):

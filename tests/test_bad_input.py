@@ -646,7 +646,8 @@ def test_a_doubled_column_is_named(folder):
 
 
 def test_general_distillation_s_evaluation_leaves_other_students_results_alone(folder):
-    before = (folder / "4" / "eval_results.txt").read_bytes() if (folder / "4" / "eval_results.txt").is_file() else None
-    told = refused(folder, "general", "--do_eval", "--output_dir", folder / "5")
-    assert "5: has the output of task_distill; expected a student of general_distill.py" in told
-    assert before is None or (folder / "4" / "eval_results.txt").read_bytes() == before
+    (folder / "3" / "run.json").write_text('{"script": "task_distill", "settings": {}, "inputs": {}, "finished": true}')
+    (folder / "3" / "eval_results.txt").write_text("acc = 0.5\n")
+    told = refused(folder, "general", "--do_eval", "--output_dir", folder / "3")
+    assert "3: has the output of task_distill; expected a student of general_distill.py" in told
+    assert (folder / "3" / "eval_results.txt").read_text() == "acc = 0.5\n"

@@ -213,7 +213,13 @@ def test_a_log_tells_how_much_work_a_training_was(tmp_path):
     ]
     (tmp_path / "train_log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     effort = read_effort(tmp_path / "train_log.jsonl")
-    assert effort == {"steps": 6, "seconds": pytest.approx(12.0), "rows": 29, "command": "python x.py"}
+    assert effort == {
+        "steps": 6,
+        "seconds": pytest.approx(12.0),
+        "rows": 29,
+        "unlabelled": None,
+        "command": "python x.py",
+    }
     step = report.Step("", tmp_path, {"train_batch_size": 13}, {}, {}, {}, effort)
     assert report.effort_words(step) == ["29 rows", "6 steps (2 epochs)", "12.0 seconds of training"]
     assert report.effort_words(step._replace(effort=read_effort(tmp_path / "none"))) == []

@@ -59,6 +59,8 @@ def given_to(step):
             values[name] = True
         elif flag.type in (int, float):
             values[name] = 9 if flag.type is int else 0.25
+        elif flag.type is list:
+            values[name] = list(flag.choices) or [f"other {name}", "one more"]
         else:
             values[name] = [other for other in (*flag.choices, f"other {name}") if other != flag.value_at(step)][0]
     values |= {"precision": "bf16", "fp16": None, "seeds": None, "student_vocab": "9", "task_name": "SST-2", "seed": 7}
@@ -356,6 +358,7 @@ OF_DISTILLATION = (
     "do_export",
     "baseline",
     "temperature",
+    "unlabelled",
     "layer_map",
     "attention_loss",
     "attention_weight",
@@ -589,6 +592,7 @@ def test_the_next_command_can_be_pasted(step):
     # Those that ask for other steps, and what SST-2's dev file forbids.
     switches = ("do_eval", "do_predict", "predict_file", "do_export")
     others = dict.fromkeys(("sample", "baseline", "dev_fraction", *switches))
+    others |= {"unlabelled": None} if step == FINETUNE else {}
     words = settings_for(step, given_to(step) | others, task=("SST-2", {})).next_command()
     _, script, *given = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", words)]
     settings = read(importlib.import_module(script.removesuffix(".py")), *given)

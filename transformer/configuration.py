@@ -70,6 +70,10 @@ class BertConfig:
             values["id2label"] = {int(index): str(name) for index, name in names.items()}
             values["num_labels"] = len(values["id2label"])
         self.__dict__.update({**self.DEFAULTS, **values})
+        if isinstance(task := values.get("task"), dict):
+            size = self.num_labels
+            each = Field(f"{size} numbers from 0 to 1", (list,), size, size, of=Field("a number", NUMBER, 0, 1))
+            check(task, {"thresholds": each}, f"{CONFIG_NAME}: task")
         if self.pad_token_id >= self.vocab_size:
             raise UserError(f"{CONFIG_NAME}: pad_token_id is {self.pad_token_id}, vocab_size is {self.vocab_size}")
         width, heads = self.hidden_size, self.num_attention_heads
@@ -85,6 +89,8 @@ class BertConfig:
             path = path / CONFIG_NAME
         check_model_type(path)
         values = {**read_json(path), **overrides}
+        if "id2label" in overrides:  # another head, with a task of its own
+            values.pop("task", None)
         try:
             return cls.from_dict(values)
         except UserError as error:
@@ -118,7 +124,7 @@ class BertConfig:
             sizes.pop("num_labels")  # Hugging Face derives it from id2label
         values = {**sizes, **self.to_dict(), "model_type": "bert", "architectures": [architecture]}
         if architecture != CLASSIFIER:
-            for key in ("pooled_relu", "task"):  # whoever adds a classifier decides
+            for key in ("pooled_relu", "task", "problem_type"):  # whoever adds a classifier decides
                 values.pop(key, None)
         values["dtype"] = values["torch_dtype"] = "float32"  # the key's old and new name
         for key in ("finetuning_task", "label2id"):  # they describe the model that this one started from

@@ -18,7 +18,7 @@ class Sequences:
     ids: np.ndarray  # (total,), the sequences end to end
     offsets: np.ndarray  # (N + 1,), where each sequence starts in `ids`, and the end
     first_lengths: np.ndarray  # (N,), length of segment 0
-    labels: np.ndarray | None = None  # (N,)
+    labels: np.ndarray | None = None  # (N,), or (N, C) where an example has several
     special: tuple | None = None  # the ids of [CLS] and [SEP] if `ids` lacks them (packed epochs)
     pad_token_id: int = 0
     pad_to: int | None = None  # the length of every batch, None = that of its longest sequence
@@ -49,7 +49,7 @@ class Sequences:
 
     def batch(self, indices):
         """A dict: input_ids, token_type_ids (B, L); attention_mask (B, L), None where nothing is padded and `pad_to` is
-        None; rows (B,), the `indices`; labels (B,) if the data has labels."""
+        None; rows (B,), the `indices`; labels (B,) or (B, C) if the data has labels."""
         import torch  # here, because pregeneration uses this module too and starts ten times as fast without torch
 
         lengths = self.lengths[indices]
@@ -74,6 +74,14 @@ class Sequences:
         }
 
 
+def joined(parts):
+    """Several `Sequences` of token ids of one type end to end, without labels."""
+    lengths = np.concatenate([np.diff(each.offsets) for each in parts])
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    ids, first_lengths = (np.concatenate([getattr(each, name) for each in parts]) for name in ("ids", "first_lengths"))
+    return replace(parts[0], ids=ids, offsets=offsets, first_lengths=first_lengths, labels=None)
+
+
 def id_typecode(vocab_size):
     """The type of token ids in arrays and files: two bytes if the vocabulary allows, else four."""
     return "H" if vocab_size <= 1 << 16 else "I"
@@ -90,6 +98,7 @@ class SequencesBuilder:
         self.typecode = id_typecode(vocab_size)
         self.ids = io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self.lengths, self.first_lengths, self.labels = array("I"), array("I"), array("d")
+        self.label_shape = ()
         self.padding = {"pad_token_id": pad_token_id, "pad_to": pad_to}
 
     def add(self, ids, first_length, label=None):
@@ -97,7 +106,8 @@ class SequencesBuilder:
         self.lengths.append(len(ids))
         self.first_lengths.append(first_length)
         if label is not None:
-            self.labels.append(label)
+            self.label_shape = np.shape(label)
+            self.labels.extend(np.ravel(label))
 
     def build(self, label_type=np.int64):
         offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
@@ -106,7 +116,7 @@ class SequencesBuilder:
             ids = np.frombuffer(self.ids.getbuffer(), self.typecode)
         else:  # an empty file cannot be mapped
             ids = np.memmap(self.ids, self.typecode, "r") if offsets[-1] else np.array([], self.typecode)
-        labels = np.array(self.labels, label_type) if self.labels else None
+        labels = np.array(self.labels, label_type).reshape(-1, *self.label_shape) if self.labels else None
         return Sequences(ids, offsets, np.array(self.first_lengths, np.int64), labels, **self.padding)
 
 

@@ -31,7 +31,7 @@ class Answers(NamedTuple):
     """A model's predictions for one dev file and the gold labels, in the form that the task's kind scores."""
 
     file: str
-    predictions: np.ndarray  # (N,): class indices in the order of the task's labels, or scores
+    predictions: np.ndarray  # (N,): class indices in the order of the task's labels, or scores; (N, C) booleans
     labels: np.ndarray
     loss: float = math.nan  # of the head's outputs on the gold labels
     row_losses: np.ndarray | None = None  # (N,): the same of each row
@@ -78,21 +78,24 @@ class Evaluator:
                     sums[name] = sums.get(name, 0) + value * len(indices)
         return sum_by_kind({name: value.item() / len(sequences) for name, value in sums.items()})
 
-    def answers(self, task, model, sets):
-        """The model's `Answers` for each dev set in `sets`, [(file name, Sequences)]."""
+    def answers(self, task, model, sets, tune=False):
+        """The model's `Answers` for each dev set in `sets`, [(file name, Sequences)]. `tune`: first let the task's kind
+        choose on the first of them what the model's configuration has to know, see `Kind.tune`."""
         labels, found = label_order(task, label_names(model.config)), []
         for name, sequences in sets:
             outputs = self.outputs(model, sequences)
             targets = torch.from_numpy(sequences.labels)
             losses = task.kind.row_losses(outputs, targets)
-            answers = task.kind.answers(task, outputs, sequences.labels, labels)
+            if tune and not found:
+                model.config.__dict__.setdefault("task", {}).update(task.kind.tune(outputs, targets))
+            answers = task.kind.answers(task.as_in(model.config), outputs, sequences.labels, labels)
             found.append(Answers(name, *answers, losses.mean().item(), losses.numpy()))
         return found
 
     def score(self, task, model, sets):
         """(value of the metric that selects the best weights, {name: value} of all metrics and the loss on gold labels)
-        on the dev sets."""
-        answers = self.answers(task, model, sets)
+        of a model in training on the dev sets."""
+        answers = self.answers(task, model, sets, tune=True)
         results = results_of(task, answers)
         return results[task.metrics[0]], results | {"eval_loss": answers[0].loss}
 

@@ -114,6 +114,8 @@ CORPUS_HELP = "files, folders or addresses of the corpus: .txt (one sentence per
 CORPUS_HELP += '.jsonl (one document per line, field "text"), both also .gz; remote files are fetched into the cache'
 DEV_HELP = "for your own data without a dev file: this part of the training rows is dev, e.g. 0.1; "
 DEV_HELP += "the same rows for every seed, given to every step"
+UNLABELLED_HELP = "files with more texts for the two steps, which need no labels: .tsv, .csv, .jsonl with the task's "
+UNLABELLED_HELP += "text columns, else a text a line (pairs: a tab between)"
 VOCAB_HELP = "word pieces that the student keeps: task = those of its training text, or the most frequent N of them"
 
 PREDICT_HELP = "only answer the texts of this file: .tsv, .csv, .jsonl with the task's columns, else a text a line; "
@@ -132,6 +134,7 @@ FLAGS = {
         "baseline": mode(bool, "also train the same student without distillation, for comparison"),
         "data_dir": Flag(path, "folder with train.tsv and dev.tsv (the task's name)", None, SAMPLE_DATA, **OWN_DATA),
         "aug_train": own(bool, "train on train_aug.tsv, stage 1's output", None, SAMPLE_AUGMENTED, sample_data=True),
+        "unlabelled": distilling(list, UNLABELLED_HELP),
         "student_vocab": distilling(str, VOCAB_HELP),
         "temperature": distilling(float, "softens both models' logits in the prediction step", 1.0),
     },
@@ -250,7 +253,7 @@ NEXT = {
     PREGENERATION: (GENERAL, _OF_CORPUS | _same("do_lower_case")),
     GENERAL: (INTERMEDIATE, {"student_model": "output_dir"} | _same("teacher_model", "do_lower_case")),
     FINETUNE: (GENERAL, _same("teacher_model")),
-    INTERMEDIATE: (PREDICTION, _OF_TASK | {"student_model": "output_dir"} | _same("aug_train")),
+    INTERMEDIATE: (PREDICTION, _OF_TASK | {"student_model": "output_dir"} | _same("aug_train", "unlabelled")),
     PREDICTION: (EVALUATION, _OF_TASK | {"student_model": "output_dir"} | _same("output_dir")),
 }
 # The same for steps after which another task than the sample's goes on with its own student.

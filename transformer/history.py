@@ -18,16 +18,21 @@ from transformer.json_file import NULL, NUMBER, Field, parse_json, whole
 HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
 VALUES = Field("a number for each name", (dict,), of=Field("a number", NUMBER, low=None))
 ENTRY = {"step": whole(needed=True), "losses": VALUES, "evaluation": VALUES, "command": Field("a command")}
-ENTRY |= {"steps": whole(), "seconds": Field("a number", NUMBER), "rows": Field("a whole number", (int, NULL), 0)}
+ENTRY |= {
+    "steps": whole(),
+    "seconds": Field("a number", NUMBER),
+    "rows": Field("a whole number", (int, NULL), 0),
+    "unlabelled": whole(),
+}
 
 
 class History:
     """Logs a training: log lines, train_log.jsonl with every layer's losses, curves.png. Every process adds its steps,
-    only the first one writes. `rows`: of one pass over the data."""
+    only the first one writes. `rows`: of one pass over the data; unlabelled: those of them without a label."""
 
-    def __init__(self, folder, total_steps, processes, rows=None):
+    def __init__(self, folder, total_steps, processes, rows=None, unlabelled=0):
         self.path, self.curves = Path(folder) / HISTORY_NAME, Path(folder) / CURVES_NAME
-        self.total_steps, self.processes, self.rows = total_steps, processes, rows
+        self.total_steps, self.processes, self.rows, self.unlabelled = total_steps, processes, rows, unlabelled
 
     def start(self, step):
         """Start at a step, and drop a killed run's entries after it, because those steps run again."""
@@ -63,7 +68,8 @@ class History:
         speed = {"examples_per_second": examples, "tokens_per_second": tokens, "memory_gb": memory}
         # Seconds of training alone, so that a run that was stopped adds up.
         effort = {"steps": self.steps, "seconds": now - self.since}
-        origin = {"rows": self.rows, "command": command_line(self.processes)} if step == 1 else {}
+        rows = {"rows": self.rows, "unlabelled": self.unlabelled}
+        origin = {**rows, "command": command_line(self.processes)} if step == 1 else {}
         self._write({"step": step, "losses": losses, "learning_rate": rate, **effort, **speed, **origin})
         self._restart()
 
@@ -103,13 +109,13 @@ def read_history(path):
 
 def read_effort(path):
     """What a training took, by its train_log.jsonl: {"steps": number, "seconds": of training alone, "rows": of one
-    pass, "command": text}, each None where the log does not tell."""
+    pass, "unlabelled": those of them without a label, "command": text}, each None where the log does not tell."""
     entries = [entry for entry in read_history(path) if "losses" in entry]
     first, steps = (entries[0], entries[-1]["step"]) if entries else ({}, None)
     timed = sum(entry.get("steps", 0) for entry in entries)
     # The steps between a log line and a stop are in no entry. They count with the mean of the others.
     seconds = sum(entry.get("seconds", 0) for entry in entries) / timed * steps if timed else None
-    return {"steps": steps, "seconds": seconds, "rows": first.get("rows"), "command": first.get("command")}
+    return {"steps": steps, "seconds": seconds} | {name: first.get(name) for name in ("rows", "unlabelled", "command")}
 
 
 def read_curves(path):

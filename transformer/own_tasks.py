@@ -9,8 +9,10 @@ The keys of task.json, all optional:
      "labels": ["bad", "good"],    the labels in the order of the model's outputs; default: those in the training file
      "label_names": ["-", "+"],    their names in models and reports
      "ignore_labels": ["?", ""],   rows with these are left out; an empty label must be listed here or in "labels"
+     "separator": ";",             a row has any number of labels, in one cell with this between; in JSON Lines a list
      "regression": false,          true: the label is a number to predict; false: its values are classes, many or few
-     "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression
+     "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression;
+                                   f1_micro, f1_macro, acc (all labels of a row right) for several labels
      "max_seq_length": 128, "epochs": 3}
 """
 
@@ -30,6 +32,7 @@ from transformer.json_file import FLAG, NUMBER, Field, check, read_json, whole
 from transformer.tables import SUFFIXES, open_table
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.kind import Kind
+from transformer.tasks.multilabel import MULTILABEL
 from transformer.tasks.regression import REGRESSION
 from transformer.tasks.task import Task, TaskFile
 
@@ -43,8 +46,10 @@ FEW, MOST_SLIPS = 50, 3  # with more rows, up to that many labels of one row may
 MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
 
 
+SEPARATOR = ";"  # between the labels in predictions, where the file has lists
 NAME, LABEL = Field("a name", (str, int), 1), Field("a label", (str, int))
 PAIR = Field("a column's name, or a list of two", (list,), 1, 2, of=NAME, distinct=True)
+METRICS = "one of acc, f1, mcc, or for regression corr, pearson, spearmanr, for several labels f1_micro, f1_macro, acc"
 KEYS = {
     "text": PAIR._replace(kinds=(str, list), high=10_000),
     "label": Field("a column's name", low=1),
@@ -52,7 +57,8 @@ KEYS = {
     "label_names": Field("a list of different names, one for each of labels", (list,), 2, of=NAME, distinct=True),
     "ignore_labels": Field("a list of labels", (list,), of=LABEL, distinct=True),
     "regression": FLAG,
-    "metric": Field("one of acc, f1, mcc, or for regression corr, pearson, spearmanr", low=1),
+    "separator": Field("the text between the labels of a row", low=1, high=10),
+    "metric": Field(METRICS, low=1),
     "max_seq_length": whole(3, 1 << 20),
     "epochs": Field("a number above 0", NUMBER, 1e-9, 1e9),
 }
@@ -90,17 +96,19 @@ def stored_task(folder):
     said = config.__dict__.get("task", {})
     if not isinstance(said, dict):
         raise UserError(f"{where}: task is {said!r}, expected one object, as in {DESCRIPTION}")
-    said = dict(said)
+    said = {key: value for key, value in said.items() if key != "thresholds"}  # which `Task.as_in` takes
     name, length = str(said.pop("name", Path(folder).resolve().name)), min(128, config.max_position_embeddings)
     said = {"text": "text", "label": "label", "max_seq_length": length} | check_description(said, f"{where}: task")
     row = TASKS.get(name.lower())
     if row and row.num_labels == config.num_labels:
         return replace(row, max_seq_length=said["max_seq_length"])
     texts = (said["text"],) if isinstance(said["text"], str) else tuple(map(str, said["text"]))
-    kind = REGRESSION if config.num_labels == 1 else CLASSIFICATION
+    several = config.__dict__.get("problem_type") == MULTILABEL.problem_type
+    kind = MULTILABEL if several else REGRESSION if config.num_labels == 1 else CLASSIFICATION
     labels = label_names(config) or tuple(map(str, range(config.num_labels)))
     labels = () if kind is REGRESSION else tuple(labels)
     own = {"max_seq_length": said["max_seq_length"], "other_columns": {"text": "sentence"}}
+    own |= {"separator": said.get("separator", SEPARATOR)} if several else {}
     return Task(name, texts, said["label"], labels, kind.offered, kind=kind, **own)
 
 
@@ -119,13 +127,19 @@ def describe_task(name, folder, train, dev_fraction=None):
     if dev and dev_fraction:
         raise UserError(f"--dev_fraction: stands for a missing dev file, but there is {dev}")
     own = {key: said[key] for key in ("epochs", "max_seq_length") if key in said} | {"dev_fraction": dev_fraction}
+    several = "separator" in said or has_lists(train, label)
+    own |= {"separator": said.get("separator", SEPARATOR)} if several else {}
     if not labels and not said.get("regression"):
         if train is None:
             raise UserError(f'{folder}: no training file to take the labels from; {DESCRIPTION} names them: "labels"')
-        labels, own["rows"], own["warnings"] = labels_of(train, texts, label, ignored, said.get("regression"))
+        reading = {"ignored_labels": ignored, "kind": MULTILABEL if several else Kind()}
+        reading = Task("", texts, label, (), separator=own.get("separator"), **reading)
+        # Several numbers in a row are classes, many or few.
+        regression = False if several else said.get("regression")
+        labels, own["rows"], own["warnings"] = labels_of(train, reading, regression)
     if names and len(names) != len(labels):
         raise UserError(f"{where}: {len(names)} label_names for {len(labels)} labels")
-    kind = CLASSIFICATION if labels else REGRESSION
+    kind = MULTILABEL if several else CLASSIFICATION if labels else REGRESSION
     metric = said.get("metric", kind.offered[0])
     if metric not in kind.offered:
         raise UserError(f"{where}: metric is {metric!r}, expected {KEYS['metric'].words}")
@@ -178,20 +192,27 @@ def check_description(said, path):
     if unknown := [key for key in said if key not in KEYS]:
         raise UserError(f"{path}: {unknown[0]!r} is no key here; expected {', '.join(KEYS)}")
     check(said, KEYS | ({"text": PAIR} if isinstance(said.get("text"), list) else {}), path)
-    if said.get("regression") and said.get("labels"):
-        raise UserError(f"{path}: labels and regression; expected one of them")
+    if said.get("regression") and (other := next((key for key in ("labels", "separator") if said.get(key)), None)):
+        raise UserError(f"{path}: {other} and regression; expected one of them")
     return said
 
 
-def labels_of(path, texts, label, ignored, regression):
+def has_lists(path, label):
+    """Whether the first row of a training file has a list of labels, as in JSON Lines. `path`: None without one."""
+    _, row = next(iter(open_table(path)), (0, None)) if path else (0, None)
+    return isinstance(row, dict) and isinstance(row.get(label), list)
+
+
+def labels_of(path, task, regression):
     """(labels, number of rows, warnings) of a training file: the distinct labels, sorted; () if they are scores, that
-    is, numbers of which one is not whole. `regression`: as in task.json, None = not said."""
+    is, numbers of which one is not whole. `task`: columns and kind; regression: as in task.json, None = not said."""
     first, lines, counts, rows = {}, {}, Counter(), 0  # {label in lower case: its first spelling}, {label: first line}
-    for row in TaskFile(path, Task("", texts, label, ignored_labels=ignored, kind=Kind())):
-        lines.setdefault(first.setdefault(row.label.lower(), row.label), row.line)
+    for row in TaskFile(path, task):
+        for part in task.kind.parts(task, row.label):
+            lines.setdefault(first.setdefault(part.lower(), part), row.line)
+            counts[first[part.lower()]] += 1
         rows += 1
-        counts[first[row.label.lower()]] += 1
-        if not row.label.strip():
+        if not task.separator and not row.label.strip():
             shown = json.dumps([row.label])
             remedy = f'{DESCRIPTION} leaves such rows out: "ignore_labels": {shown}, or has it in "labels"'
             raise UserError(f"{path} line {row.line}: the label is empty; {remedy}")
@@ -201,7 +222,8 @@ def labels_of(path, texts, label, ignored, regression):
         return (), rows, ()
     labels = sorted(lines) if words else numbers
     if len(labels) < 2:
-        raise UserError(f"{path}: every row has the label {labels[0]!r}; expected two labels or more")
+        told = f"label {labels[0]!r}{' or none' * bool(task.separator)}" if labels else "empty label"
+        raise UserError(f"{path}: every row has the {told}; expected two labels or more")
     if numbers and len(words) == 1:
         remedy = f'{DESCRIPTION} leaves it out: "ignore_labels": {json.dumps(words)}'
         told = f"the label {words[0]!r} is a word among numbers, so all are read as classes; {remedy}"
@@ -211,7 +233,7 @@ def labels_of(path, texts, label, ignored, regression):
     slips |= dict.fromkeys(single if len(single) <= MOST_SLIPS else (), "has one row")
     for each, why in slips.items():
         warnings.append(f"{path} line {lines[each]}: the label {each!r} {why}; is it a label?")
-    told = f"{path}: {len(labels)} different labels in the column {label!r}: {', '.join(labels[:3])}, ..."
+    told = f"{path}: {len(labels)} different labels in the column {task.label_column!r}: {', '.join(labels[:3])}, ..."
     remedy = f'"regression": false in {DESCRIPTION} says that they are classes'
     remedy += "" if words else ", true that they are scores"
     if len(labels) > MOST_LABELS and regression is None:

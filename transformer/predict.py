@@ -14,11 +14,9 @@ from transformer.downloads import upload
 from transformer.files import UserError, atomic_write
 from transformer.glue import TASKS
 from transformer.outputs import check_apart
-from transformer.tables import SUFFIXES, decode_lines, read_lines
-from transformer.tasks.task import Row, TaskFile, label_order
+from transformer.tasks.task import STANDARD_INPUT, label_order, read_rows
 
 ANSWERS_NAME = "predictions.tsv"
-STANDARD_INPUT = "-"
 CHUNK_ROWS = 4096  # rows in memory at a time; sorted by length, they share batches
 
 
@@ -39,7 +37,7 @@ def predict(run, student, output_dir, source=None):
     check_apart(folder, ((task.test_files[0], data_dir / task.test_files[0]) for task, data_dir in found))
     # Every file is read before the first one is written, so that a bad one leaves earlier predictions as they were.
     read = [(task, run.read(task.test_files, tokenizer, labels, False, task, data_dir)) for task, data_dir in found]
-    for task, sets in read:
+    for task, sets in [(task.as_in(model.config), sets) for task, sets in read]:
         for name, (_, sequences) in zip(task.submissions, sets, strict=True):
             predictions = task.kind.predictions(task, run.evaluator.outputs(model, sequences), labels)
             with atomic_write(folder / name) as file:
@@ -60,7 +58,7 @@ def answer_texts(run, student, source, output_dir):
     """Write the texts of the file `source`, each with the model's answer, to predictions.tsv in `output_dir`, or from
     standard input to standard output where `source` is "-". Raises UserError for a file without texts."""
     model, tokenizer = run.load_finished(student)
-    task, length, answered = run.task, run.reading.max_seq_length, 0
+    task, length, answered = run.task.as_in(model.config), run.reading.max_seq_length, 0
     labels = label_order(task, label_names(model.config))
     path = None if source == STANDARD_INPUT else Path(output_dir) / ANSWERS_NAME
     if path and path.resolve() == Path(source).resolve():
@@ -82,22 +80,6 @@ def answer_texts(run, student, source, output_dir):
     if path:
         logging.info("%d answers: %s", answered, path)
         upload([path], run.provenance.data_url)
-
-
-def read_rows(source, task):
-    """Yield the `Row`s of a table with the task's text columns, or of a file with a text a line (where the task has
-    pairs of texts, with a tab between the two). Raises UserError for anything else."""
-    if Path(source).suffix in SUFFIXES:
-        yield from TaskFile(source, task, labelled=False)
-        return
-    columns = task.text_columns
-    lines = decode_lines(sys.stdin.buffer, "standard input") if source == STANDARD_INPUT else read_lines(source)
-    for number, text in lines:
-        texts = tuple(text.split("\t")) if len(columns) > 1 else (text,)
-        if len(texts) != len(columns):
-            expected = f"{' and '.join(columns)} with a tab between"
-            raise UserError(f"{source} line {number}: {len(texts)} columns, expected {expected}")
-        yield Row(number, list(texts), texts, None)
 
 
 def count_lines(path):

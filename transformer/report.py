@@ -154,13 +154,15 @@ def explanation(task, candidates, measured, conditions, luck):
         f"{conditions}, without padding. Own lengths: dev rows in the order of their file, padded to the longest of a "
         f"batch."
     )
+    more = read_effort(candidates["student"].folder / HISTORY_NAME)["unlabelled"]
+    extent = "epochs, on the rows with labels," if more else "steps on the same rows"
     for name in [name for name in BASELINES if name in candidates]:
         metric, settings = task.metrics[0], read_record(candidates[name].folder).get("settings", {})
         difference = measured.results["student"][metric] - measured.results[name][metric]
         low, high = interval(measured.samples["student"][metric] - measured.samples[name][metric])
         text += (
             f"\n\n{name.capitalize()}: the student's architecture, starting with {BASELINES[name]}, trained on the "
-            "gold labels alone, without distillation, for as many steps on the same rows as the prediction step "
+            f"gold labels alone, without distillation, for as many {extent} as the prediction step "
             f"(batches of {settings.get('train_batch_size')}, learning rate {settings.get('learning_rate')}). "
             f"The student's {metric} differs from the {name}'s by {difference:+.4f} "
             f"(95% interval {low:+.3f} to {high:+.3f})."
@@ -232,7 +234,8 @@ def effort_words(step):
     """The rows of a training, its steps and the epochs that they were, and its time, as far as its log tells."""
     steps, seconds, rows, size = *list(step.effort.values())[:3], step.settings.get("train_batch_size")
     epochs = f" ({steps / math.ceil(rows / size):.3g} epochs)" if rows and size and steps else ""
-    words = [f"{rows:,} rows"] if rows else []
+    unlabelled = step.effort["unlabelled"]
+    words = [f"{rows:,} rows" + (f" ({unlabelled:,} of them without labels)" if unlabelled else "")] if rows else []
     words += [f"{steps:,} steps{epochs}"] if steps else []
     if seconds is not None:
         words.append(f"{seconds:.1f} seconds of training" if seconds < 60 else f"{format_seconds(seconds)} of training")

@@ -99,6 +99,7 @@ class Reading:
     limit: int | None = None  # rows of each file
     do_lower_case: bool | None = None
     aug_train: bool | None = None
+    unlabelled: list | None = None  # files; for the two steps of distillation only
     pad_to_max_length: bool | None = None
 
 
@@ -161,7 +162,7 @@ class Settings(Mapping):
 
     def part(self, kind):
         """An instance of a dataclass whose fields are flags: Schedule, Batching, Matching, Reading or a stage's own."""
-        return kind(**{name: self[name] for name in kind.__dataclass_fields__})
+        return kind(**{name: self[name] for name in kind.__dataclass_fields__ if name in self})
 
     @property
     def parts(self):
@@ -319,7 +320,8 @@ def command(step, values):
     words = ["python", script, *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
     for name, value in values.items():
         if value is not None and value is not False:  # 0 is a value
-            words += [f"--{name}"] if value is True else [f"--{name}", shlex.quote(without_secrets(str(value)))]
+            each = [] if value is True else value if isinstance(value, list) else [value]
+            words += [f"--{name}", *(shlex.quote(without_secrets(str(part))) for part in each)]
     return " ".join(words)
 
 
@@ -352,6 +354,8 @@ def check(step, values):
         raise UserError(f"--student_vocab {pieces}: expected task, or the number of word pieces to keep")
     if values.get("baseline") and not (values["do_eval"] or step == PREDICTION):
         raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
+    if values.get("unlabelled") and step not in (INTERMEDIATE, PREDICTION):
+        raise UserError("--unlabelled: for the two steps of distillation only; all else needs labels")
     if step == FINETUNE and any(values[name] for name in EVALUATIONS):
         told = "does not go with --do_eval, --do_predict or --do_export, which ask for another step"
         raise UserError(f"--do_finetune: {told}")

@@ -2,6 +2,7 @@
 
 import io
 import logging
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,13 @@ from transformer.checkpoint import (
     stored_outputs,
 )
 from transformer.console import format_results
-from transformer.data import Sequences
+from transformer.data import Sequences, joined
 from transformer.evaluation import Candidate, Evaluator
 from transformer.files import UserError, atomic_write
-from transformer.flags import AUGMENTATION, INTERMEDIATE
+from transformer.flags import AUGMENTATION, INTERMEDIATE, PREDICTION
 from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, fingerprint, read_record, write_results
 from transformer.own_tasks import DESCRIPTION
-from transformer.tasks.task import TaskFile, label_order
+from transformer.tasks.task import TaskFile, label_order, unlabelled_rows
 from transformer.tensor_file import read_array
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
@@ -56,6 +57,8 @@ class TaskRun:
         task.check_training()
         for name in (*task.dev_files, *([] if self.reading.aug_train else [task.train_file])):
             task.check_file(self.folder / name)
+        for path in self.reading.unlabelled or ():
+            next(unlabelled_rows(path, task))
         if not self.reading.aug_train:
             return
         if not file.is_file():
@@ -74,21 +77,34 @@ class TaskRun:
 
     def read(self, names, tokenizer, labels, labelled=True, task=None, folder=None):
         """Encode a task's files: [(file name, Sequences)]. Task and folder default to the run's own."""
-        task, reading, sets = task or self.task, self.reading, []
-        length, limit, pad = reading.max_seq_length, reading.limit, reading.pad_to_max_length
-        for name in names:
-            file = TaskFile((folder or self.folder) / name, task, labelled)
-            sequences = task.kind.encode(file, tokenizer, length, labels, limit, pad)
+        task, folder, sets = task or self.task, folder or self.folder, []
+        for file in (TaskFile(folder / name, task, labelled) for name in names):
+            sequences = self.encode(file, task, tokenizer, labels)
             sets.append((file.name, sequences))
             skipped = f", {file.skipped} rows left out" if file.skipped else ""
             logging.info("%s: %d rows, %d tokens%s", file.title, len(sequences), len(sequences.ids), skipped)
         return sets
 
+    def encode(self, rows, task, tokenizer, labels):
+        """The `Sequences` of a task's rows, each file of which --limit cuts."""
+        reading = self.reading
+        return task.kind.encode(
+            rows, tokenizer, reading.max_seq_length, labels, reading.limit, reading.pad_to_max_length
+        )
+
     def read_data(self, tokenizer, labels):
-        """Encode the training and dev files: the run's `Data`."""
+        """Encode the training and dev files: the run's `Data`. With --unlabelled its training rows have no labels."""
         [(_, train)] = self.read([self.train_file], tokenizer, labels)
-        dev = self.read(self.task.dev_files, tokenizer, labels)
-        return Data(train, dev, Plan(lambda epoch: train, [len(train)], self.schedule, self.batching), train)
+        dev, labelled = self.read(self.task.dev_files, tokenizer, labels), len(train)
+        if paths := self.reading.unlabelled:
+            places, more = [self.folder / name for name in self.task.dev_files], []
+            held_out = {row.texts for place in places for row in TaskFile(place, self.task)}
+            for path in paths:
+                more.append(self.encode(unlabelled_rows(path, self.task, held_out), self.task, tokenizer, labels))
+                logging.info("%s: %d rows without labels, %d tokens", path, len(more[-1]), len(more[-1].ids))
+            train = joined([train, *more])
+        plan = Plan(lambda epoch: train, [len(train)], self.schedule, self.batching, len(train) - labelled)
+        return Data(train, dev, plan, train)
 
     def load(self, folder, fresh=(), tokenizer=None, trains=True, **overrides):
         """(model with the task's kind of head, tokenizer). `tokenizer`: used instead of the folder's own; trains:
@@ -149,6 +165,8 @@ class TaskRun:
         files = {name: self.folder / name for name in (self.train_file, *self.task.dev_files, DESCRIPTION)}
         if not files[DESCRIPTION].is_file():
             del files[DESCRIPTION]
+        if self.reading.unlabelled:
+            files["unlabelled"] = list(map(Path, self.reading.unlabelled))
         return Output(Path(folder) / WEIGHTS_NAME, self.provenance, inputs | files, self.here, next_command)
 
     def begin(self, output, data, tokenizer):
@@ -156,16 +174,18 @@ class TaskRun:
         output.begin()
         if output.replaced is not None:
             row = next(iter(TaskFile(self.folder / self.train_file, self.task)))
-            label = f"{row.label} (trained as {data.train.labels[0]})"
+            label = ", ".join(self.task.kind.parts(self.task, row.label))
+            label += "" if data.train.labels is None else f" (trained as {data.train.labels[0]})"
             data.train.log_example(tokenizer, text=" | ".join(row.texts), label=label)
 
     def train(self, learner, data, tokenizer, rates, evaluate, output):
         """Train learner.student, write its model folder and finish `output`. rates, evaluate: see `TrainingRun`."""
-        run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate)
+        config, task = learner.student.config, self.task
+        # With the weights, because an evaluation may change it, see `Kind.tune`.
+        keep = partial(config.save_pretrained, output.folder, learner.student.architecture)
+        run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate, keep=keep)
+        config.task, config.problem_type = task.card(self.reading.max_seq_length), task.kind.problem_type
         if self.here.first:
-            config = learner.student.config
-            config.task = self.task.card(self.reading.max_seq_length)
-            config.save_pretrained(output.folder, learner.student.architecture)
             tokenizer.save_pretrained(output.folder, config.max_position_embeddings)
             (output.folder / REPORT_NAME).unlink(missing_ok=True)  # it describes weights that are about to change
         logging.info("%d rows, %d steps", len(data.train), data.plan.total_steps)
@@ -176,7 +196,8 @@ class TaskRun:
         run.finish()
         logging.info("result: %s", format_results(results))
         steps = f"{data.plan.total_steps} steps of {self.batching.train_batch_size}"
-        output.finish(f"{len(data.train)} rows in, {steps}")
+        without = f" ({data.plan.unlabelled} of them without labels)" if data.plan.unlabelled else ""
+        output.finish(f"{len(data.train)} rows in{without}, {steps}")
 
     def teacher_outputs(self, teacher, data, folder):
         """The teacher's outputs (N, C), computed once for each row that the plan trains on, and kept in `folder` for a
@@ -195,6 +216,26 @@ class TaskRun:
             with atomic_write(path, "wb") as file:
                 file.write(data.getbuffer())
         return outputs
+
+
+def check_order(run, step, student, command_of):
+    """Warn where the two steps come in another order than the paper's. `command_of(step)`: this run's for a step."""
+    if not run.here.first:
+        return
+    record = read_record(student)
+    last = record["settings"].get("step", record["script"]) if record else None
+    untouched = last == "general_distill" or not (last or stored_outputs(student, run.task.kind.head))
+    if step == PREDICTION and untouched:
+        english = "this is the prediction step, but %s has had no intermediate step"
+        chinese = "这是预测层蒸馏，而该学生还没有做过中间层蒸馏"
+    elif step == INTERMEDIATE and last == PREDICTION:
+        english = "this is the intermediate step, but %s has had its prediction step"
+        chinese = "这是中间层蒸馏，而该学生已经做过预测层蒸馏"
+    else:
+        return
+    meant = command_of(INTERMEDIATE if step == PREDICTION else PREDICTION)
+    told = f"{english}; the paper's order is the other. {chinese}；论文的顺序是先中间层，后预测层。"
+    logging.warning(f"{told} Probably meant / 可能想运行: %s", student, meant)
 
 
 def recorded(place, name):

@@ -46,11 +46,13 @@ ADVICE = f"{STATE_NAME} is from before it; a lower --learning_rate or --precisio
 class Plan:
     """Which examples each step trains on, fixed before the run starts.
 
-    Args: load_epoch(k): the `Sequences` of pass k; sizes: number of examples in each pass, reused in turn.
+    Args: load_epoch(k): the `Sequences` of pass k; sizes: number of examples in each pass, reused in turn;
+    unlabelled: number of those without a label.
     `total_steps`: optimizer steps, including each pass's short last batch. Raises UserError where there are none.
     """
 
-    def __init__(self, load_epoch, sizes, schedule, batching):
+    def __init__(self, load_epoch, sizes, schedule, batching, unlabelled=0):
+        self.unlabelled = unlabelled
         self.load_epoch, self.schedule, self.batching = load_epoch, schedule, batching
         self.rows = round(sum(sizes) / len(sizes))  # of a pass
         steps = [math.ceil(size / batching.train_batch_size) for size in sizes]
@@ -89,13 +91,15 @@ class TrainingRun:
     Args: folder: output folder; learner: module with `student` (a BertPreTrainedModel) whose forward(batch) returns
     {name: mean loss over the batch}; rates: name of a BertAdam schedule; evaluate(): (score or None, {name: number}),
     called every `eval_step` steps and at the end; the weights with the best score are kept, without scores the latest;
-    keep_step_files: number of evaluations whose weights also stay as step_N_pytorch_model.bin.
+    keep_step_files: number of evaluations whose weights also stay as step_N_pytorch_model.bin; keep(): writes what
+    belongs to the weights just before they are kept.
     """
 
-    def __init__(self, folder, learner, plan, processes, rates, evaluate=None, keep_step_files=0):
+    def __init__(self, folder, learner, plan, processes, rates, evaluate=None, keep_step_files=0, keep=None):
         self.folder, self.learner, self.plan, self.processes = Path(folder), learner, plan, processes
         self.student = learner.student
         self.evaluate, self.keep_step_files = evaluate or (lambda: (None, {})), keep_step_files
+        self.keep = keep or (lambda: None)
         schedule = plan.schedule
         groups = decay_groups(self.student, schedule.weight_decay)
         self.optimizer = BertAdam(groups, schedule.learning_rate, schedule.warmup_proportion, plan.total_steps, rates)
@@ -103,7 +107,7 @@ class TrainingRun:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=processes.dtype == torch.float16)
         self.step, self.best_score, self.results = 0, None, {}
         self.sums, self.summed = {}, 0  # the losses since the last evaluation, by kind, and the number of steps
-        self.history = History(self.folder, plan.total_steps, processes, plan.rows)
+        self.history = History(self.folder, plan.total_steps, processes, plan.rows, plan.unlabelled)
 
     def train(self):
         """Train from the saved state, if any, to the end of the plan. Returns the results of the weights kept."""
@@ -257,6 +261,7 @@ class TrainingRun:
             found = (re.fullmatch(rf"step_(\d+)_{WEIGHTS_NAME}", path.name) for path in self.folder.iterdir())
             for step in sorted(int(match[1]) for match in found if match)[: -self.keep_step_files]:
                 (self.folder / f"step_{step}_{WEIGHTS_NAME}").unlink()
+        self.keep()
         save_weights(weights, self.folder / WEIGHTS_NAME)
 
     def check_weights(self):

@@ -47,6 +47,7 @@ class Classification(Kind):
     metrics = {"acc": lambda predictions, gold: (predictions == gold).mean(), "f1": f1, "mcc": matthews}
     means = {"acc_and_f1": ("acc", "f1")}
     offered = ("acc", "f1", "mcc")
+    problem_type = "single_label_classification"
     prediction_loss = staticmethod(prediction_loss)
 
     def num_outputs(self, task):
@@ -111,10 +112,8 @@ class Classification(Kind):
         return "Answers against gold labels", tables
 
     def panels(self, task, answers):
-        names, counts = (
-            shown_names(task),
-            {title: confusion_matrix(each, len(task.labels)) for title, each in answers.items()},
-        )
+        names = shown_names(task)
+        counts = {title: confusion_matrix(each, len(names)) for title, each in answers.items()}
         if len(names) <= MANY:
             return [partial(drawing.matrix, title=title, counts=each, names=names) for title, each in counts.items()]
         # The same classes for all models, those of the student's most frequent confusions.

@@ -22,7 +22,9 @@ class Kind:
     metrics = {}  # {name: function of predictions and gold labels, (N,) each}
     means = {}  # {name: (metric, metric)}, metrics that are the mean of two others
     offered = ()  # the metrics that a task.json may name, default first
+    problem_type = None  # Hugging Face's word for the kind in config.json
     target_type = np.int64
+    label_types = str | int | float  # what a label may be in JSON Lines
 
     def num_outputs(self, task):
         """C, the number of outputs of a head for the task."""
@@ -32,12 +34,17 @@ class Kind:
         """{index: name} for config.json."""
         raise NotImplementedError
 
+    def parts(self, task, label):
+        """The labels that a label in a file consists of: itself, unless a row can have several."""
+        return (label,)
+
     def read_label(self, task, text):
-        """The label for a text in a file. A subclass may raise ValueError with a phrase that says what it expects."""
+        """The label for a text (or a list of texts, if that is one of `label_types`) in a file. A subclass may raise
+        ValueError with a phrase that says what it expects."""
         return text
 
     def target(self, label, labels):
-        """The numeric training target for a label."""
+        """The numeric training target for a label: a number, or a list of C numbers."""
         raise NotImplementedError
 
     def encode(self, task_file, tokenizer, max_seq_length, labels, limit=None, pad=False):
@@ -67,6 +74,11 @@ class Kind:
     def prediction_loss(self, student_outputs, teacher_outputs, temperature):
         """L_pred of student and teacher outputs, (B, C) each: a scalar, the mean over the examples."""
         raise NotImplementedError
+
+    def tune(self, outputs, targets):
+        """What a model's config.json has to know besides its weights to answer best, from outputs (N, C) and targets of
+        a dev set: {key of its task: value}."""
+        return {}
 
     def answers(self, task, outputs, targets, labels):
         """The (predictions, gold) for `score`, (N,) each, from outputs (N, C) and targets (N,)."""

@@ -28,6 +28,7 @@ class Regression(Kind):
     metrics = {"pearson": pearson, "spearmanr": spearman}
     means = {"corr": ("pearson", "spearmanr")}
     offered = ("corr", "pearson", "spearmanr")
+    problem_type = "regression"
     target_type = np.float32
 
     def num_outputs(self, task):

@@ -4,17 +4,19 @@ import hashlib
 import json
 import logging
 import math
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from transformer.downloads import fetch_advice
 from transformer.files import UserError
 from transformer.flags import EVALUATION, INTERMEDIATE, OUTPUTS, PREDICTION, SAMPLE_TASK, STUDENTS, at_root
-from transformer.tables import open_table
+from transformer.tables import SUFFIXES, decode_lines, open_table, read_lines
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.kind import Kind
 
+STANDARD_INPUT = "-"
 MOST_SHOWN = 20  # labels in the line that describes a task
 
 
@@ -44,6 +46,8 @@ class Task:
     skip_short_rows: bool = False
     kind: Kind = CLASSIFICATION
     score_range: tuple = (-math.inf, math.inf)  # written predictions are clipped to it
+    separator: str | None = None  # between the labels of a row, where it can have several
+    thresholds: tuple = ()  # of the probabilities of such labels, for one model's outputs, see `as_in`
     dev_fraction: float | None = None  # without a dev file: the part of the training rows that stands for it
     rows: int | None = None  # in the training file, where its labels were looked for
     warnings: tuple = ()  # what may have been misunderstood
@@ -67,6 +71,7 @@ class Task:
         classes = f"{len(self.labels)} classes: {', '.join(map(_shown, self.labels[:MOST_SHOWN]))}{more}"
         parts = [f"text: {texts}; label: `{self.label_column}`"]
         parts.append(classes if self.labels else type(self.kind).__name__.lower())
+        parts += [f"any number of them a row, with {self.separator!r} between"] if self.separator else []
         parts += [f"{self.rows} rows"] if self.rows else []
         parts += [f"{self.dev_fraction:g} of them for dev"] if self.dev_fraction else []
         return "; ".join(parts)
@@ -90,8 +95,15 @@ class Task:
 
     def card(self, max_seq_length):
         """What a finished model's config.json tells of the task, see `own_tasks.stored_task`."""
-        texts = list(self.text_columns)
-        return {"name": self.name, "text": texts, "label": self.label_column, "max_seq_length": max_seq_length}
+        known = {"name": self.name, "text": list(self.text_columns), "label": self.label_column}
+        known |= {"separator": self.separator} if self.separator else {}
+        return known | {"max_seq_length": max_seq_length}
+
+    def as_in(self, config):
+        """The task as the model with this `BertConfig` does it: with the thresholds that were chosen for it, if any."""
+        said = config.__dict__.get("task")
+        found = said.get("thresholds", ()) if isinstance(said, dict) else ()
+        return replace(self, thresholds=tuple(found))
 
     def check_training(self):
         """Raise UserError if the task has no training data."""
@@ -209,9 +221,8 @@ class TaskFile:
                 continue
             label = None
             if self.labelled:
-                label = self._value(columns, self.label_key, line, str | int | float)
-                label = json.dumps(label) if not isinstance(label, str) else label  # JSON Lines: 1, 2.5, true
-                if label in self.task.ignored_labels:
+                label = self._value(columns, self.label_key, line, self.task.kind.label_types)
+                if {*self.task.kind.parts(self.task, label)} & {*self.task.ignored_labels}:
                     self.skipped += 1
                     continue
                 try:
@@ -225,8 +236,44 @@ class TaskFile:
             raise UserError(f"{self.title}: no rows{advice}")
 
     def _value(self, columns, key, line, kinds):
+        """A text, or a list of them where `kinds` has lists. JSON Lines may have 1, 2.5 and true for a text."""
         value = columns.get(key) if isinstance(columns, dict) else columns[key]
-        if not isinstance(value, kinds) or (isinstance(value, float) and not math.isfinite(value)):
+        parts = value if isinstance(value, list) else [value]
+        plain = all(isinstance(each, str | int) or (isinstance(each, float) and math.isfinite(each)) for each in parts)
+        if not isinstance(value, kinds) or not plain:
             kind = "text" if kinds is str else "text or a number"
+            kind += ", or a list of them" if isinstance([], kinds) else ""
             raise UserError(f"{self.path} line {line}: field {key!r} is {json.dumps(value)[:40]}, expected {kind}")
-        return value
+        parts = [each if isinstance(each, str) else json.dumps(each) for each in parts]
+        return parts if isinstance(value, list) else parts[0]
+
+
+def read_rows(source, task):
+    """Yield the `Row`s, without labels, of a table with the task's text columns, or of a file with a text a line (where
+    the task has pairs of texts, with a tab between the two). Raises UserError for anything else."""
+    if Path(source).suffix in SUFFIXES:
+        yield from TaskFile(source, replace(task, dev_fraction=None), labelled=False)
+        return
+    columns = task.text_columns
+    lines = decode_lines(sys.stdin.buffer, "standard input") if source == STANDARD_INPUT else read_lines(source)
+    for number, text in lines:
+        texts = tuple(text.split("\t")) if len(columns) > 1 else (text,)
+        if len(texts) != len(columns):
+            expected = f"{' and '.join(columns)} with a tab between"
+            raise UserError(f"{source} line {number}: {len(texts)} columns, expected {expected}")
+        yield Row(number, list(texts), texts, None)
+
+
+def unlabelled_rows(path, task, held_out=()):
+    """Yield the rows of `read_rows` to train on: not those without text, nor those whose texts are in `held_out`, the
+    dev rows, which must not come back in this way. Raises UserError where no row is left."""
+    taken = left = 0
+    for row in read_rows(Path(path), task):  # a Path is not standard input, which could be read only once
+        fits = any(map(str.strip, row.texts)) and row.texts not in held_out
+        taken, left = taken + fits, left + (not fits)
+        if fits:
+            yield row
+    if left:
+        logging.info("%s: %d rows left out, empty or in the dev set", path, left)
+    if not taken:
+        raise UserError(f"{path}: no texts to train on")
