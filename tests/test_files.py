@@ -1,5 +1,6 @@
 """Files that are written on from a saved size, and writes that fail."""
 
+import contextlib
 import resource
 import signal
 
@@ -35,13 +36,16 @@ def test_a_link_in_the_place_of_a_part_is_not_followed(tmp_path):
     assert (tmp_path / "precious").read_bytes() == b"kept"
 
 
-@pytest.fixture
-def small_files():
-    """Returns a function that sets the largest size of a file: a real write fails there."""
+@contextlib.contextmanager
+def small_files(size):
+    """The largest size of a file, where a real write fails; only for a moment, since pytest writes its own output too."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def fail(error):
@@ -58,13 +62,12 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_write_that_fails_anywhere_is_a_one_line_error_and_leaves_the_old_file(tmp_path, small_files, name):
+def test_a_write_that_fails_anywhere_is_a_one_line_error_and_leaves_the_old_file(tmp_path, name):
     path = tmp_path / "file"
     path.write_bytes(b"old")
     for size in range(0, 40_000, 2503):
-        small_files(size)
         told = "file: cannot be written .(File too large|5 requested)"
-        with pytest.raises(UserError, match=told), atomic_write(path, "wb") as file:
+        with pytest.raises(UserError, match=told), small_files(size), atomic_write(path, "wb") as file:
             WRITERS[name](file)
         assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
