@@ -38,7 +38,7 @@ def test_a_link_in_the_place_of_a_part_is_not_followed(tmp_path):
 
 @contextlib.contextmanager
 def small_files(size):
-    """The largest size of a file, where a real write fails; only for a moment, since pytest writes its own output too."""
+    """Limit the size of files, so that a real write fails; for a moment only, since pytest writes its output too."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
