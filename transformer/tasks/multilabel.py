@@ -55,6 +55,9 @@ class MultiLabel(Classification):
         found = label.split(task.separator) if isinstance(label, str) else label
         return tuple(dict.fromkeys(part for each in found if (part := each.strip())))
 
+    def linear_model(self):
+        return None  # the first try of a report has one answer a text
+
     def read_label(self, task, label):
         found = []
         for part in self.parts(task, label):
