@@ -105,8 +105,9 @@ class MultiLabel(Classification):
         """The names of the chosen classes, (C,) booleans, as a cell."""
         return task.separator.join(name for name, each in zip(names, chosen, strict=True) if each)
 
-    def chance(self, task, gold):
-        return f"{gold.sum() / len(gold):.2f} labels a row, {1 - gold.any(axis=1).mean():.1%} of the rows without any."
+    def chance(self, task, answers):
+        some = answers.labels.any(axis=1).mean()
+        return f"{answers.labels.sum(axis=1).mean():.2f} labels a row, {1 - some:.1%} of the rows without any."
 
     def answer_text(self, task, answer):
         return self.joined(task, task.titles, answer)
