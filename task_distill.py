@@ -4,6 +4,7 @@
     --pred_distill   prediction step: the student's logits learn from the teacher's, both softened (equation 10)
     --do_finetune    fine-tune a teacher on the task; happens automatically where the teacher has no classifier for it
     --do_eval        report on a student beside its teacher;  --do_predict  write predictions for the test set
+    --predict_file   answer the texts of any file, or with - those of standard input
     --student_vocab  with the intermediate step: the student keeps only the word pieces that its task uses
     --do_export      write a finished student in int8, for onnx or as safetensors, into a folder of each form
     --baseline       with --pred_distill or --do_eval: also train the same student without distillation, to compare

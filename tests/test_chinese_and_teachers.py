@@ -5,7 +5,17 @@ import random
 
 import pytest
 import torch
-from tiny import SPECIAL, STUDENT, TEACHER, VOCABULARY, call_script, make_sst2, make_student_config, make_teacher
+from tiny import (
+    SPECIAL,
+    STUDENT,
+    TEACHER,
+    VOCABULARY,
+    call_script,
+    flags_from,
+    make_sst2,
+    make_student_config,
+    make_teacher,
+)
 
 from transformer.modeling import BertConfig, TinyBertForPreTraining, TinyBertForSequenceClassification
 from transformer.tokenization import BertTokenizer
@@ -215,60 +225,20 @@ def test_teachers_of_any_width_depth_and_head_count_teach_by_relations(tmp_path,
     make_student_config(tmp_path / "student", **student)
     make_sst2(tmp_path / "SST-2")
     (tmp_path / "corpus.txt").write_text("the film is good .\nthe film .\n\nthe song .\na plot is the plot .\n")
-    run(
-        "pregenerate_training_data.py",
-        "--train_corpus",
-        tmp_path / "corpus.txt",
-        "--bert_model",
-        tmp_path / "teacher",
-        "--output_dir",
-        tmp_path / "2",
-        "--max_seq_len",
-        19,
-        "--epochs_to_generate",
-        1,
-    )
-    common = ["--teacher_model", tmp_path / "teacher", "--attention_loss", "relations", "--max_steps", 3, *flags]
-    run(
-        "general_distill.py",
-        *common,
-        "--pregenerated_data",
-        tmp_path / "2",
-        "--student_model",
-        tmp_path / "student",
-        "--output_dir",
-        tmp_path / "3",
-        "--max_seq_length",
-        19,
-    )
-    run(
-        "task_distill.py",
-        *common,
-        "--data_dir",
-        tmp_path / "SST-2",
-        "--student_model",
-        tmp_path / "3",
-        "--output_dir",
-        tmp_path / "4",
-        "--max_seq_length",
-        31,
-    )
-    run(
-        "task_distill.py",
-        "--teacher_model",
-        tmp_path / "teacher",
-        "--pred_distill",
-        "--max_steps",
-        3,
-        "--data_dir",
-        tmp_path / "SST-2",
-        "--student_model",
-        tmp_path / "4",
-        "--output_dir",
-        tmp_path / "5",
-        "--max_seq_length",
-        31,
-    )
+    names = {"CORPUS": tmp_path / "corpus.txt", "TEACHER": tmp_path / "teacher", "STUDENT": tmp_path / "student"}
+    names |= {"DATA": tmp_path / "SST-2", **{f"OUT{number}": tmp_path / str(number) for number in range(2, 6)}}
+    relations = f"--attention_loss relations {' '.join(flags)}"
+    for command in (
+        "pregenerate_training_data.py --train_corpus CORPUS --bert_model TEACHER --output_dir OUT2 --max_seq_len 19 "
+        "--epochs_to_generate 1",
+        "general_distill.py --teacher_model TEACHER --pregenerated_data OUT2 --student_model STUDENT --output_dir OUT3 "
+        f"--max_seq_length 19 --max_steps 3 {relations}",
+        "task_distill.py --teacher_model TEACHER --data_dir DATA --student_model OUT3 --output_dir OUT4 "
+        f"--max_seq_length 31 --max_steps 3 {relations}",
+        "task_distill.py --pred_distill --teacher_model TEACHER --data_dir DATA --student_model OUT4 --output_dir OUT5 "
+        "--max_seq_length 31 --max_steps 3",
+    ):
+        run(*flags_from(command, **names))
     model = TinyBertForSequenceClassification.from_pretrained(tmp_path / "5")
     assert model.config.num_attention_heads == {**STUDENT, **student}["num_attention_heads"]
     assert all(weight.isfinite().all() for weight in model.state_dict().values())

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from tiny import GOOD, call_script, make_all, make_sentence, random
+from tiny import GOOD, call_script, flags_from, make_all, make_sentence, random
 
 from transformer.file_utils import UserError
 from transformer.glue import TASKS, TaskFile, compute_metrics
@@ -321,71 +321,26 @@ def finished(request, tmp_path_factory):
     """All stages run on a task of one's own: (folder, name of the task, what the evaluation printed)."""
     folder = make_all(tmp_path_factory.mktemp(request.param))
     (make_csv if request.param == "csv" else make_jsonl)(folder / "glue" / "reviews")
-    for name in ("student", "2", "3"):
-        assert name == "student" or not (folder / name).exists()
     teacher, data = folder / "teacher", folder / "glue" / "reviews"
     split = [] if request.param == "csv" else ["--dev_fraction", 0.25]
-    common = [
-        *split,
-        "--task_name",
-        "reviews",
-        "--data_dir",
-        data,
-        "--teacher_model",
-        teacher,
-        "--train_batch_size",
-        13,
-        "--max_steps",
-        9,
-        "--eval_step",
-        5,
-        "--max_seq_length",
-        31,
-    ]
-    call(
-        "data_augmentation.py",
-        "--task_name",
-        "reviews",
-        "--glue_dir",
-        folder / "glue",
-        "--pretrained_bert_model",
-        teacher,
-        "--glove_embs",
-        folder / "glove.txt",
-        "--N",
-        3,
-        "--M",
-        4,
-        *split,
-    )
-    call(
-        "pregenerate_training_data.py",
-        "--train_corpus",
-        folder / "corpus.txt",
-        "--bert_model",
-        teacher,
-        "--output_dir",
-        folder / "2",
-        "--max_seq_len",
-        31,
-        "--epochs_to_generate",
-        1,
-    )
-    call(
-        "general_distill.py",
-        "--pregenerated_data",
-        folder / "2",
-        "--teacher_model",
-        teacher,
-        "--student_model",
-        folder / "student",
-        "--output_dir",
-        folder / "3",
-        "--max_seq_length",
-        31,
-        "--max_steps",
-        3,
-    )
+    names = {"TEACHER": teacher, "DATA": data, "GLUE": folder / "glue", "VECTORS": folder / "glove.txt"}
+    names |= {
+        "CORPUS": folder / "corpus.txt",
+        "OUT2": folder / "2",
+        "OUT3": folder / "3",
+        "STUDENT": folder / "student",
+    }
+    for command in (
+        "data_augmentation.py --task_name reviews --glue_dir GLUE --pretrained_bert_model TEACHER --glove_embs VECTORS "
+        "--N 3 --M 4",
+        "pregenerate_training_data.py --train_corpus CORPUS --bert_model TEACHER --output_dir OUT2 --max_seq_len 31 "
+        "--epochs_to_generate 1",
+        "general_distill.py --pregenerated_data OUT2 --teacher_model TEACHER --student_model STUDENT --output_dir OUT3 "
+        "--max_seq_length 31 --max_steps 3",
+    ):
+        call(*flags_from(command, **names), *(split if command.startswith("data") else ()))
+    common = "--task_name reviews --data_dir DATA --teacher_model TEACHER --train_batch_size 13 --max_steps 9 "
+    common = [*split, *flags_from(f"{common} --eval_step 5 --max_seq_length 31", **names)]
     steps = (
         ["--aug_train", "--student_model", folder / "3", "--output_dir", folder / "4"],
         ["--aug_train", "--pred_distill", "--student_model", folder / "4", "--output_dir", folder / "5"],

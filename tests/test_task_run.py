@@ -1,5 +1,7 @@
 """A run over a task's data: what it leaves, and what it takes away."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import task_distill
 from transformer.distillation import GoldLearner
 from transformer.evaluation import Answers
 from transformer.files import UserError
+from transformer.finetuning import longer_tuning, recorded_tuning
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
 from transformer.processes import Processes
 from transformer.task_run import TaskRun
@@ -63,3 +66,18 @@ def test_missing_dev_rows_are_told_before_any_model_is_read(tmp_path):
     (tmp_path / "SST-2" / "dev.tsv").unlink()
     with pytest.raises(UserError, match="SST-2/dev.tsv: no such file; .*file_utils SST-2"):
         task_run("--data_dir", tmp_path / "SST-2").output(tmp_path / "out", {})
+
+
+def test_a_teacher_that_is_made_again_keeps_its_recipe_and_one_that_knows_nothing_gets_three_times_the_epochs(tmp_path):
+    run, teacher = task_run(), tmp_path / "SST-2"
+    teacher.mkdir()
+    settings = {"num_train_epochs": 4.0, "learning_rate": 1e-4, "max_steps": 9, "seed": 3}
+    record = {"script": "finetune", "settings": settings, "inputs": {}, "finished": True}
+    (teacher / "run.json").write_text(json.dumps(record))
+    assert recorded_tuning(tmp_path, run.task) == {"num_train_epochs": 4.0, "learning_rate": 1e-4}
+    assert recorded_tuning(tmp_path / "elsewhere", run.task) == {}
+    assert longer_tuning(teacher, run).startswith("fine-tune it again, from the model")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"the teacher of before")
+    told = longer_tuning(teacher, run)
+    assert told.startswith("train it for longer: python ") and "--num_train_epochs 12.0" in told
+    assert f"--teacher_model {tmp_path}" in told and "--overwrite_output" in told

@@ -159,114 +159,30 @@ def names(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+def flags_from(text, **places):
+    """A command's flags from one text, in which the names of `places` stand for paths."""
+    return [places.get(word, word) for word in text.split()]
+
+
 def scripts(folder):
     """The commands of the pipeline on the tiny data in `folder`, by name: (script, flags)."""
-    teacher, glue = folder / "teacher", folder / "glue"
-    task = [
-        "--task_name",
-        "sst-2",
-        "--data_dir",
-        glue / "SST-2",
-        "--teacher_model",
-        teacher,
-        "--max_seq_length",
-        31,
-        "--train_batch_size",
-        13,
-        "--learning_rate",
-        "3e-3",
-    ]
-    return {
-        "augment": (
-            "data_augmentation.py",
-            [
-                "--pretrained_bert_model",
-                teacher,
-                "--glove_embs",
-                folder / "glove.txt",
-                "--glue_dir",
-                glue,
-                "--task_name",
-                "SST-2",
-                "--N",
-                4,
-                "--M",
-                6,
-            ],
-        ),
-        "pregenerate": (
-            "pregenerate_training_data.py",
-            [
-                "--train_corpus",
-                folder / "corpus.txt",
-                "--bert_model",
-                teacher,
-                "--output_dir",
-                folder / "2",
-                "--max_seq_len",
-                31,
-                "--epochs_to_generate",
-                2,
-                "--masked_lm_prob",
-                0.15,
-                "--do_whole_word_mask",
-            ],
-        ),
-        "general": (
-            "general_distill.py",
-            [
-                "--pregenerated_data",
-                folder / "2",
-                "--teacher_model",
-                teacher,
-                "--student_model",
-                folder / "student",
-                "--output_dir",
-                folder / "3",
-                "--max_seq_length",
-                31,
-                "--train_batch_size",
-                13,
-                "--eval_step",
-                2,
-                "--num_train_epochs",
-                3,
-            ],
-        ),
-        "finetune": ("task_distill.py", ["--do_finetune", *task, "--eval_step", 2]),
-        "intermediate": (
-            "task_distill.py",
-            [
-                *task,
-                "--aug_train",
-                "--student_model",
-                folder / "3",
-                "--output_dir",
-                folder / "4",
-                "--num_train_epochs",
-                2,
-                "--eval_step",
-                5,
-            ],
-        ),
-        "prediction": (
-            "task_distill.py",
-            [
-                *task,
-                "--aug_train",
-                "--pred_distill",
-                "--student_model",
-                folder / "4",
-                "--output_dir",
-                folder / "5",
-                "--num_train_epochs",
-                2,
-                "--eval_step",
-                5,
-            ],
-        ),
-        "evaluate": (
-            "task_distill.py",
-            [*task, "--do_eval", "--student_model", folder / "5", "--output_dir", folder / "5"],
-        ),
+    names = {name.upper(): folder / name for name in ("teacher", "student", "glue")}
+    names |= {"CORPUS": folder / "corpus.txt", "VECTORS": folder / "glove.txt", "DATA": folder / "glue" / "SST-2"}
+    names |= {f"OUT{number}": folder / str(number) for number in range(2, 6)}
+    task = "--task_name sst-2 --data_dir DATA --teacher_model TEACHER --max_seq_length 31 --train_batch_size 13 "
+    task += "--learning_rate 3e-3"
+    step = f"{task} --aug_train --num_train_epochs 2 --eval_step 5"
+    commands = {
+        "augment": "data_augmentation.py --pretrained_bert_model TEACHER --glove_embs VECTORS --glue_dir GLUE "
+        "--task_name SST-2 --N 4 --M 6",
+        "pregenerate": "pregenerate_training_data.py --train_corpus CORPUS --bert_model TEACHER --output_dir OUT2 "
+        "--max_seq_len 31 --epochs_to_generate 2 --masked_lm_prob 0.15 --do_whole_word_mask",
+        "general": "general_distill.py --pregenerated_data OUT2 --teacher_model TEACHER --student_model STUDENT "
+        "--output_dir OUT3 --max_seq_length 31 --train_batch_size 13 --eval_step 2 --num_train_epochs 3",
+        "finetune": f"task_distill.py --do_finetune {task} --eval_step 2",
+        "intermediate": f"task_distill.py {step} --student_model OUT3 --output_dir OUT4",
+        "prediction": f"task_distill.py {step} --pred_distill --student_model OUT4 --output_dir OUT5",
+        "evaluate": f"task_distill.py {task} --do_eval --student_model OUT5 --output_dir OUT5",
     }
+    found = {name: flags_from(text, **names) for name, text in commands.items()}
+    return {name: (script, flags) for name, (script, *flags) in found.items()}

@@ -105,9 +105,11 @@ class SequencesBuilder:
         self.ids.write(array(self.typecode, ids))
         self.lengths.append(len(ids))
         self.first_lengths.append(first_length)
-        if label is not None:
-            self.label_shape = np.shape(label)
-            self.labels.extend(np.ravel(label))
+        if isinstance(label, list):
+            self.label_shape = (len(label),)
+            self.labels.extend(label)
+        elif label is not None:
+            self.labels.append(label)
 
     def build(self, label_type=np.int64):
         offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)

@@ -95,7 +95,7 @@ def _fetch(url, target, sha256=None, offline=False):
 
 def _copy_of(url, target, sha256):
     """The record of a complete copy of `url` (with the sum `sha256`, if known), {} without one."""
-    copy = read_record(_beside(target, "json"), COPY)
+    copy = read_or_empty(_beside(target, "json"), COPY)
     complete = target.is_file() and target.stat().st_size == copy.get("size")
     same = copy.get("url") == without_secrets(url) and sha256 in (None, copy.get("sha256"))
     return copy if complete and same else {}
@@ -122,7 +122,7 @@ def _try(url, target, copy, sha256):
     """Bring `target` up to date through a .part file, which a later try or run continues."""
     part, part_record = _beside(target, "part"), _beside(target, "part.json")
     start = part.stat().st_size if part.exists() else 0
-    version = read_record(part_record, PART).get("validator")
+    version = read_or_empty(part_record, PART).get("validator")
     headers = {"Accept-Encoding": "identity"}  # so that lengths are those of the file
     if copy.get("validator"):  # an ETag or a date
         headers["If-None-Match" if '"' in copy["validator"] else "If-Modified-Since"] = copy["validator"]
@@ -182,7 +182,7 @@ def _beside(target, suffix):
     return target.with_name(f".{target.name}.{suffix}")
 
 
-def read_record(path, fields=None):
+def read_or_empty(path, fields=None):
     """The object in a JSON file that step 0 wrote; {} if it is missing or not valid."""
     with contextlib.suppress(UserError):
         return read_json(path, fields)
@@ -257,7 +257,7 @@ def missing_files(folder, names):
 def check_finished(folder):
     """Raise UserError where the record in an input folder says that its run has not finished, or names a file that is
     gone; with the command that makes it whole."""
-    record = read_record(Path(folder) / RECORD_NAME, MADE)
+    record = read_or_empty(Path(folder) / RECORD_NAME, MADE)
     if not record.get("finished", True):
         command = record.get("command", "the command that began it")
         raise UserError(f"{folder}: its run is at work or was stopped; finished by: {command}")
@@ -286,7 +286,7 @@ def check_model_type(path):
 def advice_on(path):
     """How to get a file or folder that is missing or incomplete, ending with the command; None where nothing brings it.
     Its name decides."""
-    if command := read_record(Path(path) / RECORD_NAME, MADE).get("command"):
+    if command := read_or_empty(Path(path) / RECORD_NAME, MADE).get("command"):
         return f"made again by: {command}{'' if OVERWRITE in command else f' {OVERWRITE}'}"
     *_, above, name = ("", *Path(os.path.abspath(os.path.expanduser(path))).parts)
     if name in FETCHED:

@@ -133,7 +133,7 @@ def _address(url):
 def _file_states(name, root, cache):
     """{file of a source: MISSING, INTACT, CHANGED since it was fetched, or OWN (not fetched by us, used as it is)}."""
     folder, states = root / SOURCES[name].folder, {}
-    fetched = downloads.read_record(cache / "fetched.json")
+    fetched = downloads.read_or_empty(cache / "fetched.json")
     for file in SOURCES[name].files:
         if file == "weights":
             file = next((w for w in WEIGHTS if (folder / w).exists()), downloads.weights_in_order()[0])
@@ -156,7 +156,7 @@ def _other_model(name, root, cache):
         return ""
     if (folder / "run.json").exists():
         return "the output of general_distill.py"
-    fetched = downloads.read_record(cache / "fetched.json")
+    fetched = downloads.read_or_empty(cache / "fetched.json")
     for path in (folder / file for file in (*MODEL[:-1], *WEIGHTS)):
         found = fetched.get(str(path.resolve()), {}).get("source", "a model of your own")
         if path.exists() and found != name:
@@ -184,7 +184,7 @@ def fetch_source(name, root, cache):
             logging.info("%s: was changed after it was fetched; kept as %s.old", folder / file, file)
     contents = _unpack(name, raw, made, folder)
     # Recorded before they are copied: what a killed run leaves is then known to come from here.
-    record = downloads.read_record(cache / "fetched.json")
+    record = downloads.read_or_empty(cache / "fetched.json")
     for file, path in zip(made, contents, strict=True):
         about = {"source": name, "size": path.stat().st_size, "sha256": downloads.sha256_of(path)}
         record[str((folder / file).resolve())] = about

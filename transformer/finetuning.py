@@ -17,6 +17,7 @@ from transformer.processes import set_seed
 from transformer.tasks.task import label_order
 from transformer.tokenization import BertTokenizer
 
+# The flags with which a teacher that is made again by itself is trained as it was.
 RECIPE = ("num_train_epochs", "learning_rate", "train_batch_size", "weight_decay", "warmup_proportion", "eval_step")
 
 
@@ -99,7 +100,7 @@ def doubt_of(folder, run):
     return None
 
 
-def way_out(found, folder, run, **changes):
+def way_out(found, folder, run, told="made again by", **changes):
     """The end of a message about a fine-tuned teacher that does not fit: the command that makes it again. `changes`:
     {flag: value} of that command."""
     base = changes
@@ -107,14 +108,14 @@ def way_out(found, folder, run, **changes):
         if found.name != run.task.name or not weights_file(found.parent):
             return "fine-tune it again, from the model that it was made of"
         base = {"teacher_model": str(found.parent), **changes}
-    return f"made again by: {run.provenance.command_of(FINETUNE, overwrite_output=True, **base)}"
+    return f"{told}: {run.provenance.command_of(FINETUNE, overwrite_output=True, **base)}"
 
 
 def longer_tuning(folder, run):
     """The end of a message about a fine-tuned teacher that has learned nothing: the command that trains it for three
     times as many epochs."""
     epochs = read_record(folder).get("settings", {}).get("num_train_epochs", run.schedule.num_train_epochs)
-    return way_out(folder, folder, run, num_train_epochs=3 * epochs).replace("made again by:", "train it for longer:")
+    return way_out(folder, folder, run, "train it for longer", num_train_epochs=3 * epochs)
 
 
 def recorded_tuning(folder, task):

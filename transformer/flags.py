@@ -26,17 +26,16 @@ EVALUATIONS = ("do_eval", "do_predict", "predict_file", "do_export")  # what may
 
 # What a number must be, in the words of the error message.
 EXPECTED = {
-    "a number above 0, below a billion": lambda value: 0 < value < 1e9,
-    "a number that is not negative, below a billion": lambda value: 0 <= value < 1e9,
+    "a number above 0, up to a billion": lambda value: 0 < value <= 1e9,
+    "a number that is not negative, up to a billion": lambda value: 0 <= value <= 1e9,
     "0 to 1": lambda value: 0 <= value <= 1,
     "0 up to 1, 1 excluded": lambda value: 0 <= value < 1,
     "between 0 and 1": lambda value: 0 < value < 1,
     "0 or more, below 2^63": lambda value: 0 <= value < 1 << 63,
     "8 to 65535": lambda value: 8 <= value < 1 << 16,
     "-1 or more": lambda value: -1 <= value < 1e9,
-    "a number above 0, up to 10^9": lambda value: 0 < value <= 1e9,
 }
-ABOVE_0, NOT_NEGATIVE, FRACTION, BELOW_1, BETWEEN, *_, PASSES = EXPECTED
+ABOVE_0, NOT_NEGATIVE, FRACTION, BELOW_1, BETWEEN, *_ = EXPECTED
 ATTENTION_LOSSES = ("scores", "relations")
 INITIALIZATIONS = ("random", "teacher")
 EXPORTS = ("int8", "onnx", "safetensors")
@@ -191,7 +190,7 @@ FLAGS = {
         "eval_batch_size": Flag(int, "examples per evaluation batch", 32, **NO_RESULT),
         "learning_rate": own(float, "peak rate of BertAdam", RATES, SAMPLE_RATES, NOT_NEGATIVE),
         "weight_decay": own(float, "decoupled, 0 = off", 0.01, None, NOT_NEGATIVE, alias="wd"),
-        "num_train_epochs": own(float, "passes, e.g. 1.5", 3.0, SAMPLE_EPOCHS, PASSES, by_task=(INTERMEDIATE,)),
+        "num_train_epochs": own(float, "passes over the data, e.g. 1.5", 3.0, SAMPLE_EPOCHS, by_task=(INTERMEDIATE,)),
         "warmup_proportion": own(float, "fraction of all steps with a rising rate", 0.1, expected=BELOW_1),
         "gradient_accumulation_steps": Flag(int, "parts that a batch is split into, to save memory", 1),
         "eval_step": own(int, "optimizer steps between evaluations, which also save", EVAL_STEPS, SAMPLE_STEPS),

@@ -105,31 +105,37 @@ def run(command):
     assert not done.returncode, done.stderr
 
 
+def replaced(place, files, command, kind=None):
+    """Cases of a file that is replaced by each of `files`, {what is wrong: bytes}."""
+    for what, data in files.items():
+        name = kind or place.rpartition("/")[2]
+        yield name, what, command, lambda root, data=data: (root / place).write_bytes(data)
+
+
+def objects(folder, place, fields, command, kind=None):
+    """Cases of a JSON file: no object, or one wrong value."""
+    found = json.loads((folder / place).read_text(encoding="utf-8"))
+    yield from replaced(place, NO_OBJECTS | wrong_objects(found, fields), command, kind)
+
+
 def cases(folder):
     """Yield (kind of file, what is wrong, name of the command, edit(folder))."""
+    for part in (config_cases, record_cases, sequence_cases, tensor_cases, stopped_cases, text_cases):
+        yield from part(folder)
 
-    def replaced(place, files, command, kind=None):
-        for what, data in files.items():
-            yield (
-                kind or place.rpartition("/")[2],
-                what,
-                command,
-                lambda root, data=data: (root / place).write_bytes(data),
-            )
 
-    def objects(place, fields, command, kind=None):
-        found = (folder / place).read_text(encoding="utf-8")
-        files = NO_OBJECTS | wrong_objects(json.loads(found), fields)
-        yield from replaced(place, files, command, kind)
-
-    yield from objects("teacher/config.json", configuration.FIELDS, "general")
+def config_cases(folder):
+    """Cases of config.json, tokenizer files and vocabularies."""
+    yield from objects(folder, "teacher/config.json", configuration.FIELDS, "general")
     shapes = {"hidden_size": 4096, "num_hidden_layers": 999, "vocab_size": 1 << 23, "intermediate_size": 1 << 18}
     shapes |= {"max_position_embeddings": 1 << 20, "type_vocab_size": 999, "to_dict": 1, "self": 1, "__class__": "x"}
     config = json.loads((folder / "teacher/config.json").read_text())
     odd = {f"{key} {value}": json.dumps({**config, key: value}).encode() for key, value in shapes.items()}
     yield from replaced("teacher/config.json", odd, "general")
-    yield from objects("student/config.json", {"hidden_size": configuration.FIELDS["hidden_size"]}, "general_again")
-    yield from objects("teacher/tokenizer_config.json", tokenization.FIELDS, "pregenerate_again")
+    yield from objects(
+        folder, "student/config.json", {"hidden_size": configuration.FIELDS["hidden_size"]}, "general_again"
+    )
+    yield from objects(folder, "teacher/tokenizer_config.json", tokenization.FIELDS, "pregenerate_again")
     vocab = (folder / "teacher/vocab.txt").read_bytes()
     for text in (b"", vocab + b"\xff", vocab + vocab, vocab[:30], b"\n" * 99, bytes(99), vocab + b"a\n" * 9):
         yield (
@@ -149,16 +155,18 @@ def cases(folder):
     for what, data in NO_OBJECTS.items():
         yield "tokenizer.json", what, "general", lambda root, data=data: fast(root, data)
 
-    # Records and histories.
-    yield from objects("3/run.json", outputs.RECORD, "general")
-    yield from objects("4/run.json", outputs.RECORD, "prediction")
+
+def record_cases(folder):
+    """Cases of records, descriptions of tasks, metrics and histories."""
+    yield from objects(folder, "3/run.json", outputs.RECORD, "general")
+    yield from objects(folder, "4/run.json", outputs.RECORD, "prediction")
     record = json.loads((folder / "5/run.json").read_text())
     settings = wrong_objects(record["settings"], outputs.SETTINGS)
     files = {what: json.dumps({**record, "settings": json.loads(data)}).encode() for what, data in settings.items()}
     yield from replaced("5/run.json", files, "evaluate")
-    yield from objects("glue/mine/task.json", own_tasks.KEYS, "own")
+    yield from objects(folder, "glue/mine/task.json", own_tasks.KEYS, "own")
     for place, command in (("2/epoch_0_metrics.json", "general"), ("2p/epoch_0_metrics.json", "mapped")):
-        yield from objects(place, epochs.METRICS, command, "epoch_N_metrics.json")
+        yield from objects(folder, place, epochs.METRICS, command, "epoch_N_metrics.json")
     log = (folder / "3s/train_log.jsonl").read_bytes().splitlines()
     entry = json.loads(log[0])
     lines = {what: data + b"\n" for what, data in (NO_OBJECTS | wrong_objects(entry, history.ENTRY)).items()}
@@ -166,7 +174,9 @@ def cases(folder):
     yield from replaced("3s/train_log.jsonl", lines | names, "stopped")
     yield from replaced("5/train_log.jsonl", lines | names, "evaluate")
 
-    # Sequences.
+
+def sequence_cases(folder):
+    """Cases of epochs, as JSON and packed."""
     good = (folder / "2/epoch_0.json").read_bytes()
     sequence = json.loads(good.splitlines()[0])
     spoilt = NO_OBJECTS | wrong_objects(sequence, epochs.SEQUENCE)
@@ -180,7 +190,9 @@ def cases(folder):
         files = wrong_arrays(np.load(folder / f"2p/epoch_0_{name}.npy"))
         yield from replaced(f"2p/epoch_0_{name}.npy", files, "mapped", "epoch_N_*.npy")
 
-    # Tensors.
+
+def tensor_cases(folder):
+    """Cases of weights and their indexes."""
     state = torch.load(folder / "teacher/pytorch_model.bin", weights_only=True)
     key = "bert.encoder.layer.0.output.dense.weight"
     for what, value in wrong_tensors(tuple(state[key].shape)).items():
@@ -209,7 +221,9 @@ def cases(folder):
     for what, data in NO_OBJECTS.items():
         yield "*.index.json", what, "general", lambda root, data=data: index(root, data)
 
-    # Stopped runs.
+
+def stopped_cases(folder):
+    """Cases of what a stopped run left, and the copy of word vectors."""
     saved_state = torch.load(folder / "3s/training_state.bin", weights_only=True)
     values = {name: (None, 5, "x", [], {}, -1, 1e300) for name in saved_state}
     values["step"] = (None, "x", -1, 10**6, 0.5, True)
@@ -244,7 +258,9 @@ def cases(folder):
     copy = wrong_arrays(np.ones(5, np.float32))
     yield from replaced("glove.txt.npz", copy, "augment_again")
 
-    # Text.
+
+def text_cases(folder):
+    """Cases of tables, corpora, vectors and results."""
     for name, command in (("train", "finetune_again"), ("dev", "evaluate")):
         yield from replaced(f"glue/SST-2/{name}.tsv", TEXTS, command, "*.tsv")
     row = {"text": "the film", "label": 1}
