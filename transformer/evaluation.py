@@ -166,14 +166,10 @@ def measure_speed(candidates, length, evaluator):
                 continue
             model = each.model.eval()
             run = model.predict if each.texts else functools.partial(evaluator.batch_outputs, model)
-            calls[name] = functools.partial(run_next, run, itertools.cycle(timed_batches(each, batch_size, length)))
+            batches = itertools.cycle(timed_batches(each, batch_size, length))
+            calls[name] = lambda run=run, batches=batches: run(next(batches))
         seconds[batch_size] = time_by_turns(calls)
     return seconds
-
-
-def run_next(run, batches):
-    """Run the next of the batches."""
-    return run(next(batches))
 
 
 def timed_batches(candidate, batch_size, length):
