@@ -555,6 +555,7 @@ def test_an_output_folder_that_cannot_be_made_is_named(folder, name):
     assert "corpus.txt/inside: cannot be created" in message
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stand_in_the_way_of_the_next(folder):
     path = folder / "glue" / "SST-2" / "train.tsv"
     for name in ("augment", "finetune"):

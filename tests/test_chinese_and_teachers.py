@@ -72,6 +72,7 @@ def chinese(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_chinese_example_runs_from_vectors_of_words_to_predictions(chinese):
     task = [
         "--task_name",

@@ -749,6 +749,7 @@ def s3(s3_endpoint, monkeypatch):
     return client
 
 
+@pytest.mark.slow
 def test_outputs_go_to_s3_and_come_back(s3, tmp_path):
     out = tmp_path / "5_out"
     out.mkdir()

@@ -221,6 +221,7 @@ def swept(tmp_path_factory):
     return folder, common, printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["4", "5", "evaluated"])
 def test_a_sweep_tells_the_mean_and_deviation_of_its_seeds(swept, place):
     folder, _, printed = swept

@@ -730,6 +730,7 @@ def distil_pairs(distilled, tmp_path, task, *flags):
     return process.stdout, (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_regression_task_reports_correlations(distilled, tmp_path):
     def similarity(index, word):
         return 4.5 if word in GOOD else index % 3

@@ -261,6 +261,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(copy, name, number, status,
     assert tree(copy) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, number, status",
     [

@@ -61,6 +61,7 @@ def test_the_printed_settings_tell_where_they_come_from(pipeline):
     assert not re.search(r"temperature", text)  # the default
 
 
+@pytest.mark.slow
 def test_data_url_copies_every_finished_output(copy):
     url = copy / "published"
     for name in ("pregenerate", "general", "prediction", "augment"):  # which makes the long augmented file again

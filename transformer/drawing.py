@@ -160,7 +160,9 @@ def points(axis, title, places, x, y):
 
     for name, place in places.items():
         axis.plot(*place, "o", label=name, alpha=0.7)
+    axis.margins(x=0.25, y=0.3)  # room for the legend, also with two points
     axis.set(title=title, xlabel=x, ylabel=y, xscale="log")
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_formatter(ticker.NullFormatter())
     axis.grid(alpha=0.3)
