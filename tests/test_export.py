@@ -89,6 +89,7 @@ def test_pytorch_alone_runs_model_pt(student, tmp_path):
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_safetensors_run_in_hugging_face_s_pipeline(student):
     import transformers
 

@@ -236,6 +236,7 @@ def test_a_sweep_tells_the_mean_and_deviation_of_its_seeds(swept, place):
     assert "seed 3 " in printed[0] and "mean " in printed[0] and "deviation " in printed[0]
 
 
+@pytest.mark.slow
 def test_each_seed_starts_from_its_own_student_and_differs(swept):
     folder, *_ = swept
     for place in ("4", "5"):
@@ -246,6 +247,7 @@ def test_each_seed_starts_from_its_own_student_and_differs(swept):
         assert record["settings"]["seed"] == seed and record["finished"]
 
 
+@pytest.mark.slow
 def test_a_seed_of_a_sweep_is_the_run_with_that_seed(swept, tmp_path):
     folder, common, _ = swept
     found = call_script(

@@ -156,6 +156,7 @@ def printed(folder):
     return {name: call(folder, *flags) for name, flags in steps.items()}
 
 
+@pytest.mark.slow
 def test_its_own_metrics_choose_and_tell_how_good_a_model_is(folder, printed):
     teacher = read_results(folder / "teacher" / "Marks" / "eval_results.txt")
     assert list(teacher) == ["global_step", "overlap", "exact", "mean", "eval_loss", "loss"]
@@ -167,6 +168,7 @@ def test_its_own_metrics_choose_and_tell_how_good_a_model_is(folder, printed):
     assert re.search(r"^dev exact +0\.\d{4} +0\.\d{4}", printed["evaluation"], re.M)
 
 
+@pytest.mark.slow
 def test_its_own_head_is_trained_and_read(folder, printed):
     for name in ("teacher/Marks", "4", "5", "5/baseline"):
         heads = {key: tuple(value.shape) for key, value in load_state_dict(folder / name).items() if key[:4] != "bert"}
@@ -177,6 +179,7 @@ def test_its_own_head_is_trained_and_read(folder, printed):
         assert config["architectures"] == ["BertForMarks"] and list(config["id2label"].values()) == NOUNS
 
 
+@pytest.mark.slow
 def test_predictions_are_in_its_own_words(folder, printed):
     assert names(folder / "predicted") == {"Marks.tsv"}
     header, *lines = (folder / "predicted" / "Marks.tsv").read_text().splitlines()
@@ -185,6 +188,7 @@ def test_predictions_are_in_its_own_words(folder, printed):
     assert all(marks <= set(NOUNS) for marks in found) and any(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["5", "evaluated"])
 def test_the_report_has_its_own_section(folder, printed, place):
     text = (folder / place / "report.md").read_text()
@@ -205,6 +209,7 @@ def test_a_label_that_is_none_is_told_in_its_own_words(tmp_path):
         list(TaskFile(tmp_path / "train.tsv", MARKS))
 
 
+@pytest.mark.slow
 def test_a_teacher_without_its_head_is_told_by_the_head_s_name(folder, tmp_path):
     make_teacher(tmp_path / "teacher")
     flags = ["--no_finetune", "--student_model", folder / "3", "--output_dir", tmp_path / "4"]

@@ -356,6 +356,7 @@ def call(*command):
     return finished.stdout
 
 
+@pytest.mark.slow
 def test_augmentation_writes_the_file_s_own_kind(finished):
     folder, data, _ = finished
     kind = ".csv" if (data / "train.csv").exists() else ".jsonl"
@@ -371,6 +372,7 @@ def test_augmentation_writes_the_file_s_own_kind(finished):
         assert any(row.texts[0].startswith('" so "') for row in widened)
 
 
+@pytest.mark.slow
 def test_no_step_trains_on_dev_rows(finished):
     folder, data, printed = finished
     if (data / "dev.csv").exists():
@@ -395,6 +397,7 @@ def test_no_step_trains_on_dev_rows(finished):
     assert found.returncode == 2 and told in found.stderr
 
 
+@pytest.mark.slow
 def test_every_step_knows_the_task(finished):
     folder, data, printed = finished
     config = json.loads((folder / "5" / "config.json").read_text())
@@ -413,6 +416,7 @@ def test_every_step_knows_the_task(finished):
     assert (folder / "teacher" / "reviews" / "pytorch_model.bin").is_file()
 
 
+@pytest.mark.slow
 def test_a_changed_description_is_another_input(finished):
     folder, data, _ = finished
     description = data / "task.json"

@@ -672,6 +672,7 @@ def test_a_baseline_needs_a_student_to_be_compared_with(flags):
     assert process.stderr.startswith("error: --baseline: goes with --pred_distill or --do_eval")
 
 
+@pytest.mark.slow
 def test_evaluation_without_a_teacher_reports_the_student_alone(copy, monkeypatch):
     monkeypatch.setattr(flags, "ROOT", copy)  # whatever teacher the checkout has
     given = ["--student_model", copy / "5", "--data_dir", copy / "glue" / "SST-2", "--output_dir", copy / "alone"]

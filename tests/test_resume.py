@@ -190,6 +190,7 @@ def end_after_the_file(patch, folder, name):
     patch.setattr(os, "replace", replace_and_end)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_the_teacher_s_logits_are_computed_once_and_kept_over_a_kill(copy, torn):
     expected = tree(copy)

@@ -158,6 +158,7 @@ def test_an_augmented_file_of_another_training_file_is_refused_with_the_command_
     assert tree(copy) == before
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_training_file_is_fine_tuned_again_by_itself(copy):
     change_labels(copy)
     (copy / "glue" / "SST-2" / "train_aug.run.json").unlink()  # nobody knows what the augmented file was made of
