@@ -23,7 +23,6 @@ swap places when the batch changes. On several GPUs: torchrun --nproc_per_node=2
 
 import logging
 import os
-import re
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -45,7 +44,7 @@ from transformer.own_tasks import find_task
 from transformer.proposals import CandidateProposer
 from transformer.settings import read_command_line, settings_for
 from transformer.tasks.task import TaskFile
-from transformer.tokenization import CJK, BertTokenizer
+from transformer.tokenization import BertTokenizer
 from transformer.vectors import WordVectors
 
 # For debugging, uncomment lines here. A flag on the command line wins over a line here.
@@ -70,9 +69,6 @@ CHUNK_TEXT = 1 << 19  # characters, likewise, so that memory does not grow with 
 CUDA_CHUNKS = 4  # chunks between saved states on a GPU, which finishes one faster than a state is saved
 PROGRESS = {key: whole(needed=True) for key in ("rows", "written", "bytes")}  # of a stopped run, in its record
 REPORT_SECONDS = 60  # between progress lines in the log, where no bar is shown
-# The spaces to remove: between Chinese characters or punctuation. Next to these, quotes and dashes count as well.
-_SOLID, _DASHES = CJK + "\u3000-\u30ff\uff01-\uff65", "\u2010-\u2027"
-UNSPACED = re.compile(f"(?<=[{_SOLID}]) (?=[{_SOLID}{_DASHES}])|(?<=[{_DASHES}]) (?=[{_SOLID}])")
 
 
 def read_settings(argv=None):
@@ -216,26 +212,25 @@ def augment_rows(train_file, proposer, tries, probability, seed, rows, first_num
     Args: tries: N of algorithm 1, per text; probability: p; first_number: number of the first row in the file.
     """
     candidates = proposer.candidates([text for row in rows for text in row.texts])
-    lines = []
+    kind, lines = train_file.task.kind, []
     for number, row in enumerate(rows, first_number):
         # Each row has its own generator, so that its variants do not depend on the rows before it or on the process.
         # The reference never seeds its generators.
         rng = np.random.default_rng([seed, number])
         lines.append(train_file.table.line(row.columns))
-        for text, key in zip(row.texts, train_file.text_keys, strict=True):
-            for variant in make_variants(text, *candidates[text], tries, probability, rng):
+        for column, (text, key) in enumerate(zip(row.texts, train_file.text_keys, strict=True)):
+            before, options = kind.replaceable(row, column, *candidates[text], proposer.words)
+            for parts in make_variants(text, before, options, tries, probability, rng, kind.join):
                 # The row's other sentence stays original. In the reference it keeps its last variant.
-                columns = row.columns.copy()
-                columns[key] = variant
-                lines.append(train_file.table.line(columns))
+                lines.append(train_file.table.line(kind.variant(row, column, key, before, parts)))
     return lines
 
 
-def make_variants(text, words, candidates, tries, probability, rng):
-    """Distinct new sentences from the words of `text` and candidates {index of a word: [word, ...]}."""
+def make_variants(text, words, candidates, tries, probability, rng, join):
+    """The words of distinct new sentences, from the words of `text` and candidates {index of a word: [word, ...]}."""
     if not candidates or not tries:
         return []
-    seen, variants = {text, join_words(words)}, []
+    seen, variants = {text, join(words)}, []
     # All draws at once: one call of numpy per word would cost far more than the draw.
     counts = [len(choices) for choices in candidates.values()]
     drawn = rng.integers(counts, size=(tries, len(counts))).tolist()
@@ -245,17 +240,11 @@ def make_variants(text, words, candidates, tries, probability, rng):
         for (index, options), choice, replace in zip(candidates.items(), choices, flags, strict=True):
             if replace:
                 new_words[index] = options[choice]
-        variant = join_words(new_words)
+        variant = join(new_words)
         if variant not in seen:
             seen.add(variant)
-            variants.append(variant)
+            variants.append(new_words)
     return variants
-
-
-def join_words(words):
-    """Join words into a sentence, with spaces between them except inside Chinese."""
-    text = " ".join(words)
-    return text if text.isascii() else UNSPACED.sub("", text)
 
 
 if __name__ == "__main__":

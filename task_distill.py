@@ -181,7 +181,9 @@ def distill(run, teacher_folder, student_folder, output_dir, student_vocab, lear
             answers = run.evaluator.answers(task, teacher, taught.dev)
             logging.info("teacher on dev: %s", console.format_results(results_of(task, answers)))
             run.warn_of_constant(teacher_folder, answers, longer_tuning(teacher_folder, run))
-            if not with_report:  # layers are compared token by token, so the teacher must read the student's pieces
+            # Layers are compared token by token, and the answers of some kinds too: the teacher must then read the
+            # student's pieces.
+            if not with_report or task.kind.per_token:
                 vocabulary.keep_pieces(teacher, tokenizer, own_tokenizer)
             learn(run, student, teacher, data, own_tokenizer, output)
             # Kept so that the report need not run the teacher again.

@@ -12,6 +12,7 @@ from transformer.epochs import pregenerated_epochs, read_epoch
 from transformer.file_utils import UserError
 from transformer.glue import TaskFile
 from transformer.own_tasks import find_task
+from transformer.settings import Lengths
 
 # Ids and length of the first segment; labels are 7, 8, 9.
 THREE = [([11, 12, 13, 14, 15], 3), ([21], 1), ([31, 32, 33], 2)]
@@ -32,7 +33,7 @@ def test_a_batch_is_padded_to_its_longest_sequence():
     assert batch["input_ids"].tolist() == [[31, 32, 33], [21, 4, 4]]
     assert batch["token_type_ids"].tolist() == [[0, 0, 1], [0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["rows"].tolist() == [2, 1] and batch["labels"].tolist() == [9, 8]
+    assert batch["outputs"].tolist() == [2, 1] and batch["labels"].tolist() == [9, 8]
     assert {value.dtype for value in batch.values()} == {torch.int64}
 
 
@@ -283,7 +284,7 @@ def encode(name, path, *args, **kwargs):
 
 def test_a_task_file_becomes_ids_and_class_indices(tmp_path):
     path = write_rows(tmp_path / "dev.tsv", ("sentence", "label"), ("a good film .", "1"), ("cold songs", "0"))
-    sequences = encode("SST-2", path, make_tokenizer(), 31, ["0", "1"])
+    sequences = encode("SST-2", path, make_tokenizer(), Lengths(31), ["0", "1"])
     assert words_of(sequences, 0) == "[CLS] a good film . [SEP]"
     assert words_of(sequences, 1) == "[CLS] cold song ##s [SEP]"
     assert sequences.labels.tolist() == [1, 0] and sequences.labels.dtype == np.int64
@@ -293,13 +294,13 @@ def test_a_task_file_becomes_ids_and_class_indices(tmp_path):
 @pytest.mark.parametrize("pad, length", [(False, 6), (True, 31)])
 def test_batches_are_padded_to_the_longest_sequence_or_on_demand_to_the_maximum(tmp_path, pad, length):
     path = write_rows(tmp_path / "dev.tsv", ("sentence", "label"), ("a good film .", "1"), ("film", "0"))
-    sequences = encode("SST-2", path, make_tokenizer(), 31, ["0", "1"], pad=pad)
+    sequences = encode("SST-2", path, make_tokenizer(), Lengths(31), ["0", "1"], pad=pad)
     assert sequences.batch(np.array([0, 1]))["input_ids"].shape == (2, length)
 
 
 def test_class_indices_follow_the_order_of_the_models_logits(tmp_path):
     path = write_rows(tmp_path / "dev.tsv", ("sentence", "label"), ("good", "1"), ("cold", "0"))
-    sequences = encode("SST-2", path, make_tokenizer(), 31, ["1", "0"])
+    sequences = encode("SST-2", path, make_tokenizer(), Lengths(31), ["1", "0"])
     assert sequences.labels.tolist() == [0, 1]
 
 
@@ -307,23 +308,23 @@ def test_a_pair_of_texts_becomes_two_segments_and_is_cut_to_length(tmp_path):
     header = ("index", "sentence1", "sentence2", "label")
     path = write_rows(tmp_path / "dev.tsv", header, ("0", "the film is good", "warm plot", "entailment"))
     task_file = TaskFile(path, find_task("RTE"))
-    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), 31, ["entailment", "not_entailment"])
+    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), Lengths(31), ["entailment", "not_entailment"])
     assert words_of(sequences, 0) == "[CLS] the film is good [SEP] warm plot [SEP]"
     assert sequences.batch(np.array([0]))["token_type_ids"].tolist() == [[0] * 6 + [1] * 3]
-    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), 7, ["entailment", "not_entailment"])
+    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), Lengths(7), ["entailment", "not_entailment"])
     assert words_of(sequences, 0) == "[CLS] the film [SEP] warm plot [SEP]"
 
 
 def test_regression_labels_are_scores(tmp_path):
     header = ("index", "sentence1", "sentence2", "score")
     path = write_rows(tmp_path / "dev.tsv", header, ("0", "good film", "fine film", "3.8"))
-    sequences = encode("STS-B", path, make_tokenizer(), 31, [])
+    sequences = encode("STS-B", path, make_tokenizer(), Lengths(31), [])
     assert sequences.labels.dtype == np.float32 and sequences.labels.tolist() == pytest.approx([3.8])
 
 
 def test_a_test_set_has_no_labels_and_a_limit_cuts_it(tmp_path):
     make_sst2(tmp_path, test=7)
     task_file = TaskFile(tmp_path / "test.tsv", find_task("SST-2"), labelled=False)
-    assert len(task_file.task.kind.encode(task_file, make_tokenizer(), 31, ["0", "1"])) == 7
-    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), 31, ["0", "1"], limit=3)
+    assert len(task_file.task.kind.encode(task_file, make_tokenizer(), Lengths(31), ["0", "1"])) == 7
+    sequences = task_file.task.kind.encode(task_file, make_tokenizer(), Lengths(31), ["0", "1"], limit=3)
     assert len(sequences) == 3 and sequences.labels is None

@@ -11,14 +11,17 @@ import torch
 from tiny import GOOD, ROOT, call_script, make_glove, make_sst2, make_teacher
 
 import data_augmentation
-from data_augmentation import augment_rows, join_words, make_variants, prepare, rounds
+from data_augmentation import augment_rows, make_variants, prepare, rounds
 from transformer.file_utils import UserError
 from transformer.glue import TaskFile
 from transformer.outputs import Output
 from transformer.own_tasks import find_task
 from transformer.processes import Processes
+from transformer.tasks.classification import CLASSIFICATION
 
 CPU = Processes(torch.device("cpu"))
+
+join = CLASSIFICATION.join
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +39,13 @@ class NoProposer:
     def candidates(self, texts):
         return {text: (text.split(), {index: ["new", "other"] for index in range(len(text.split()))}) for text in texts}
 
+    def words(self, text):
+        return text.split()
+
 
 def variants(text, candidates, tries=50, probability=0.5, seed=1):
-    return make_variants(text, text.split(), candidates, tries, probability, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return [join(each) for each in make_variants(text, text.split(), candidates, tries, probability, rng, join)]
 
 
 def test_variants_never_repeat_each_other_or_the_sentence():
@@ -66,12 +73,12 @@ def test_a_sentence_without_candidates_has_no_variant():
 def test_the_tokenized_form_of_the_sentence_is_no_variant():
     words = ["film", "s", "."]
     rng = np.random.default_rng(0)
-    assert make_variants("Films.", words, {0: ["film"]}, 20, 0.5, rng) == []
+    assert make_variants("Films.", words, {0: ["film"]}, 20, 0.5, rng, join) == []
 
 
 def test_each_candidate_is_drawn_about_equally_often():
     rng = np.random.default_rng(0)
-    drawn = [make_variants("a", ["a"], {0: ["x", "y", "z"]}, 1, 1.0, rng)[0] for _ in range(900)]
+    drawn = [make_variants("a", ["a"], {0: ["x", "y", "z"]}, 1, 1.0, rng, join)[0][0] for _ in range(900)]
     assert all(240 < drawn.count(word) < 360 for word in "xyz")
 
 
@@ -180,7 +187,7 @@ def test_good_words_are_replaced_by_the_whole_script(folder):
     ],
 )
 def test_no_space_stands_inside_chinese(words, text):
-    assert join_words(words) == text
+    assert join(words) == text
 
 
 # --- processes, stops, flags

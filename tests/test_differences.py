@@ -55,7 +55,7 @@ from transformer.modeling import (
 from transformer.own_tasks import find_task
 from transformer.processes import Processes, choose_precision
 from transformer.proposals import CandidateProposer, replaceable, states_at
-from transformer.settings import Batching, Schedule
+from transformer.settings import Batching, Lengths, Schedule
 from transformer.task_run import TaskRun
 from transformer.tasks.regression import REGRESSION
 from transformer.tokenization import BertTokenizer
@@ -215,8 +215,8 @@ class Line(nn.Module):
         self.student, self.rows = nn.Linear(1, 1), []
 
     def forward(self, batch):
-        self.rows += batch["rows"].tolist()
-        return {"loss": self.student(torch.ones(len(batch["rows"]), 1)).mean()}
+        self.rows += batch["outputs"].tolist()
+        return {"loss": self.student(torch.ones(len(batch["outputs"]), 1)).mean()}
 
 
 def train_line(folder, epochs=1.0, eval_step=3, accumulation=1):
@@ -389,7 +389,7 @@ def test_13_the_labels_follow_the_order_of_the_teacher_s_names(tmp_path):
     (tmp_path / "train.tsv").write_text("\n".join(["\t".join(columns), *rows]) + "\n")
     names = {"0": "ENTAILMENT", "1": "NEUTRAL", "2": "CONTRADICTION"}
     order = label_order(task, label_names(BertConfig(**SMALL, id2label=names)))
-    sequences = task.kind.encode(TaskFile(tmp_path / "train.tsv", task), TOKENIZER, 31, order)
+    sequences = task.kind.encode(TaskFile(tmp_path / "train.tsv", task), TOKENIZER, Lengths(31), order)
     assert sequences.labels.tolist() == [2, 0, 1]  # contradiction, entailment, neutral
     assert task.kind.id2label(task, order) == {0: "entailment", 1: "neutral", 2: "contradiction"}
 
@@ -427,7 +427,7 @@ def test_15_an_example_counts_the_same_in_any_batch():
 def test_16_there_is_no_relu_before_the_classifier_but_dropout():
     model = TinyBertForSequenceClassification(BertConfig(**SMALL, initializer_range=0.5)).eval()
     batch = random_sequences().batch(np.arange(5))
-    del batch["rows"]
+    del batch["outputs"]
     logits, output = model(**batch)
     assert torch.equal(logits, model.classifier(output.pooled)) and (output.pooled < 0).any()
     model.config.pooled_relu = True
@@ -600,7 +600,7 @@ def test_27_columns_are_found_by_name(tmp_path):
 def test_33_parts_of_a_batch_weigh_as_their_examples(tmp_path):
     class Rows(Line):
         def forward(self, batch):
-            return {"loss": (self.student.weight * batch["rows"].float()[:, None]).mean()}
+            return {"loss": (self.student.weight * batch["outputs"].float()[:, None]).mean()}
 
     gradients = []
     for parts in (1, 3):

@@ -403,7 +403,7 @@ def test_the_prediction_learner_looks_up_the_teachers_logits_by_row():
     student = TinyBertForSequenceClassification(config).eval()
     logits = torch.randn(9, 3)
     learner = PredictionLearner(student, logits, functools.partial(prediction_loss, temperature=2.0))
-    batch = {**make_batch(make_mask()), "rows": torch.tensor([8, 0, 5, 3])}
+    batch = {**make_batch(make_mask()), "outputs": torch.tensor([8, 0, 5, 3])}
     with torch.no_grad():
         own, _ = student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
         losses = learner(batch)

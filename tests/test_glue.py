@@ -12,6 +12,7 @@ from transformer.file_utils import UserError
 from transformer.files import make_folder
 from transformer.glue import TASKS, TaskFile, compute_metrics, label_order
 from transformer.own_tasks import find_task
+from transformer.settings import Lengths
 from transformer.tasks.classification import f1, matthews
 from transformer.tasks.regression import pearson, spearman
 
@@ -211,14 +212,14 @@ def test_labels_come_in_any_case_of_letters(tmp_path):
 def test_nul_bytes_and_lines_of_megabytes_are_text(tmp_path):
     path = write(tmp_path / "train.tsv", "sentence\tlabel", "the f\0ilm is good\t1", f"{'good film ' * 300_000}\t0")
     task, tokenizer = find_task("SST-2"), make_tokenizer()
-    sequences = task.kind.encode(TaskFile(path, task), tokenizer, 31, task.labels)
+    sequences = task.kind.encode(TaskFile(path, task), tokenizer, Lengths(31), task.labels)
     assert sequences.lengths.tolist() == [6, 31] and sequences.labels.tolist() == [1, 0]
 
 
 def test_regression_labels_are_numbers(tmp_path):
     path = write(tmp_path / "dev.tsv", f"{STS_START}\tscore", f"{STS_ROW}\t2.5", f"{STS_ROW}\t0")
     task = find_task("STS-B")
-    sequences = task.kind.encode(TaskFile(path, task), make_tokenizer(), 31, label_order(task, None))
+    sequences = task.kind.encode(TaskFile(path, task), make_tokenizer(), Lengths(31), label_order(task, None))
     assert sequences.labels.tolist() == [2.5, 0.0]
     write(path, f"{STS_START}\tscore", f"{STS_ROW}\tnan")
     with pytest.raises(UserError, match="line 2: label 'nan', expected a number"):
@@ -303,7 +304,7 @@ def test_pairs_are_cut_to_the_maximum_and_know_their_segments(tmp_path):
         "1\tfilm\tsong song\t0",
     )
     task, tokenizer = find_task("WNLI"), make_tokenizer()
-    sequences = task.kind.encode(TaskFile(path, task), tokenizer, 11, task.labels)
+    sequences = task.kind.encode(TaskFile(path, task), tokenizer, Lengths(11), task.labels)
     assert sequences.lengths.tolist() == [11, 6]
     assert sequences.first_lengths.tolist() == [7, 3]  # [CLS], 5 of 9 words, [SEP]
     assert sequences.labels.tolist() == [1, 0]

@@ -25,7 +25,7 @@ from transformer.tasks.kind import Kind
 class MarkingModel(BertPreTrainedModel):
     """An encoder with a head that is called `marks`."""
 
-    architecture = "BertForMarks"
+    architecture, head = "BertForMarks", "marks"
 
     def add_heads(self, config):
         self.marks = nn.Linear(config.hidden_size, config.num_labels)
@@ -43,7 +43,7 @@ def overlap(predictions, gold):
 class Marks(Kind):
     """A row has any number of the task's labels, with + between; each of them is an output of its own."""
 
-    model, head = MarkingModel, "marks"
+    model = MarkingModel
     metrics = {"overlap": overlap, "exact": lambda predictions, gold: (predictions == gold).all(axis=1).mean()}
     means = {"mean": ("overlap", "exact")}
 
@@ -61,8 +61,8 @@ class Marks(Kind):
     def target(self, label, labels):
         return sum(1 << labels.index(mark) for mark in label.split("+"))
 
-    def encode(self, task_file, tokenizer, max_seq_length, labels, limit=None, pad=False):
-        sequences = super().encode(task_file, tokenizer, max_seq_length, labels, limit, pad)
+    def encode(self, task_file, tokenizer, lengths, labels, limit=None, pad=False):
+        sequences = super().encode(task_file, tokenizer, lengths, labels, limit, pad)
         if sequences.labels is None:
             return sequences
         bits = sequences.labels[:, None] >> np.arange(len(labels)) & 1  # (N, C)
@@ -74,11 +74,11 @@ class Marks(Kind):
     def prediction_loss(self, student_outputs, teacher_outputs, temperature):
         return self.gold_loss(student_outputs / temperature, (teacher_outputs.float() / temperature).sigmoid())
 
-    def answers(self, task, outputs, targets, labels):
+    def answers(self, task, outputs, sequences, labels):
         order = [labels.index(label) for label in task.labels]
-        return (outputs[:, order] > 0).numpy(), targets[:, order] > 0
+        return (outputs[:, order] > 0).numpy(), sequences.labels[:, order] > 0
 
-    def predictions(self, task, outputs, labels):
+    def predictions(self, task, outputs, sequences, labels):
         return ["+".join(label for label, value in zip(labels, row, strict=True) if value > 0) for row in outputs]
 
     def answer_tables(self, task, answers, results):

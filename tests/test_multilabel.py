@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -82,11 +83,14 @@ def test_losses_are_means_over_classes_of_the_cross_entropy_of_probabilities():
 
 def test_answers_are_at_each_class_s_threshold_in_the_table_s_order():
     task, outputs = Task(**{**TASK.__dict__, "thresholds": (0.9, 0.5, 0.1)}), torch.tensor([[1.0, -1.0, -1.0]])
-    found, gold = MULTILABEL.answers(task, outputs, np.array([[1, 0, 0]]), ("c", "a", "b"))
+    found, gold = MULTILABEL.answers(task, outputs, SimpleNamespace(labels=np.array([[1, 0, 0]])), ("c", "a", "b"))
     assert found.tolist() == [[False, True, False]] and gold.tolist() == [[False, False, True]]
-    assert MULTILABEL.predictions(task, outputs, ("c", "a", "b")) == ["b"]
-    assert MULTILABEL.predictions(TASK, torch.tensor([[1.0, 2, 0], [-1, -1, -1]]), ("c", "a", "b")) == ["c;a;b", ""]
-    assert MULTILABEL.answer_rows(TASK, outputs, ("c", "a", "b")) == [["c", "0.7311", "0.2689", "0.2689"]]
+    assert MULTILABEL.predictions(task, outputs, None, ("c", "a", "b")) == ["b"]
+    assert MULTILABEL.predictions(TASK, torch.tensor([[1.0, 2, 0], [-1, -1, -1]]), None, ("c", "a", "b")) == [
+        "c;a;b",
+        "",
+    ]
+    assert MULTILABEL.answer_rows(TASK, outputs, None, ("c", "a", "b")) == [["c", "0.7311", "0.2689", "0.2689"]]
 
 
 def make_task(folder, name, text, **description):

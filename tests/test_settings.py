@@ -338,6 +338,8 @@ KEPT = (
     "no_cuda",
     "do_lower_case",
     "max_seq_length",
+    "doc_stride",
+    "max_query_length",
     "cache_dir",
     "data_url",
     "local_rank",

@@ -11,6 +11,7 @@ from transformer.json_file import FLAG, NULL, NUMBER, Field, check, read_json, w
 from transformer.quantization import INT8
 
 CLASSIFIER = "BertForSequenceClassification"  # the architecture that `pooled_relu` is about
+PRETRAINED = ("BertForPreTraining", "BertForMaskedLM")  # those without a task
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
@@ -124,7 +125,9 @@ class BertConfig:
             sizes.pop("num_labels")  # Hugging Face derives it from id2label
         values = {**sizes, **self.to_dict(), "model_type": "bert", "architectures": [architecture]}
         if architecture != CLASSIFIER:
-            for key in ("pooled_relu", "task", "problem_type"):  # whoever adds a classifier decides
+            values.pop("pooled_relu", None)
+        if architecture in PRETRAINED:
+            for key in ("task", "problem_type"):  # whoever adds a head decides
                 values.pop(key, None)
         values["dtype"] = values["torch_dtype"] = "float32"  # the key's old and new name
         for key in ("finetuning_task", "label2id"):  # they describe the model that this one started from

@@ -18,10 +18,14 @@ class Sequences:
     ids: np.ndarray  # (total,), the sequences end to end
     offsets: np.ndarray  # (N + 1,), where each sequence starts in `ids`, and the end
     first_lengths: np.ndarray  # (N,), length of segment 0
-    labels: np.ndarray | None = None  # (N,), or (N, C) where an example has several
+    labels: np.ndarray | None = None  # (P,), or (P, C) where an output has several; P = N but for `answered`
     special: tuple | None = None  # the ids of [CLS] and [SEP] if `ids` lacks them (packed epochs)
     pad_token_id: int = 0
     pad_to: int | None = None  # the length of every batch, None = that of its longest sequence
+    answered: np.ndarray | None = None  # (P,), for heads that answer single tokens: the positions of these
+    answer_offsets: np.ndarray | None = None  # (N + 1,), where those of each sequence start in `answered`, and the end
+    rows: np.ndarray | None = None  # (N,), the number of the row that a sequence is a window of; None = each is one
+    source: object = None  # the rows, to read them again, or None where nobody has to
 
     def __post_init__(self):
         self.lengths = np.diff(self.offsets)
@@ -31,11 +35,29 @@ class Sequences:
     def __len__(self):
         return len(self.first_lengths)
 
+    @property
+    def num_outputs(self):
+        """P, the number of outputs of a model for all sequences."""
+        return len(self) if self.answered is None else len(self.answered)
+
     def head(self, count):
         """The first `count` sequences, or all of them if there are fewer."""
-        labels = None if self.labels is None else self.labels[:count]
-        offsets, first_lengths = self.offsets[: count + 1], self.first_lengths[:count]
-        return replace(self, offsets=offsets, first_lengths=first_lengths, labels=labels)
+        parts = {"offsets": self.offsets[: count + 1], "first_lengths": self.first_lengths[:count]}
+        outputs = count
+        if self.answered is not None:
+            outputs = self.answer_offsets[: count + 1][-1]
+            parts |= {"answered": self.answered[:outputs], "answer_offsets": self.answer_offsets[: count + 1]}
+        parts |= {} if self.rows is None else {"rows": self.rows[:count]}
+        return replace(self, labels=None if self.labels is None else self.labels[:outputs], **parts)
+
+    def outputs_of(self, indices):
+        """(which of `indices`, number of the output), (P,) each, of a model's outputs for these sequences."""
+        if self.answered is None:
+            return np.arange(len(indices)), np.asarray(indices)
+        counts = np.diff(self.answer_offsets)[indices]
+        ends = np.cumsum(counts)
+        shift = np.repeat(self.answer_offsets[indices] - (ends - counts), counts)
+        return np.repeat(np.arange(len(indices)), counts), np.arange(len(shift)) + shift
 
     def log_example(self, tokenizer, **about):
         """Log the first sequence as a model reads it, and what else is known `about` it."""
@@ -49,7 +71,8 @@ class Sequences:
 
     def batch(self, indices):
         """A dict: input_ids, token_type_ids (B, L); attention_mask (B, L), None where nothing is padded and `pad_to` is
-        None; rows (B,), the `indices`; labels (B,) or (B, C) if the data has labels."""
+        None; outputs (P,), the numbers of the outputs; labels (P,) or (P, C) if the data has labels; answered (2, P) if
+        single tokens are answered: the index in the batch and the position of each."""
         import torch  # here, because pregeneration uses this module too and starts ten times as fast without torch
 
         lengths = self.lengths[indices]
@@ -65,21 +88,34 @@ class Sequences:
         if self.special is not None:
             input_ids = np.where(edges, np.where(positions == 0, *self.special), input_ids)
         masked = self.pad_to is not None or not real.all()
+        which, outputs = self.outputs_of(indices)
         return {
             "input_ids": torch.from_numpy(input_ids),
             "token_type_ids": torch.from_numpy(second.astype(np.int64)),
             "attention_mask": torch.from_numpy(real.astype(np.int64)) if masked else None,
-            "rows": torch.from_numpy(np.asarray(indices)),
-            **({} if self.labels is None else {"labels": torch.from_numpy(self.labels[indices])}),
+            "outputs": torch.from_numpy(outputs),
+            **({} if self.labels is None else {"labels": torch.from_numpy(self.labels[outputs])}),
+            **(
+                {}
+                if self.answered is None
+                else {"answered": torch.from_numpy(np.stack([which, self.answered[outputs]]))}
+            ),
         }
 
 
 def joined(parts):
     """Several `Sequences` of token ids of one type end to end, without labels."""
-    lengths = np.concatenate([np.diff(each.offsets) for each in parts])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids, first_lengths = (np.concatenate([getattr(each, name) for each in parts]) for name in ("ids", "first_lengths"))
-    return replace(parts[0], ids=ids, offsets=offsets, first_lengths=first_lengths, labels=None)
+
+    def end_to_end(name):
+        return np.concatenate([getattr(each, name) for each in parts])
+
+    def starts(name):
+        return np.concatenate([[0], np.cumsum(np.concatenate([np.diff(getattr(each, name)) for each in parts]))])
+
+    found = {"ids": end_to_end("ids"), "first_lengths": end_to_end("first_lengths"), "offsets": starts("offsets")}
+    if parts[0].answered is not None:
+        found |= {"answered": end_to_end("answered"), "answer_offsets": starts("answer_offsets")}
+    return replace(parts[0], labels=None, rows=None, **found)
 
 
 def id_typecode(vocab_size):
@@ -98,18 +134,26 @@ class SequencesBuilder:
         self.typecode = id_typecode(vocab_size)
         self.ids = io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self.lengths, self.first_lengths, self.labels = array("I"), array("I"), array("d")
+        self.answered, self.answer_ends, self.rows = array("I"), array("Q", [0]), array("I")
         self.label_shape = ()
         self.padding = {"pad_token_id": pad_token_id, "pad_to": pad_to}
 
-    def add(self, ids, first_length, label=None):
+    def add(self, ids, first_length, label=None, answered=None, row=None):
+        """Add a sequence. `answered`: positions of the tokens to answer, then with a list of labels; row: the number of
+        the row that it is a window of."""
         self.ids.write(array(self.typecode, ids))
         self.lengths.append(len(ids))
         self.first_lengths.append(first_length)
-        if isinstance(label, list):
-            self.label_shape = (len(label),)
-            self.labels.extend(label)
-        elif label is not None:
-            self.labels.append(label)
+        if answered is not None:
+            self.answered.extend(answered)
+            self.answer_ends.append(len(self.answered))
+            self.rows.append(row)
+        for each in [label] if answered is None else label or ():
+            if isinstance(each, list):
+                self.label_shape = (len(each),)
+                self.labels.extend(each)
+            elif each is not None:
+                self.labels.append(each)
 
     def build(self, label_type=np.int64):
         offsets = np.zeros(len(self.lengths) + 1, dtype=np.int64)
@@ -119,7 +163,11 @@ class SequencesBuilder:
         else:  # an empty file cannot be mapped
             ids = np.memmap(self.ids, self.typecode, "r") if offsets[-1] else np.array([], self.typecode)
         labels = np.array(self.labels, label_type).reshape(-1, *self.label_shape) if self.labels else None
-        return Sequences(ids, offsets, np.array(self.first_lengths, np.int64), labels, **self.padding)
+        found = Sequences(ids, offsets, np.array(self.first_lengths, np.int64), labels, **self.padding)
+        if len(self.answer_ends) > 1:
+            named = {"answered": self.answered, "answer_offsets": self.answer_ends, "rows": self.rows}
+            found = replace(found, **{name: np.array(values, np.int64) for name, values in named.items()})
+        return found
 
 
 def epoch_batches(lengths, batch_size, seed, epoch, bucketed=True):

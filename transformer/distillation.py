@@ -233,6 +233,17 @@ class TransformerLearner(nn.Module):
         return {name: value * factors[name.split("/")[0]] for name, value in losses.items()}
 
 
+def head_outputs(model, batch):
+    """A model's outputs for a batch: (B, C), or (P, C) of the batch's P answered tokens end to end."""
+    outputs, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+    return outputs[tuple(batch["answered"])] if "answered" in batch else outputs
+
+
+def examples_of(batch):
+    """What a loss has to know where an example has several outputs: {"examples": (P,)}, the example of each."""
+    return {"examples": batch["answered"][0]} if "answered" in batch else {}
+
+
 class PredictionLearner(nn.Module):
     """The learner of the prediction step. Args: teacher_outputs (N, C), for each row of the training data, so
     that the teacher is not needed; loss of the student's and the teacher's outputs (B, C)."""
@@ -242,8 +253,8 @@ class PredictionLearner(nn.Module):
         self.student, self.teacher_outputs, self.loss = student, teacher_outputs, loss
 
     def forward(self, batch):
-        outputs, _ = self.student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
-        return {"cls_loss": self.loss(outputs, self.teacher_outputs[batch["rows"]])}
+        outputs = head_outputs(self.student, batch)
+        return {"cls_loss": self.loss(outputs, self.teacher_outputs[batch["outputs"]], **examples_of(batch))}
 
 
 class GoldLearner(nn.Module):
@@ -254,5 +265,4 @@ class GoldLearner(nn.Module):
         self.student, self.loss = model, loss
 
     def forward(self, batch):
-        outputs, _ = self.student(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
-        return {"loss": self.loss(outputs, batch["labels"])}
+        return {"loss": self.loss(head_outputs(self.student, batch), batch["labels"], **examples_of(batch))}

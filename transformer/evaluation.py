@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from transformer.checkpoint import label_names, weights_files
 from transformer.data import sorted_batches
+from transformer.distillation import head_outputs
 from transformer.history import sum_by_kind
 from transformer.processes import Processes
 from transformer.tasks.task import label_order
@@ -45,26 +46,30 @@ class Evaluator:
     processes: Processes
 
     def outputs(self, model, sequences, rows=None, progress=False):
-        """Head outputs (N, C) for all examples, or those in `rows`, on the CPU in float32."""
+        """Head outputs (P, C) for all examples, or those in `rows`, on the CPU in float32; P = N, but where single
+        tokens are answered."""
         model.eval()
         rows = np.arange(len(sequences)) if rows is None else rows
-        outputs, found = torch.zeros(len(rows), model.config.num_labels), []
+        _, wanted = sequences.outputs_of(rows)
+        outputs, found, places = torch.zeros(wanted.max(initial=-1) + 1, model.config.num_labels), [], []
         batches = sorted_batches(sequences.lengths[rows], self.batch_size)
         for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
-            found.append(self.run(model, sequences.batch(rows[indices])))
+            batch = sequences.batch(rows[indices])
+            places.append(batch["outputs"])
+            found.append(self.run(model, batch))
         if batches:  # copied after the loop, because each copy waits for the device
-            outputs[torch.from_numpy(np.concatenate(batches))] = torch.cat(found).cpu()
-        return outputs
+            outputs[torch.cat(places)] = torch.cat(found).cpu()
+        return outputs[torch.from_numpy(wanted)]
 
     def run(self, model, batch):
-        """Head outputs (B, C) for one batch, on the device in float32."""
+        """Head outputs (P, C) for one batch, on the device in float32."""
         batch = self.processes.to_device(batch)
         with torch.inference_mode(), self.processes.autocast():
-            outputs, _ = model(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])
+            outputs = head_outputs(model, batch)
         return outputs.float()
 
     def batch_outputs(self, model, batch):
-        """Head outputs (B, C) for one batch, on the CPU in float32. Waits for the device."""
+        """Head outputs (P, C) for one batch, on the CPU in float32. Waits for the device."""
         return self.run(model, batch).cpu()
 
     def losses(self, learner, sequences):
@@ -84,11 +89,10 @@ class Evaluator:
         labels, found = label_order(task, label_names(model.config)), []
         for name, sequences in sets:
             outputs = self.outputs(model, sequences)
-            targets = torch.from_numpy(sequences.labels)
-            losses = task.kind.row_losses(outputs, targets)
+            losses = losses_of_rows(task.kind, outputs, sequences)
             if tune and not found:
-                model.config.__dict__.setdefault("task", {}).update(task.kind.tune(outputs, targets))
-            answers = task.kind.answers(task.as_in(model.config), outputs, sequences.labels, labels)
+                model.config.__dict__.setdefault("task", {}).update(task.kind.tune(outputs, sequences))
+            answers = task.kind.answers(task.as_in(model.config), outputs, sequences, labels)
             found.append(Answers(name, *answers, losses.mean().item(), losses.numpy()))
         return found
 
@@ -98,6 +102,18 @@ class Evaluator:
         answers = self.answers(task, model, sets, tune=True)
         results = results_of(task, answers)
         return results[task.metrics[0]], results | {"eval_loss": answers[0].loss}
+
+
+def losses_of_rows(kind, outputs, sequences):
+    """The loss of each row on its gold labels, (R,): where a row is read in windows, their mean."""
+    which, _ = sequences.outputs_of(np.arange(len(sequences)))
+    examples = {} if sequences.answered is None else {"examples": torch.from_numpy(which)}
+    losses = kind.row_losses(outputs, torch.from_numpy(sequences.labels), **examples)
+    if sequences.rows is None:
+        return losses
+    rows = torch.from_numpy(sequences.rows)
+    sums = torch.zeros(int(rows.max()) + 1).index_add(0, rows, losses)
+    return sums / torch.bincount(rows)
 
 
 class Candidate(NamedTuple):

@@ -232,6 +232,7 @@ class BertPreTrainedModel(nn.Module):
 
     bert_class = BertModel
     architecture = None  # the Hugging Face class with the same keys; each subclass sets it and defines `add_heads`
+    head = None  # prefix of the keys of a task's head
 
     def __init__(self, config):
         super().__init__()
@@ -287,6 +288,8 @@ class BertPreTrainedModel(nn.Module):
         config = BertConfig.from_pretrained(folder, **overrides)
         if config.fit_size is None and "fit_size" not in overrides and projection_key(config) in state:
             config.fit_size = len(state[projection_key(config)])
+        if f"{cls.head}.weight" in state and "id2label" not in config.__dict__ and "num_labels" not in overrides:
+            config.num_labels = len(state[f"{cls.head}.weight"])
         return config
 
     def save_pretrained(self, folder):
@@ -320,7 +323,7 @@ class TinyBertForPreTraining(BertForMaskedLM):
 class TinyBertForSequenceClassification(BertPreTrainedModel):
     """Encoder and classifier (with one label, a regressor): teachers and students of every task."""
 
-    architecture = CLASSIFIER
+    architecture, head = CLASSIFIER, "classifier"
 
     def add_heads(self, config):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -336,10 +339,36 @@ class TinyBertForSequenceClassification(BertPreTrainedModel):
     @classmethod
     def read_config(cls, folder, state, overrides):
         config = super().read_config(folder, state, overrides)
-        if "classifier.weight" in state:
-            if "id2label" not in config.__dict__ and "num_labels" not in overrides:
-                config.num_labels = len(state["classifier.weight"])
+        if "classifier.weight" in state and "pooled_relu" not in {**read_json(folder / CONFIG_NAME), **overrides}:
             # Huawei's releases, which have these keys, were trained with the reference's extra ReLU.
-            if "pooled_relu" not in {**read_json(folder / CONFIG_NAME), **overrides}:
-                config.pooled_relu = hasattr(config, "pre_trained") or hasattr(config, "training")
+            config.pooled_relu = hasattr(config, "pre_trained") or hasattr(config, "training")
         return config
+
+
+class TinyBertForTokenClassification(BertPreTrainedModel):
+    """Encoder and a classifier of each token."""
+
+    architecture, head = "BertForTokenClassification", "classifier"
+
+    def add_heads(self, config):
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=()):
+        """Returns (logits (B, L, C), BertOutput)."""
+        output = self.bert(input_ids, token_type_ids, attention_mask, score_layers)
+        return self.classifier(self.dropout(output.hidden_states[-1])), output
+
+
+class TinyBertForQuestionAnswering(BertPreTrainedModel):
+    """Encoder and, for each token, the logits of an answer's start and end."""
+
+    architecture, head = "BertForQuestionAnswering", "qa_outputs"
+
+    def add_heads(self, config):
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=()):
+        """Returns (logits (B, L, 2), BertOutput)."""
+        output = self.bert(input_ids, token_type_ids, attention_mask, score_layers)
+        return self.qa_outputs(output.hidden_states[-1]), output

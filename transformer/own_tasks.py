@@ -31,7 +31,7 @@ from transformer.glue import TASKS
 from transformer.json_file import FLAG, NUMBER, Field, check, read_json, whole
 from transformer.tables import SUFFIXES, open_table
 from transformer.tasks.classification import CLASSIFICATION
-from transformer.tasks.kind import Kind
+from transformer.tasks.kind import LABEL_COLUMNS, Kind
 from transformer.tasks.multilabel import MULTILABEL
 from transformer.tasks.regression import REGRESSION
 from transformer.tasks.task import Task, TaskFile
@@ -39,8 +39,8 @@ from transformer.tasks.task import Task, TaskFile
 DESCRIPTION = "task.json"
 # Column names to look for where task.json has none, most specific first.
 TEXTS = "sentence1 sentence2|text_a text_b|text1 text2|premise hypothesis|question1 question2|question sentence"
-TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|sentence|text".split("|")]
-LABEL_COLUMNS = ("label", "labels", "gold_label", "score")
+TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|question context|sentence|text|tokens".split("|")]
+KINDS = (MULTILABEL, REGRESSION, CLASSIFICATION)  # the first that claims a task's files, or has made a model, it is
 MOST_NUMBERS = 10  # with more whole numbers, they may be scores
 FEW, MOST_SLIPS = 50, 3  # with more rows, up to that many labels of one row may be slips
 MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
@@ -103,12 +103,10 @@ def stored_task(folder):
     if row and row.num_labels == config.num_labels:
         return replace(row, max_seq_length=said["max_seq_length"])
     texts = (said["text"],) if isinstance(said["text"], str) else tuple(map(str, said["text"]))
-    several = config.__dict__.get("problem_type") == MULTILABEL.problem_type
-    kind = MULTILABEL if several else REGRESSION if config.num_labels == 1 else CLASSIFICATION
-    labels = label_names(config) or tuple(map(str, range(config.num_labels)))
-    labels = () if kind is REGRESSION else tuple(labels)
+    kind = next(kind for kind in KINDS if kind.made(config))
+    labels = tuple(label_names(config) or map(str, range(config.num_labels))) if kind.has_labels else ()
     own = {"max_seq_length": said["max_seq_length"], "other_columns": {"text": "sentence"}}
-    own |= {"separator": said.get("separator", SEPARATOR)} if several else {}
+    own |= {"separator": said.get("separator", SEPARATOR)} if kind.separated else {}
     return Task(name, texts, said["label"], labels, kind.offered, kind=kind, **own)
 
 
@@ -127,19 +125,21 @@ def describe_task(name, folder, train, dev_fraction=None):
     if dev and dev_fraction:
         raise UserError(f"--dev_fraction: stands for a missing dev file, but there is {dev}")
     own = {key: said[key] for key in ("epochs", "max_seq_length") if key in said} | {"dev_fraction": dev_fraction}
-    several = "separator" in said or has_lists(train, label)
-    own |= {"separator": said.get("separator", SEPARATOR)} if several else {}
-    if not labels and not said.get("regression"):
+    claimed = next((kind for kind in KINDS if kind.claims(said, open_table(train) if train else None)), None)
+    if claimed:
+        own = {"max_seq_length": claimed.max_seq_length} | own
+    own |= {"separator": said.get("separator", SEPARATOR)} if claimed and claimed.separated else {}
+    if not labels and not said.get("regression") and not (claimed and not claimed.has_labels):
         if train is None:
             raise UserError(f'{folder}: no training file to take the labels from; {DESCRIPTION} names them: "labels"')
-        reading = {"ignored_labels": ignored, "kind": MULTILABEL if several else Kind()}
+        reading = {"ignored_labels": ignored, "kind": claimed or Kind()}
         reading = Task("", texts, label, (), separator=own.get("separator"), **reading)
         # Several numbers in a row are classes, many or few.
-        regression = False if several else said.get("regression")
+        regression = False if claimed else said.get("regression")
         labels, own["rows"], own["warnings"] = labels_of(train, reading, regression)
     if names and len(names) != len(labels):
         raise UserError(f"{where}: {len(names)} label_names for {len(labels)} labels")
-    kind = MULTILABEL if several else CLASSIFICATION if labels else REGRESSION
+    kind = claimed or (CLASSIFICATION if labels else REGRESSION)
     metric = said.get("metric", kind.offered[0])
     if metric not in kind.offered:
         raise UserError(f"{where}: metric is {metric!r}, expected {KEYS['metric'].words}")
@@ -197,12 +197,6 @@ def check_description(said, path):
     return said
 
 
-def has_lists(path, label):
-    """Whether the first row of a training file has a list of labels, as in JSON Lines. `path`: None without one."""
-    _, row = next(iter(open_table(path)), (0, None)) if path else (0, None)
-    return isinstance(row, dict) and isinstance(row.get(label), list)
-
-
 def labels_of(path, task, regression):
     """(labels, number of rows, warnings) of a training file: the distinct labels, sorted; () if they are scores, that
     is, numbers of which one is not whole. `task`: columns and kind; regression: as in task.json, None = not said."""
@@ -212,7 +206,7 @@ def labels_of(path, task, regression):
             lines.setdefault(first.setdefault(part.lower(), part), row.line)
             counts[first[part.lower()]] += 1
         rows += 1
-        if not task.separator and not row.label.strip():
+        if isinstance(row.label, str) and not task.separator and not row.label.strip():
             shown = json.dumps([row.label])
             remedy = f'{DESCRIPTION} leaves such rows out: "ignore_labels": {shown}, or has it in "labels"'
             raise UserError(f"{path} line {row.line}: the label is empty; {remedy}")

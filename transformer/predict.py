@@ -39,10 +39,9 @@ def predict(run, student, output_dir, source=None):
     read = [(task, run.read(task.test_files, tokenizer, labels, False, task, data_dir)) for task, data_dir in found]
     for task, sets in [(task.as_in(model.config), sets) for task, sets in read]:
         for name, (_, sequences) in zip(task.submissions, sets, strict=True):
-            predictions = task.kind.predictions(task, run.evaluator.outputs(model, sequences), labels)
+            predictions = task.kind.predictions(task, run.evaluator.outputs(model, sequences), sequences, labels)
             with atomic_write(folder / name) as file:
-                file.write("index\tprediction\n")
-                file.writelines(f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions))
+                file.writelines(task.kind.prediction_file(predictions, sequences.source))
             logging.info("%d predictions: %s", len(predictions), folder / name)
             written.append(folder / name)
     upload(written, run.provenance.data_url)
@@ -58,7 +57,7 @@ def answer_texts(run, student, source, output_dir):
     """Write the texts of the file `source`, each with the model's answer, to predictions.tsv in `output_dir`, or from
     standard input to standard output where `source` is "-". Raises UserError for a file without texts."""
     model, tokenizer = run.load_finished(student)
-    task, length, answered = run.task.as_in(model.config), run.reading.max_seq_length, 0
+    task, answered = run.task.as_in(model.config), 0
     labels = label_order(task, label_names(model.config))
     path = None if source == STANDARD_INPUT else Path(output_dir) / ANSWERS_NAME
     if path and path.resolve() == Path(source).resolve():
@@ -69,8 +68,8 @@ def answer_texts(run, student, source, output_dir):
         bar = opened.enter_context(tqdm(unit="row", total=count_lines(source) if path else None, disable=None))
         file.write(tab_separated([*task.text_columns, *task.kind.answer_columns(task, labels)]))
         while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-            outputs = run.evaluator.outputs(model, task.kind.encode(chunk, tokenizer, length, labels))
-            answers = task.kind.answer_rows(task, outputs, labels)
+            sequences = task.kind.encode(chunk, tokenizer, run.reading.lengths, labels)
+            answers = task.kind.answer_rows(task, run.evaluator.outputs(model, sequences), sequences, labels)
             file.writelines(tab_separated([*row.texts, *cells]) for row, cells in zip(chunk, answers, strict=True))
             file.flush()
             answered += len(chunk)

@@ -110,6 +110,10 @@ class CandidateProposer:
                     break
         return joined
 
+    def words(self, text):
+        """The tokenizer's words of a text."""
+        return [word for word, _ in self.tokenizer.words_and_ids(text)]
+
     def _look_up(self, texts):
         """Find the neighbours of the words of several pieces in split texts."""
         words = {word for text in texts for word, ids in text[:MOST_WORDS] if len(ids) > 1 and replaceable(word)}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from transformer import downloads, flags
 from transformer.files import UserError, without_secrets
@@ -90,6 +91,14 @@ class Matching:
     pad_to_max_length: bool = False  # losses then average over padding too, as in the reference
 
 
+class Lengths(NamedTuple):
+    """How many tokens a sequence may have, and how a longer text becomes several of them."""
+
+    max_seq_length: int
+    doc_stride: int = DEFAULTS["doc_stride"]  # from the start of a window over a long text to that of the next one
+    max_query_length: int = DEFAULTS["max_query_length"]  # of a question
+
+
 @dataclass(frozen=True)
 class Reading:
     """How a task's files become sequences."""
@@ -101,6 +110,13 @@ class Reading:
     aug_train: bool | None = None
     unlabelled: list | None = None  # files; for the two steps of distillation only
     pad_to_max_length: bool | None = None
+    doc_stride: int = DEFAULTS["doc_stride"]
+    max_query_length: int = DEFAULTS["max_query_length"]
+
+    @property
+    def lengths(self):
+        """The lengths alone."""
+        return Lengths(self.max_seq_length, self.doc_stride, self.max_query_length)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from pathlib import Path
 from transformer.files import UserError
 from transformer.json_file import check_depth, parse_json
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json")  # a .json file has an object per line too
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".conll", ".txt")  # .json: an object a line too, or one of SQuAD's files
 
 LONGEST_ROW = 1 << 24  # bytes
+DOCUMENT_START = "-DOCSTART-"  # in CoNLL's files the token of a line that is no sentence
 
 # (name, character, suffix of the files that have it between their columns)
 SEPARATORS = (("tabs", "\t", ".tsv"), ("commas", ",", ".csv"), ("semicolons", ";", ".csv"))
@@ -29,6 +30,8 @@ def open_table(path, columns=(), wanted=()):
     suffix = Path(path).suffix
     if suffix in (".jsonl", ".json"):
         return JsonLines(path)
+    if suffix in (".conll", ".txt"):
+        return Columns(path)
     return CommaSeparated(path) if suffix == ".csv" else TabSeparated(path, columns, wanted)
 
 
@@ -64,6 +67,11 @@ class Table:
         if first is None:
             raise UserError(f"{path}: the file is empty")
         self.names, self.header = list(first), self.line(first)
+
+    @property
+    def first(self):
+        """The first row, or None."""
+        return next(iter(self), (0, None))[1]
 
     def key(self, name):
         return self.names.index(name)
@@ -136,6 +144,40 @@ class CommaSeparated(Table):
         # "\r\n", so that it quotes fields with "\r" or "\n" in them.
         csv.writer(text, delimiter=self.delimiter, lineterminator="\r\n").writerow(row)
         return text.getvalue().removesuffix("\r\n")
+
+
+class Columns(Table):
+    """CoNLL's layout: a token a line, its tag in the last of two columns or more, an empty line after each sentence.
+    A row is a sentence, {"tokens": [...], "tags": [...]}."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.header = None
+
+    def key(self, name):
+        return name
+
+    def _rows(self):
+        start, found, width = 0, [], None
+        for number, text in itertools.chain(read_lines(self.path), [(0, "")]):
+            columns = text.split("\t") if "\t" in text else text.split()
+            if text.startswith("#") and len(columns) != (width or 2):
+                continue  # a comment, as in CoNLL-U
+            if columns and columns[0] != DOCUMENT_START:
+                width = width or len(columns)
+                if len(columns) != width or width < 2:
+                    expected = width if width > 1 else "a token and its tag"
+                    raise UserError(f"{self.path} line {number}: {len(columns)} columns, expected {expected}")
+                start = start or number
+                found.append((columns[0], columns[-1]))
+            elif found:
+                tokens, tags = map(list, zip(*found, strict=True))
+                yield start, {"tokens": tokens, "tags": tags}
+                start, found = 0, []
+
+    @staticmethod
+    def line(row):
+        return "".join(f"{token}\t{tag}\n" for token, tag in zip(row["tokens"], row["tags"], strict=True))
 
 
 class JsonLines(Table):

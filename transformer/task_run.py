@@ -88,9 +88,7 @@ class TaskRun:
     def encode(self, rows, task, tokenizer, labels):
         """The `Sequences` of a task's rows, each file of which --limit cuts."""
         reading = self.reading
-        return task.kind.encode(
-            rows, tokenizer, reading.max_seq_length, labels, reading.limit, reading.pad_to_max_length
-        )
+        return task.kind.encode(rows, tokenizer, reading.lengths, labels, reading.limit, reading.pad_to_max_length)
 
     def read_data(self, tokenizer, labels):
         """Encode the training and dev files: the run's `Data`. With --unlabelled its training rows have no labels."""
@@ -202,14 +200,15 @@ class TaskRun:
     def teacher_outputs(self, teacher, data, folder):
         """The teacher's outputs (N, C), computed once for each row that the plan trains on, and kept in `folder` for a
         resumed run."""
-        path, here, shape = folder / OUTPUTS_NAME, self.here, (len(data.train), teacher.config.num_labels)
+        path, here, shape = folder / OUTPUTS_NAME, self.here, (data.train.num_outputs, teacher.config.num_labels)
         kept = here.from_first(lambda: read_outputs(path, shape))
         if kept is not None:
             return kept.to(here.device)
         rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
         logging.info("teacher's logits of %d rows", len(rows))
         mine, outputs = rows[here.rank :: here.world_size], torch.zeros(shape)
-        outputs[mine] = self.evaluator.outputs(teacher, data.taught, mine, progress=here.first)
+        _, places = data.taught.outputs_of(mine)
+        outputs[places] = self.evaluator.outputs(teacher, data.taught, mine, progress=here.first)
         outputs = here.sum(outputs.to(here.device))
         if here.first:
             np.save(data := io.BytesIO(), outputs.cpu().numpy())  # to a file it can fail without an error

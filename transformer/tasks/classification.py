@@ -50,6 +50,9 @@ class Classification(Kind):
     problem_type = "single_label_classification"
     prediction_loss = staticmethod(prediction_loss)
 
+    def made(self, config):
+        return True  # asked last
+
     def num_outputs(self, task):
         return len(task.labels)
 
@@ -68,18 +71,18 @@ class Classification(Kind):
     def gold_loss(self, outputs, targets):
         return F.cross_entropy(outputs.float(), targets)
 
-    def answers(self, task, outputs, targets, labels):
+    def answers(self, task, outputs, sequences, labels):
         # Metrics use the table's class order; the outputs may have the teacher's.
         to_table = np.array([task.labels.index(label) for label in labels])
-        return to_table[outputs.argmax(dim=1).numpy()], to_table[targets]
+        return to_table[outputs.argmax(dim=1).numpy()], to_table[sequences.labels]
 
-    def predictions(self, task, outputs, labels):
+    def predictions(self, task, outputs, sequences, labels):
         return [labels[index] for index in outputs.argmax(dim=1).tolist()]
 
     def answer_columns(self, task, labels):
         return ["label", *self.id2label(task, labels).values()]
 
-    def answer_rows(self, task, outputs, labels):
+    def answer_rows(self, task, outputs, sequences, labels):
         names = self.id2label(task, labels)
         probabilities = outputs.softmax(dim=1).tolist()
         return [[names[row.index(max(row))], *(f"{each:.4f}" for each in row)] for row in probabilities]

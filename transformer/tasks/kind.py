@@ -1,30 +1,79 @@
 """The interface of a kind of task. A new kind is a subclass in a file of its own; no other code names it.
 
-Shapes: N examples, B batch, C head outputs.
+Shapes: N examples, B batch, C head outputs, P answers: N or B, but where a head answers single tokens.
 """
+
+import re
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from transformer.data import SequencesBuilder
 from transformer.modeling import TinyBertForSequenceClassification
+from transformer.tokenization import CJK
+
+# The spaces to remove: between Chinese characters or punctuation. Next to these, quotes and dashes count as well.
+_SOLID, _DASHES = CJK + "\u3000-\u30ff\uff01-\uff65", "\u2010-\u2027"
+UNSPACED = re.compile(f"(?<=[{_SOLID}]) (?=[{_SOLID}{_DASHES}])|(?<=[{_DASHES}]) (?=[{_SOLID}])")
+
+# Column names of labels to look for where a task.json has none, most specific first.
+LABEL_COLUMNS = ("label", "labels", "gold_label", "score", "tags", "ner_tags", "answers")
 
 
 class Kind:
     """A kind of task: encoding of rows, head, losses, metrics, predictions, and its part of the report.
 
     `labels` in arguments are the task's labels in the order of a model's outputs (`task.label_order`). This base class
-    encodes rows of one text or two, for a head with one answer per sequence.
+    encodes rows of one text or two, for a head with one answer per sequence. A kind whose head answers single tokens
+    tells in `add_row` which; its losses then get `examples`, (P,), the number of each output's example.
     """
 
     model = TinyBertForSequenceClassification
-    head = "classifier"  # prefix of the head's keys in a checkpoint
     metrics = {}  # {name: function of predictions and gold labels, (N,) each}
     means = {}  # {name: (metric, metric)}, metrics that are the mean of two others
     offered = ()  # the metrics that a task.json may name, default first
     problem_type = None  # Hugging Face's word for the kind in config.json
     target_type = np.int64
-    label_types = str | int | float  # what a label may be in JSON Lines
+    text_types = str  # what a text may be in JSON Lines
+    label_types = str | int | float  # likewise a label
+    separated = False  # whether a row can have several labels, with `Task.separator` between
+    per_token = False  # whether the head answers single tokens
+    has_labels = True  # whether its answers are labels or numbers, which describe the task
+    max_seq_length = 128
+    suffix = ".tsv"  # of prediction files
+
+    @property
+    def head(self):
+        """The prefix of the head's keys in a checkpoint."""
+        return self.model.head
+
+    def claims(self, said, table):
+        """Whether a task with this task.json and training file (a `tables.Table` or None) is of this kind."""
+        return False
+
+    def made(self, config):
+        """Whether a model with this `BertConfig` is of this kind."""
+        return False
+
+    def replaceable(self, row, column, words, candidates, split):
+        """What augmentation may change in one of a row's texts: (its parts, {index of a part: its substitutes}).
+
+        Args: column: which of the texts; words, candidates: the tokenizer's words of it and {index: substitutes};
+        split(text): the words of any text.
+        """
+        return words, candidates
+
+    def join(self, parts):
+        """A text from the parts that `replaceable` gave, or from their substitutes."""
+        text = " ".join(parts)
+        return text if text.isascii() else UNSPACED.sub("", text)
+
+    def variant(self, row, column, key, before, parts):
+        """A row's columns with new `parts` for one of its texts, whose parts were `before`. `key`: its column."""
+        columns = row.columns.copy()
+        columns[key] = self.join(parts)
+        return columns
 
     def num_outputs(self, task):
         """C, the number of outputs of a head for the task."""
@@ -38,6 +87,18 @@ class Kind:
         """The labels that a label in a file consists of: itself, unless a row can have several."""
         return (label,)
 
+    def read_text(self, value):
+        """The text for a value, of `text_types`, in a file. May raise ValueError with a phrase that says what it
+        expects."""
+        return value
+
+    def read_line(self, text):
+        """The text for a line of a file with a text a line."""
+        return text
+
+    def check_row(self, texts, label):
+        """Raise ValueError, with a phrase that says what it expects, for a label that cannot be that of the texts."""
+
     def read_label(self, task, text):
         """The label for a text (or a list of texts, if that is one of `label_types`) in a file. A subclass may raise
         ValueError with a phrase that says what it expects."""
@@ -47,41 +108,45 @@ class Kind:
         """The numeric training target for a label: a number, or a list of C numbers."""
         raise NotImplementedError
 
-    def encode(self, task_file, tokenizer, max_seq_length, labels, limit=None, pad=False):
+    def encode(self, task_file, tokenizer, lengths, labels, limit=None, pad=False):
         """The `Sequences` of a `task.TaskFile`, with targets if it is labelled. `pad`: pad every batch to
-        `max_seq_length`; limit: maximum number of rows."""
-        pad_to = max_seq_length if pad else None
+        `lengths.max_seq_length`; limit: maximum number of rows."""
+        pad_to = lengths.max_seq_length if pad else None
         builder = SequencesBuilder(len(tokenizer.vocab), pad_token_id=tokenizer.pad_token_id, pad_to=pad_to)
-        for count, row in enumerate(task_file):
-            if limit is not None and count == limit:
+        for number, row in enumerate(task_file):
+            if number == limit:
                 break
-            pieces = [tokenizer.ids(text) for text in row.texts]
-            ids, token_types = tokenizer.encode_pair(*pieces, max_length=max_seq_length)
-            target = None if row.label is None else self.target(row.label, labels)
-            builder.add(ids, len(ids) - sum(token_types), target)
-        return builder.build(self.target_type)
+            self.add_row(builder, number, row, tokenizer, lengths, labels)
+        return replace(builder.build(self.target_type), source=task_file)
+
+    def add_row(self, builder, number, row, tokenizer, lengths, labels):
+        """Add a row's sequence, or the windows over it, to a `SequencesBuilder`."""
+        pieces = [tokenizer.ids(text) for text in row.texts]
+        ids, token_types = tokenizer.encode_pair(*pieces, max_length=lengths.max_seq_length)
+        target = None if row.label is None else self.target(row.label, labels)
+        builder.add(ids, len(ids) - sum(token_types), target)
 
     def gold_loss(self, outputs, targets):
-        """The loss of head outputs (B, C) on gold targets (B,): a scalar, the mean over the examples."""
+        """The loss of head outputs (P, C) on gold targets (P,): a scalar, the mean over the examples."""
         raise NotImplementedError
 
     def row_losses(self, outputs, targets):
-        """`gold_loss` of each example, (B,)."""
+        """`gold_loss` of each example, (N,)."""
         return torch.stack(
             [self.gold_loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(targets))]
         )
 
     def prediction_loss(self, student_outputs, teacher_outputs, temperature):
-        """L_pred of student and teacher outputs, (B, C) each: a scalar, the mean over the examples."""
+        """L_pred of student and teacher outputs, (P, C) each: a scalar, the mean over the examples."""
         raise NotImplementedError
 
-    def tune(self, outputs, targets):
-        """What a model's config.json has to know besides its weights to answer best, from outputs (N, C) and targets of
-        a dev set: {key of its task: value}."""
+    def tune(self, outputs, sequences):
+        """What a model's config.json has to know besides its weights to answer best, from outputs (P, C) for a dev set:
+        {key of its task: value}."""
         return {}
 
-    def answers(self, task, outputs, targets, labels):
-        """The (predictions, gold) for `score`, (N,) each, from outputs (N, C) and targets (N,)."""
+    def answers(self, task, outputs, sequences, labels):
+        """The (predictions, gold) for `score`, one of each for a row, from outputs (P, C)."""
         raise NotImplementedError
 
     def score(self, task, predictions, gold):
@@ -95,16 +160,21 @@ class Kind:
                 values[name] = (values[first] + values[second]) / 2
         return {name: values[name] for name in (task.metrics[0], *values)}
 
-    def predictions(self, task, outputs, labels):
-        """The text for each example in a prediction file, from outputs (N, C)."""
+    def predictions(self, task, outputs, sequences, labels):
+        """The text for each row in a prediction file, from outputs (P, C)."""
         raise NotImplementedError
+
+    def prediction_file(self, predictions, rows):
+        """Yield the parts of a prediction file, from `predictions` and the rows of the file."""
+        yield "index\tprediction\n"
+        yield from (f"{index}\t{prediction}\n" for index, prediction in enumerate(predictions))
 
     def answer_columns(self, task, labels):
         """The names of the columns of `answer_rows`."""
         raise NotImplementedError
 
-    def answer_rows(self, task, outputs, labels):
-        """Each example's answer, and how sure it is, as cells of a table, from outputs (N, C)."""
+    def answer_rows(self, task, outputs, sequences, labels):
+        """Each row's answer, and how sure it is, as cells of a table, from outputs (P, C)."""
         raise NotImplementedError
 
     def answer_text(self, task, answer):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from transformer import drawing
 from transformer.tasks.classification import MANY, Classification, shown_names
+from transformer.tasks.kind import LABEL_COLUMNS
 
 WORST, DRAWN = 10, 6  # with more classes than MANY, the classes in the report's table; the most in a picture
 
@@ -48,8 +49,17 @@ class MultiLabel(Classification):
     means = {}
     offered = ("f1_micro", "f1_macro", "acc")
     problem_type = "multi_label_classification"
+    separated = True
     target_type = np.float32
     label_types = str | int | float | list
+
+    def claims(self, said, table):
+        first = table.first if table else None
+        label = first.get(table.find(said.get("label"), *LABEL_COLUMNS)) if isinstance(first, dict) else None
+        return "separator" in said or isinstance(label, list)
+
+    def made(self, config):
+        return config.__dict__.get("problem_type") == self.problem_type
 
     def parts(self, task, label):
         found = label.split(task.separator) if isinstance(label, str) else label
@@ -81,22 +91,22 @@ class MultiLabel(Classification):
         # Equation 10 for classes that do not exclude each other: both models' logits are softened, as there.
         return self.gold_loss(student_outputs / temperature, torch.sigmoid(teacher_outputs.float() / temperature))
 
-    def tune(self, outputs, targets):
-        columns = zip(probabilities_of(outputs).T, targets.numpy().T > 0, strict=True)
+    def tune(self, outputs, sequences):
+        columns = zip(probabilities_of(outputs).T, sequences.labels.T > 0, strict=True)
         return {"thresholds": [best_threshold(*each) for each in columns]}
 
     def chosen(self, task, outputs):
         """Which classes the outputs (N, C) set, as booleans (N, C) in the outputs' order."""
         return probabilities_of(outputs) >= np.array(task.thresholds or 0.5)
 
-    def answers(self, task, outputs, targets, labels):
+    def answers(self, task, outputs, sequences, labels):
         to_table = [labels.index(label) for label in task.labels]
-        return self.chosen(task, outputs)[:, to_table], targets[:, to_table] > 0
+        return self.chosen(task, outputs)[:, to_table], sequences.labels[:, to_table] > 0
 
-    def predictions(self, task, outputs, labels):
+    def predictions(self, task, outputs, sequences, labels):
         return [self.joined(task, labels, row) for row in self.chosen(task, outputs)]
 
-    def answer_rows(self, task, outputs, labels):
+    def answer_rows(self, task, outputs, sequences, labels):
         names, chosen = self.id2label(task, labels).values(), self.chosen(task, outputs)
         rows = zip(chosen, probabilities_of(outputs), strict=True)
         return [[self.joined(task, names, row), *(f"{each:.4f}" for each in values)] for row, values in rows]

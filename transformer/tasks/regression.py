@@ -29,7 +29,11 @@ class Regression(Kind):
     means = {"corr": ("pearson", "spearmanr")}
     offered = ("corr", "pearson", "spearmanr")
     problem_type = "regression"
+    has_labels = False
     target_type = np.float32
+
+    def made(self, config):
+        return config.num_labels == 1
 
     def num_outputs(self, task):
         return 1
@@ -53,18 +57,18 @@ class Regression(Kind):
         # The student learns from the teacher here too; in the reference it learns from the gold score.
         return F.mse_loss(student_outputs.float(), teacher_outputs.float())
 
-    def answers(self, task, outputs, targets, labels):
-        return outputs[:, 0].numpy(), targets
+    def answers(self, task, outputs, sequences, labels):
+        return outputs[:, 0].numpy(), sequences.labels
 
-    def predictions(self, task, outputs, labels):
+    def predictions(self, task, outputs, sequences, labels):
         lowest, highest = task.score_range
         return [f"{value:.3f}" for value in outputs[:, 0].clamp(lowest, highest).tolist()]
 
     def answer_columns(self, task, labels):
         return ["score"]
 
-    def answer_rows(self, task, outputs, labels):
-        return [[text] for text in self.predictions(task, outputs, labels)]
+    def answer_rows(self, task, outputs, sequences, labels):
+        return [[text] for text in self.predictions(task, outputs, sequences, labels)]
 
     def row_losses(self, outputs, targets):
         return (outputs[:, 0].float() - targets) ** 2

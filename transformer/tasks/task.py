@@ -7,6 +7,7 @@ import math
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 from transformer.downloads import fetch_advice
@@ -135,7 +136,9 @@ class Task:
     @property
     def submissions(self):
         """The GLUE site's names for the prediction files, one per test file."""
-        return [f"{self.name}{part}.tsv" for part in (("",) if len(self.test_files) == 1 else ("-m", "-mm"))]
+        return [
+            f"{self.name}{part}{self.kind.suffix}" for part in (("",) if len(self.test_files) == 1 else ("-m", "-mm"))
+        ]
 
 
 def label_order(task, names):
@@ -216,7 +219,7 @@ class TaskFile:
                     continue
                 told = f"{len(columns)} columns, expected {len(self.names)}{self.table.quoting}"
                 raise UserError(f"{self.path} line {line}: {told}")
-            texts = tuple(self._value(columns, key, line, str) for key in self.text_keys)
+            texts = tuple(self._text(columns, key, line) for key in self.text_keys)
             if self.split and is_dev_row(texts, self.task.dev_fraction) != self.dev:
                 continue
             label = None
@@ -227,13 +230,22 @@ class TaskFile:
                     continue
                 try:
                     label = self.task.kind.read_label(self.task, label)
+                    self.task.kind.check_row(texts, label)
                 except ValueError as error:
-                    raise UserError(f"{self.path} line {line}: label {label!r}, expected {error}") from None
+                    shown = shorten(repr(label), 200, placeholder=" ...")
+                    raise UserError(f"{self.path} line {line}: label {shown}, expected {error}") from None
             rows += 1
             yield Row(line, columns, texts, label)
         if not rows:
             advice = f" (--dev_fraction {self.task.dev_fraction:g})" if self.split else ""
             raise UserError(f"{self.title}: no rows{advice}")
+
+    def _text(self, columns, key, line):
+        value = self._value(columns, key, line, self.task.kind.text_types)
+        try:
+            return self.task.kind.read_text(value)
+        except ValueError as error:
+            raise UserError(f"{self.path} line {line}: field {key!r}, expected {error}") from None
 
     def _value(self, columns, key, line, kinds):
         """A text, or a list of them where `kinds` has lists. JSON Lines may have 1, 2.5 and true for a text."""
@@ -251,13 +263,13 @@ class TaskFile:
 def read_rows(source, task):
     """Yield the `Row`s, without labels, of a table with the task's text columns, or of a file with a text a line (where
     the task has pairs of texts, with a tab between the two). Raises UserError for anything else."""
-    if Path(source).suffix in SUFFIXES:
+    if Path(source).suffix in SUFFIXES and Path(source).suffix != ".txt":
         yield from TaskFile(source, replace(task, dev_fraction=None), labelled=False)
         return
     columns = task.text_columns
     lines = decode_lines(sys.stdin.buffer, "standard input") if source == STANDARD_INPUT else read_lines(source)
     for number, text in lines:
-        texts = tuple(text.split("\t")) if len(columns) > 1 else (text,)
+        texts = tuple(text.split("\t")) if len(columns) > 1 else (task.kind.read_line(text),)
         if len(texts) != len(columns):
             expected = f"{' and '.join(columns)} with a tab between"
             raise UserError(f"{source} line {number}: {len(texts)} columns, expected {expected}")
