@@ -47,7 +47,7 @@ def make_tokenizer():
 def make_teacher(folder, **overrides):
     """A random BERT with a masked-LM head, large enough weights to have opinions."""
     torch.manual_seed(3)
-    config = BertConfig(vocab_size=len(VOCABULARY), initializer_range=0.3, **{**TEACHER, **overrides})
+    config = BertConfig(**{"vocab_size": len(VOCABULARY), "initializer_range": 0.3, **TEACHER, **overrides})
     model = TinyBertForPreTraining(config)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

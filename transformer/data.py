@@ -40,6 +40,11 @@ class Sequences:
         """P, the number of outputs of a model for all sequences."""
         return len(self) if self.answered is None else len(self.answered)
 
+    @property
+    def num_rows(self):
+        """The number of rows that the sequences come from."""
+        return len(self) if self.rows is None else len(np.unique(self.rows))
+
     def head(self, count):
         """The first `count` sequences, or all of them if there are fewer."""
         parts = {"offsets": self.offsets[: count + 1], "first_lengths": self.first_lengths[:count]}

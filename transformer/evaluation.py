@@ -148,24 +148,27 @@ class Runner:
 
 def results_of(task, answers):
     """All metrics, {name: value}. Those of MNLI's second dev set, mismatched, start with mm_."""
+    return together(task.kind.score(task, each.predictions, each.labels) for each in answers)
+
+
+def together(scores):
+    """The metrics of several dev sets, {name: value} each, under different names."""
     # Separate names keep the matched set as the one that selects the weights. In the reference the second replaces it.
-    return {
-        f"{prefix}{name}": value
-        for prefix, each in zip(("", "mm_"), answers, strict=False)
-        for name, value in task.kind.score(task, each.predictions, each.labels).items()
-    }
+    pairs = zip(("", "mm_"), scores, strict=False)
+    return {f"{prefix}{name}": value for prefix, each in pairs for name, value in each.items()}
 
 
 def resampled_results(task, answers):
     """All metrics, {name: (R,)}, on R = `RESAMPLES` bootstrap samples of the dev rows. The samples are the same for all
     models, so that the differences of two models can be compared too."""
     draw, found = np.random.default_rng(0), {}
+    evidence = [task.kind.evidence(task, each.predictions, each.labels) for each in answers]
     for _ in range(RESAMPLES):
-        samples = []
-        for each in answers:
-            rows = draw.integers(len(each.labels), size=len(each.labels))
-            samples.append(each._replace(predictions=each.predictions[rows], labels=each.labels[rows]))
-        for name, value in results_of(task, samples).items():
+        scores = []
+        for arrays in evidence:
+            rows = draw.integers(len(arrays[0]), size=len(arrays[0]))
+            scores.append(task.kind.metrics_of(task, *(array[rows] for array in arrays)))
+        for name, value in together(scores).items():
             found.setdefault(name, []).append(value)
     return {name: np.array(values) for name, values in found.items()}
 

@@ -35,12 +35,18 @@ from transformer.tasks.kind import LABEL_COLUMNS, Kind
 from transformer.tasks.multilabel import MULTILABEL
 from transformer.tasks.regression import REGRESSION
 from transformer.tasks.task import Task, TaskFile
+from transformer.tasks.tokens import TOKENS
 
 DESCRIPTION = "task.json"
 # Column names to look for where task.json has none, most specific first.
 TEXTS = "sentence1 sentence2|text_a text_b|text1 text2|premise hypothesis|question1 question2|question sentence"
 TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|question context|sentence|text|tokens".split("|")]
-KINDS = (MULTILABEL, REGRESSION, CLASSIFICATION)  # the first that claims a task's files, or has made a model, it is
+KINDS = (
+    TOKENS,
+    MULTILABEL,
+    REGRESSION,
+    CLASSIFICATION,
+)  # the first that claims a task's files, or has made a model, it is
 MOST_NUMBERS = 10  # with more whole numbers, they may be scores
 FEW, MOST_SLIPS = 50, 3  # with more rows, up to that many labels of one row may be slips
 MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
@@ -176,8 +182,10 @@ def find_columns(said, folder, train):
             raise UserError(f"{folder}: no training file, {columns}; {keys}")
         if table.misnamed:
             raise UserError(f"{train} line 1: {table.misnamed}")
-        header = table.line(["text", "label"]).replace("\t", "<TAB>")
-        advice = f"; if line 1 is no header, put one above it: {header}" if table.header and lacking[1:] else ""
+        advice = ""
+        if table.header and lacking[1:]:
+            header = table.line(["text", "label"]).replace("\t", "<TAB>")
+            advice = f"; if line 1 is no header, put one above it: {header}"
         raise UserError(f"{train} line 1: {columns}; {table.told}; {keys}{advice}")
     return texts, label
 

@@ -147,8 +147,8 @@ class CommaSeparated(Table):
 
 
 class Columns(Table):
-    """CoNLL's layout: a token a line, its tag in the last of two columns or more, an empty line after each sentence.
-    A row is a sentence, {"tokens": [...], "tags": [...]}."""
+    """CoNLL's layout: a token a line, its tag in the last of its columns, an empty line after each sentence. A row is a
+    sentence, {"tokens": [...], "tags": [...]}, without "tags" where there is one column."""
 
     def __init__(self, path):
         super().__init__(path)
@@ -160,24 +160,23 @@ class Columns(Table):
     def _rows(self):
         start, found, width = 0, [], None
         for number, text in itertools.chain(read_lines(self.path), [(0, "")]):
-            columns = text.split("\t") if "\t" in text else text.split()
+            # Not split(), which takes a no-break space inside a token for the end of a column.
+            columns = text.split("\t") if "\t" in text else [column for column in text.split(" ") if column]
             if text.startswith("#") and len(columns) != (width or 2):
                 continue  # a comment, as in CoNLL-U
             if columns and columns[0] != DOCUMENT_START:
                 width = width or len(columns)
-                if len(columns) != width or width < 2:
-                    expected = width if width > 1 else "a token and its tag"
-                    raise UserError(f"{self.path} line {number}: {len(columns)} columns, expected {expected}")
+                if len(columns) != width:
+                    raise UserError(f"{self.path} line {number}: {len(columns)} columns, expected {width}")
                 start = start or number
-                found.append((columns[0], columns[-1]))
+                found.append((columns[0], columns[-1])[:width])
             elif found:
-                tokens, tags = map(list, zip(*found, strict=True))
-                yield start, {"tokens": tokens, "tags": tags}
+                yield start, dict(zip(("tokens", "tags"), map(list, zip(*found, strict=True)), strict=False))
                 start, found = 0, []
 
     @staticmethod
     def line(row):
-        return "".join(f"{token}\t{tag}\n" for token, tag in zip(row["tokens"], row["tags"], strict=True))
+        return "".join("\t".join(columns) + "\n" for columns in zip(*row.values(), strict=True))
 
 
 class JsonLines(Table):

@@ -82,7 +82,7 @@ class TaskRun:
             sequences = self.encode(file, task, tokenizer, labels)
             sets.append((file.name, sequences))
             skipped = f", {file.skipped} rows left out" if file.skipped else ""
-            logging.info("%s: %d rows, %d tokens%s", file.title, len(sequences), len(sequences.ids), skipped)
+            logging.info("%s: %d rows, %d tokens%s", file.title, sequences.num_rows, len(sequences.ids), skipped)
         return sets
 
     def encode(self, rows, task, tokenizer, labels):
@@ -147,7 +147,7 @@ class TaskRun:
         """Warn where a teacher answers every row of a dev set alike. `answers`: [`evaluation.Answers`]; remedy: the end
         of the message."""
         for file, predictions, labels, *_ in answers if self.here.first else ():
-            if len(np.unique(predictions, axis=0)) == 1 < len(np.unique(labels, axis=0)):
+            if self.task.kind.different(predictions) == 1 < self.task.kind.different(labels):
                 told = "%s gives all %d rows of %s the same answer, so there is nothing to learn from it"
                 logging.warning(f"warning: {told}; %s", teacher, len(labels), file, remedy)
 

@@ -151,9 +151,17 @@ class Kind:
 
     def score(self, task, predictions, gold):
         """The task's metrics, {name: value}; the first one selects the best model."""
-        predictions, gold = np.asarray(predictions), np.asarray(gold)
         if len(predictions) != len(gold) or not len(gold):
             raise ValueError(f"{len(predictions)} predictions for {len(gold)} labels")
+        return self.metrics_of(task, *self.evidence(task, predictions, gold))
+
+    def evidence(self, task, predictions, gold):
+        """What `metrics_of` computes the metrics from: arrays with an entry for each row, so that those of resampled
+        rows cost little."""
+        return np.asarray(predictions), np.asarray(gold)
+
+    def metrics_of(self, task, predictions, gold):
+        """`score`, from `evidence`."""
         values = {name: float(self.metrics[name](predictions, gold)) for name in task.metrics if name in self.metrics}
         for name, (first, second) in self.means.items():
             if first in values and second in values:
@@ -184,6 +192,10 @@ class Kind:
     def same(self, predictions, others):
         """Which answers of two models, or of a model and the gold labels, are the same: (N,)."""
         return (predictions == others).reshape(len(others), -1).all(axis=1)
+
+    def different(self, answers):
+        """How many different answers there are among `answers` or gold labels."""
+        return len(np.unique(answers, axis=0))
 
     def chance(self, task, answers):
         """What the gold labels of a dev file, in an `evaluation.Answers`, tell about luck: a sentence, or ""."""
