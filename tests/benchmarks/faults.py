@@ -5,19 +5,22 @@ Ways: `kill` ends the process there; `lost` too, and what was written and not ye
 where the file was an extra: a log, a copy that loads faster). Then the same command must end with the bytes of a run
 that nothing disturbed.
 
-Prints: a table, a row a step; each fault that was found, with its operation; status 1 where there was one
+Prints: each fault as it is found, with its operation; a table, a row a step; status 1 where there was a fault
 
-    python tests/benchmarks/faults.py --points 1000
+    python tests/benchmarks/faults.py --points 1100
 
-Each point is two forks of this process, of a second or less. Renames are taken to survive a power cut.
+The points are drawn at random, from each step as many as from another, or all of a step that has fewer, and tried in
+random order, so that a sweep that is stopped has seen every step. Each point is two forks of this process, of a second
+or less. Renames are taken to survive a power cut.
 """
 
 import argparse
 import builtins
+import collections
 import contextlib
 import errno
+import importlib
 import io
-import itertools
 import os
 import pickle
 import random
@@ -33,15 +36,13 @@ from unittest import mock
 os.environ["OMP_NUM_THREADS"] = "1"  # set before torch is imported: forks of a process with threads could hang
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parents[1])]
 
-import torch._dynamo  # noqa: E402, F401 (the first optimizer imports it, in every fork anew)
+import torch._dynamo  # noqa: E402, F401 (the first optimizer imports it)
 from pipeline import no_pictures  # noqa: E402
 from tiny import call_script, make_all, scripts, tree  # noqa: E402
 
 import data_augmentation  # noqa: E402
-import general_distill  # noqa: E402, F401 (imported before the forks)
 import pregenerate_training_data  # noqa: E402
-import task_distill  # noqa: E402, F401
-from transformer import corpus, evaluation  # noqa: E402
+from transformer import corpus, drawing, evaluation  # noqa: E402
 
 WAYS = ("kill", "lost", "ENOSPC", "EIO")
 KILLED = 137
@@ -51,7 +52,7 @@ OFTEN = (
     (pregenerate_training_data, "SAVE_SECONDS", 0),
     (pregenerate_training_data, "CHUNK_SENTENCES", 20),
     (corpus, "BLOCK_BYTES", 400),
-    (evaluation, "SECONDS", 0.02),
+    (evaluation, "REPETITIONS", 4),
     (evaluation, "RESAMPLES", 10),
 )
 MORE = {"general": ["--num_train_epochs", 2, "--eval_step", 3], "prediction": ["--num_train_epochs", 1]}
@@ -65,6 +66,7 @@ class Run(NamedTuple):
     status: int
     error: str = ""
     operations: tuple = ()  # (kind, file) of each; none of a process that was killed
+    imported: tuple = ()  # names of modules
 
 
 class Points:
@@ -142,7 +144,7 @@ def run(folder, name, way=None, at=None):
     child = os.fork()
     if not child:
         os.close(reading)
-        points = Points(folder, way, at)
+        points, known = Points(folder, way, at), {*sys.modules}
         try:
             script, flags = command(folder, name)
             with points.watching():
@@ -151,7 +153,7 @@ def run(folder, name, way=None, at=None):
         except BaseException:
             ended = 1, traceback.format_exc()
         with os.fdopen(writing, "wb") as pipe:
-            pickle.dump((*ended, tuple(points.operations)), pipe)
+            pickle.dump((*ended, tuple(points.operations), tuple({*sys.modules} - known)), pipe)
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
@@ -185,7 +187,7 @@ def faults_at(folder, before, expected, name, way, at):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, default=1000, help="in all, drawn from all operations and ways")
+    parser.add_argument("--points", type=int, default=1100, help="in all, see above")
     parser.add_argument("--minutes", type=float, default=60, help="stop after this long")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--seed", type=int, default=1)
@@ -201,8 +203,33 @@ def main():
 def sweep(place, args):
     """Run the points and print the table; the exit status."""
     folder, rng, stop = place / "run", random.Random(args.seed), time.monotonic() + 60 * args.minutes
+    known = undisturbed(place, folder)
+    points = {name: [(name, at, way) for at in range(len(known[name][2])) for way in WAYS] for name in args.steps}
+    drawn = evenly(points, args.points, rng)
+    print(f"{sum(map(len, points.values()))} points, of which {len(drawn)} are drawn\n", flush=True)
+    tried, faulty, seconds = collections.Counter(), collections.Counter(), collections.Counter()
+    for name, at, way in drawn:
+        if (started := time.monotonic()) > stop:
+            break
+        before, expected, operations = known[name]
+        faults = faults_at(folder, before, expected, name, way, at)
+        for fault in faults:
+            print(f"{name}, {way} at {operations[at]} (number {at}): {fault}", flush=True)
+        tried[name] += 1
+        faulty[name] += bool(faults)
+        seconds[name] += time.monotonic() - started
+    print("| step | operations | points | with a fault | seconds |\n|---|---|---|---|---|")
+    for name in args.steps:
+        print(f"| {name} | {len(known[name][2])} | {tried[name]} | {faulty[name]} | {seconds[name]:.0f} |")
+    print(f"| all | | {tried.total()} | {faulty.total()} | {seconds.total():.0f} |")
+    return 1 if faulty.total() else 0
+
+
+def undisturbed(place, folder):
+    """Run all steps in order. Returns {step: (a copy of the folder before it, everything after it, its operations)}."""
     make_all(folder)
-    known = {}  # {step: (folder before it, everything after it, its operations)}
+    drawing.drawable("a")  # what it looks up is kept, for the forks too
+    known = {}
     for name in STEPS:
         if name == "packed":
             shutil.move(folder / "2", place / "2")
@@ -211,27 +238,21 @@ def sweep(place, args):
         if done.status:
             raise SystemExit(f"{name} ended with status {done.status}:\n{done.error}")
         known[name] = before, everything(folder), done.operations
+        for module in done.imported:  # else every later fork imports them again
+            with contextlib.suppress(ImportError):
+                importlib.import_module(module)
         if name == "packed":
             shutil.rmtree(folder / "2")
             shutil.move(place / "2", folder / "2")
-    points = [(name, at, way) for name in args.steps for at in range(len(known[name][2])) for way in WAYS]
-    drawn = {*rng.sample(points, min(args.points, len(points)))}
-    print(f"{len(points)} points, of which {len(drawn)} are drawn\n")
-    print("| step | operations | points | with a fault | seconds |\n|---|---|---|---|---|")
-    told = []
-    for name, group in itertools.groupby((point for point in points if point in drawn), lambda point: point[0]):
-        started, tried, bad = time.monotonic(), 0, 0
-        before, expected, operations = known[name]
-        for _, at, way in group:
-            if time.monotonic() > stop:
-                break
-            faults = faults_at(folder, before, expected, name, way, at)
-            told += [f"{name}, {way} at {operations[at]} (number {at}): {fault}" for fault in faults]
-            tried, bad = tried + 1, bad + bool(faults)
-        seconds = time.monotonic() - started
-        print(f"| {name} | {len(operations)} | {tried} | {bad} | {seconds:.0f} |", flush=True)
-    print("", *told, sep="\n")
-    return 1 if told else 0
+    return known
+
+
+def evenly(points, most, rng):
+    """`most` of the points, {step: points}, in random order: from each step as many, or all that it has."""
+    drawn = []
+    for number, each in enumerate(sorted(points.values(), key=len)):
+        drawn += rng.sample(each, min(len(each), (most - len(drawn)) // (len(points) - number)))
+    return rng.sample(drawn, len(drawn))
 
 
 if __name__ == "__main__":
