@@ -129,7 +129,8 @@ def main():
 
         # --do_export, --do_eval, --do_predict: a finished student is written in other forms, and measured.
         if own.step == EVALUATION:
-            with holding(None if own.predict_file == STANDARD_INPUT else output_dir, student, here):
+            held = None if own.predict_file == STANDARD_INPUT else output_dir
+            with holding(held, student, here, [("data_dir", own.data_dir)] if own.do_eval else ()):
                 if own.do_export and here.first:
                     export(run, student, output_dir, own.do_export)
                 if (own.do_predict or own.predict_file) and here.first:

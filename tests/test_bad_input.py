@@ -501,8 +501,12 @@ def test_predictions_are_never_written_among_the_files_that_they_are_for(folder)
     data = folder / "glue" / "SST-2"
     shutil.copy(folder / "teacher" / "SST-2" / "pytorch_model.bin", folder / "5")
     shutil.copy(folder / "teacher" / "SST-2" / "config.json", folder / "5")
-    told = refused(folder, "evaluate", "--do_predict", "--output_dir", data)
-    assert f"--output_dir {data}: is the folder of test.tsv; choose another" in told
+    for mode, told in (("--do_predict", "test.tsv"), ("--do_eval", "--data_dir")):
+        script, flags = scripts(folder)["evaluate"]
+        before = tree(folder)
+        process = call_script(script, *(flag for flag in flags if flag != "--do_eval"), mode, "--output_dir", data)
+        assert process.stderr == f"error: --output_dir {data}: is the folder of {told}; choose another\n"
+        assert process.returncode == 2 and tree(folder) == before
 
 
 @pytest.mark.parametrize("name", ["augment", "pregenerate", "general", "intermediate"])

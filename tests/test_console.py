@@ -34,6 +34,16 @@ def test_an_interruption_ends_with_status_130_and_one_line(monkeypatch):
     assert process.stderr.count("\n") == 1 and "Traceback" not in process.stderr
 
 
+@pytest.mark.parametrize("last", ["print(7 * 'texts')", "raise BrokenPipeError(32, 'Broken pipe')"])
+def test_a_closed_pipe_ends_a_script_without_a_word(last):
+    code = f"import sys; from transformer import console; console.run(lambda: exec({last!r}))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=closed, stderr=subprocess.PIPE)
+    assert (process.returncode, process.stderr) == (141, b"")
+
+
 def numpy_out_of_memory():
     with pytest.raises(MemoryError) as caught:
         np.zeros(1 << 60, np.uint8)

@@ -273,6 +273,15 @@ def test_a_finished_model_that_lost_a_file_is_not_trained_again_and_the_way_out_
         need("vocabulary", tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[1]", "{", '{"script": 5}', '{"settings": {"step": 5}}', '{"inputs": {"a": 1}}'])
+def test_a_record_of_another_program_is_refused_with_the_ways_out(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match="run.json.*; where it is no record of this suite, remove it or choose another"):
+        status_of(make_output(tmp_path))
+    with pytest.raises(UserError, match="remove it"), holding(tmp_path, tmp_path / "student", OneProcess):
+        pass
+
+
 def test_what_is_there_is_looked_for_under_the_lock(tmp_path):
     late = make_output(tmp_path, replaces=["epoch_*"], seed=5, overwrite_output=True)
     finish(make_output(tmp_path, replaces=["epoch_*"]))

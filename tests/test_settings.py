@@ -411,11 +411,35 @@ def test_the_baseline_of_a_finished_student_takes_over_its_record():
     }
 
 
+def test_the_home_folder_is_found_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of/mine")
+    given = {"data_dir": "~/data", "student_model": "~", "unlabelled": ["~/a.txt", "b~.txt"], "output_dir": "out~"}
+    settings = settings_for(PREDICTION, given, {"output_dir": "~/out", "cache_dir": Path("~/cache")}, task=SST2)
+    assert (settings.data_dir, settings.student_model) == ("/home/of/mine/data", "/home/of/mine")
+    assert settings.unlabelled == ["/home/of/mine/a.txt", "b~.txt"] and settings.output_dir == "out~"
+    assert settings.cache_dir == "/home/of/mine/cache"
+    for given, header in (({"output_dir": "~nobody-here/out"}, {}), ({}, {"output_dir": "~nobody-here/out"})):
+        with pytest.raises(UserError, match="^--output_dir ~nobody-here/out: no such user; a name that begins with ~"):
+            settings_for(PREDICTION, given, header)
+
+
+@pytest.mark.parametrize("value", ["x", [1], {}, True])
+def test_what_a_record_holds_is_of_its_flag_s_type(value):
+    with pytest.raises(UserError, match="^run.json of an earlier run: 'learning_rate' is .*, expected a number$"):
+        settings_for(FINETUNE, {}, recorded={"learning_rate": value, "step": 3})
+    assert settings_for(FINETUNE, {}, recorded={"learning_rate": 1, "step": 3}).learning_rate == 1.0
+
+
 @pytest.mark.parametrize("more", [{}, {"seed": 9}])
 def test_a_sweep_has_a_seed_and_folders_for_each_run_and_what_is_trained_inside_it(tmp_path, more):
     (tmp_path / "student" / "seed_3").mkdir(parents=True)
     folders = {"student_model": str(tmp_path / "student"), "output_dir": "out"}
     settings = settings_for(PREDICTION, {"seeds": "3,5", "baseline": True, **folders, **more}, task=SST2)
+    with pytest.raises(
+        UserError, match="student/seed_5: no such folder; the step before this one makes it with --seeds"
+    ):
+        next(settings.each_seed())  # before seed 3 is trained
+    (tmp_path / "student" / "pytorch_model.bin").touch()  # a student for every seed that has none of its own
     runs = list(settings.each_seed())
     assert [(run.seed, run.seeds, run.output_dir) for run in runs] == [(3, None, "out/seed_3"), (5, None, "out/seed_5")]
     assert [run.student_model for run in runs] == [str(tmp_path / "student" / "seed_3"), str(tmp_path / "student")]

@@ -16,7 +16,8 @@ FORMAT, TIME = "%(asctime)s  %(message)s", "%H:%M:%S"  # of a log line
 
 
 def run(main, debug=False):
-    """Call a script's main(). Bad input exits with one line and status 2, an interruption with status 130 or 143.
+    """Call a script's main(). Bad input exits with one line and status 2, an interruption with status 130 or 143, a
+    closed pipe with 141.
 
     `debug`: show an error's traceback, as --debug does.
     """
@@ -24,6 +25,9 @@ def run(main, debug=False):
     signal.signal(signal.SIGINT, _end_at_once)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads standard output any more, as with `| head`
+        os._exit(141)  # as a signal would end it; Python's own exit would write there again
     except KeyboardInterrupt:
         print(f"interrupted: {GOES_ON}", file=sys.stderr)
         sys.exit(130)

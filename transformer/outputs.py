@@ -231,13 +231,15 @@ def check_apart(folder, places):
 
 
 @contextlib.contextmanager
-def holding(folder, student, processes):
+def holding(folder, student, processes, inputs=()):
     """Hold a folder (None = nothing) for results on the model in `student`, often the same folder. Raises UserError, in
-    every process, where it has another run's output, or a run is writing there."""
+    every process, where it is that of an input, see `check_apart`, has another run's output, or a run is at work."""
 
     def claim():
-        if read_record(folder) and Path(folder).resolve() != Path(student).resolve():
-            raise UserError(f"--output_dir {folder}: has the output of another run than {student}; choose another")
+        if Path(folder).resolve() != Path(student).resolve():
+            check_apart(folder, inputs)
+            if read_record(folder):
+                raise UserError(f"--output_dir {folder}: has the output of another run than {student}; choose another")
         lock_folder(make_folder(folder))
 
     if folder:
@@ -270,11 +272,14 @@ def fingerprint(path):
 
 
 def read_record(place):
-    """The record at a path or in a model folder: script, settings and inputs; {} without one. Raises UserError for
-    broken JSON."""
+    """The record at a path or in a model folder: script, settings and inputs; {} without one. Raises UserError for a
+    broken or strange one."""
     path = Path(place) / RECORD_NAME if Path(place).is_dir() else Path(place)
-    found = read_json(path, RECORD) if path.is_file() else {}
-    check(found.get("settings", {}), SETTINGS, path)
+    try:
+        found = read_json(path, RECORD) if path.is_file() else {}
+        check(found.get("settings", {}), SETTINGS, path)
+    except UserError as error:
+        raise UserError(f"{error}; where it is no record of this suite, remove it or choose another folder") from None
     return found if {"script", "settings", "inputs"} <= found.keys() else {}
 
 

@@ -63,6 +63,7 @@ def answer_texts(run, student, source, output_dir):
     if path and path.resolve() == Path(source).resolve():
         raise UserError(f"{source}: the answers would take its place; --output_dir writes elsewhere")
     rows = itertools.islice(read_rows(source, task), run.reading.limit)
+    there = " (in place of an earlier file)" if path and path.exists() else ""
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(atomic_write(path)) if path else sys.stdout
         bar = opened.enter_context(tqdm(unit="row", total=count_lines(source) if path else None, disable=None))
@@ -77,7 +78,7 @@ def answer_texts(run, student, source, output_dir):
         if not answered:
             raise UserError(f"{source}: no texts to answer")
     if path:
-        logging.info("%d answers: %s", answered, path)
+        logging.info("%d answers: %s%s", answered, path, there)
         upload([path], run.provenance.data_url)
 
 

@@ -3,6 +3,7 @@ sample, task, flag table. `settings_for` is a pure function with an immutable re
 
 import argparse
 import logging
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -190,9 +191,14 @@ class Settings(Mapping):
         if not self.seeds:
             yield self
             return
-        for seed in map(int, self.seeds.split(",")):
+        folder = Path(self.student_model)
+        students = {seed: folder / f"seed_{seed}" for seed in map(int, self.seeds.split(","))}  # of the previous step
+        lost = [path for path in students.values() if not path.is_dir()]
+        whole = any((folder / name).is_file() for name in downloads.MODEL_PARTS["weights"])
+        if lost and not whole and any(folder.glob("seed_*")):
+            raise UserError(f"{lost[0]}: no such folder; the step before this one makes it with --seeds {self.seeds}")
+        for seed, student in students.items():
             logging.info("seed %d", seed)
-            student = Path(self.student_model) / f"seed_{seed}"  # from a sweep over the previous step
             folders = {"output_dir": str(Path(self.output_dir) / f"seed_{seed}")}
             folders |= {"student_model": str(student)} if student.is_dir() else {}
             yield self.for_step(self.step, seed=seed, seeds=None, **folders)
@@ -276,10 +282,11 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     """
     changes, rows = changes or {}, flags_of(step)
     header = read_header(header or {}, rows)
+    recorded = {name: value for name, value in (recorded or {}).items() if name in rows}
     layers = {
         "command line": given,
         "script header": header,
-        "earlier run": recorded or {},
+        "earlier run": read_header(recorded, rows, "run.json of an earlier run"),
         "sample": sample_of(step, {**header, **given}),
         task[0]: {
             name: value.get(step) if isinstance(value, dict) else value
@@ -292,7 +299,7 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     for name in rows:
         found = ((origin, layer.get(name)) for origin, layer in layers.items())
         origin, value = next((each for each in found if each[1] is not None), ("", None))
-        values[name] = value
+        values[name] = at_home(value) if rows[name].type in (flags.path, model, list) else value
         if origin and name not in changes:
             origins[name] = origin
     values |= changes
@@ -310,20 +317,20 @@ HEADER_TYPES = {bool: ("True or False", (bool,)), int: ("a whole number", (int,)
 TEXT = ("text in quotes", (str, Path))
 
 
-def read_header(header, rows):
-    """A script's HEADER as the command line would give it, without values of None, which count as not given. `rows`:
-    {name: Flag}. Raises UserError for a name that is no flag and a value that is not of its flag's type or choices."""
+def read_header(header, rows, source="HEADER"):
+    """A HEADER, or what a record holds, as the command line would give it; None counts as not given. `rows`: {name:
+    Flag}. Raises UserError for a name that is no flag and a value that is not of its flag's type or choices."""
     read = {}
     for name, value in header.items():
         if name not in rows:
-            raise UserError(f"HEADER: {name!r} is no flag of this script")
+            raise UserError(f"{source}: {name!r} is no flag of this script")
         flag = rows[name]
         expected, types = HEADER_TYPES.get(flag.type, TEXT)
         values = value if flag.type is list and isinstance(value, list) and value else [value]  # may omit the list
         fits = all(isinstance(each, types) and (types == (bool,) or not isinstance(each, bool)) for each in values)
         if value is not None and (not fits or (flag.choices and not {*values} <= {*flag.choices})):
             expected = f"one of {', '.join(flag.choices)}" if flag.choices else expected
-            raise UserError(f"HEADER: {name!r} is {value!r}, expected {expected}")
+            raise UserError(f"{source}: {name!r} is {value!r}, expected {expected}")
         if value is not None:
             values = [str(each) if types == TEXT[1] else flag.type(each) for each in values]
             read[name] = values if flag.type is list else values[0]
@@ -355,11 +362,20 @@ def sample_of(step, asked):
     return {name: flag.value_at(step, "sample") for name, flag in rows.items() if not (own_task and flag.sample_data)}
 
 
+def at_home(place):
+    """A path, or each of a list, with a user's home folder for ~ and ~user."""
+    if isinstance(place, list):
+        return [*map(at_home, place)]
+    return os.path.expanduser(place) if isinstance(place, str) else place  # Path's own raises RuntimeError for ~nobody
+
+
 def check(step, values):
     """Raise UserError for a value out of range or a contradiction between values."""
     for name, flag in flags_of(step).items():
         if flag.type in (flags.path, model, list) and values[name] in ("", [""]):
             raise UserError(f'--{name} "": expected a path')
+        if flag.type is flags.path and (values[name] or "").startswith("~"):
+            raise UserError(f"--{name} {values[name]}: no such user; a name that begins with ~ is given as ./~name")
         if flag.type in (int, float) and values[name] is not None and not flags.EXPECTED[flag.expected](values[name]):
             raise UserError(f"--{name} {values[name]}: expected {flag.expected}")
     downloads.check_upload(values["data_url"] or "")
