@@ -52,6 +52,7 @@ from transformer.outputs import (
     BASELINE_FOLDER,
     GENERAL_BASELINE_FOLDER,
     RESULTS_NAME,
+    check_apart,
     holding,
     read_record,
     read_results,
@@ -129,8 +130,7 @@ def main():
 
         # --do_export, --do_eval, --do_predict: a finished student is written in other forms, and measured.
         if own.step == EVALUATION:
-            held = None if own.predict_file == STANDARD_INPUT else output_dir
-            with holding(held, student, here, [("data_dir", own.data_dir)] if own.do_eval else ()):
+            with holding(None if own.predict_file == STANDARD_INPUT else output_dir, student, here):
                 if own.do_export and here.first:
                     export(run, student, output_dir, own.do_export)
                 if (own.do_predict or own.predict_file) and here.first:
@@ -242,6 +242,8 @@ def optional_teacher(name, needed, cache_dir):
 
 def evaluate(run, teacher, student, output_dir, baseline):
     """--do_eval: write the student's eval_results.txt and the report, with the teacher where one knows the task."""
+    if output_dir.resolve() != student.resolve():
+        check_apart(output_dir, [("data_dir", run.folder)])
     run.warn_of_untrained(student)
     teacher = teacher and teacher_to_compare(teacher, run)
     candidates = {"teacher": run.candidate(teacher)} if teacher else {}

@@ -6,7 +6,6 @@ that the student no longer has. Shapes: B batch, L tokens, C head outputs.
 
 import contextlib
 import copy
-import functools
 import importlib.util
 import io
 import logging
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 
 from transformer.checkpoint import CONFIG_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME, check_float
+from transformer.console import out_of_memory
 from transformer.evaluation import Candidate, Runner
 from transformer.files import UserError, atomic_write
 from transformer.flags import EVALUATION
@@ -164,39 +164,53 @@ def exported(run, student):
             continue
         if record["inputs"].get("student_model") != now:
             told = f"{folder}: made from other weights than the student has now, so it is not in the report"
-            again = run.provenance.command_of(EVALUATION, do_export=form, overwrite_output=True)
-            logging.warning("%s; made again by: %s", told, again)
+            logging.warning("%s; made again by: %s", told, command_again(form, run))
         elif form == "int8":
             candidates["int8"] = run.candidate(folder)
-            with silence():
-                script = torch.jit.load(folder / SCRIPT_NAME)
-            runner = Runner(lambda ids, types, mask, script=script: script(ids, mask, types), student.model)
-            candidates["int8 model.pt"] = candidate_of(runner, folder / SCRIPT_NAME, run, student)
+            candidates["int8 model.pt"] = candidate_of(load_script, folder / SCRIPT_NAME, run, student)
         elif find_missing(form):
             logging.warning("%s: not in the report, which needs %s", folder, " and ".join(find_missing(form)))
         else:
             for title, name in (("onnx", ONNX_NAME), ("onnx int8", ONNX_INT8_NAME)):
-                runner = Runner(functools.partial(run_onnx, onnx_session(folder / name)), student.model)
-                candidates[title] = candidate_of(runner, folder / name, run, student)
+                candidates[title] = candidate_of(load_onnx, folder / name, run, student)
     return candidates
 
 
-def candidate_of(runner, file, run, student):
-    """The `Candidate` of an export in one file. `student`: what it was made from."""
-    answers = run.evaluator.answers(run.task, runner, student.dev)
-    return Candidate(file.parent, runner, student.tokenizer, student.dev, answers, file.stat().st_size)
+def command_again(form, run):
+    return run.provenance.command_of(EVALUATION, do_export=form, overwrite_output=True)
 
 
-def onnx_session(path):
-    """An onnxruntime session on the CPU, with as many threads as PyTorch has."""
+def candidate_of(load, file, run, student):
+    """The `Candidate` of an export in one file, which `load` reads. `student`: what it was made from. Raises UserError
+    for a file that does not run."""
+    try:
+        runner = Runner(load(file), student.model)
+        answers = run.evaluator.answers(run.task, runner, student.dev)
+        return Candidate(file.parent, runner, student.tokenizer, student.dev, answers, file.stat().st_size)
+    except Exception as error:  # PyTorch and onnxruntime raise many kinds of errors for a damaged file
+        if out_of_memory(error):
+            raise
+        told = f"{file}: missing, damaged or another model ({type(error).__name__})"
+        raise UserError(f"{told}; made again by: {command_again(file.parent.name, run)}") from error
+
+
+def load_script(path):
+    """The call of a model.pt, see `Runner`."""
+    with silence():
+        script = torch.jit.load(path)
+    return lambda ids, types, mask: script(ids, mask, types)
+
+
+def load_onnx(path):
+    """The call of an onnx file, see `Runner`, on the CPU with as many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
+    def call(ids, types, mask):
+        arrays = dict(zip(INPUTS, (ids.numpy(), mask.numpy(), types.numpy()), strict=True))
+        return torch.from_numpy(session.run(None, arrays)[0])
 
-def run_onnx(session, input_ids, token_type_ids, attention_mask):
-    """A session's logits (B, C)."""
-    arrays = dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy(), token_type_ids.numpy()), strict=True))
-    return torch.from_numpy(session.run(None, arrays)[0])
+    return call

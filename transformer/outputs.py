@@ -231,15 +231,13 @@ def check_apart(folder, places):
 
 
 @contextlib.contextmanager
-def holding(folder, student, processes, inputs=()):
+def holding(folder, student, processes):
     """Hold a folder (None = nothing) for results on the model in `student`, often the same folder. Raises UserError, in
-    every process, where it is that of an input, see `check_apart`, has another run's output, or a run is at work."""
+    every process, where it has another run's output, or a run is writing there."""
 
     def claim():
-        if Path(folder).resolve() != Path(student).resolve():
-            check_apart(folder, inputs)
-            if read_record(folder):
-                raise UserError(f"--output_dir {folder}: has the output of another run than {student}; choose another")
+        if read_record(folder) and Path(folder).resolve() != Path(student).resolve():
+            raise UserError(f"--output_dir {folder}: has the output of another run than {student}; choose another")
         lock_folder(make_folder(folder))
 
     if folder:
