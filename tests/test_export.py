@@ -154,9 +154,8 @@ def test_an_export_of_other_weights_is_refused_and_left_out_of_the_report(studen
     assert read_json(student / "5" / "int8" / "run.json")["inputs"]["student_model"] == fingerprint(student / "5")
 
 
-@pytest.mark.parametrize(
-    "form, name", [("int8", "model.pt"), pytest.param("onnx", "model.onnx", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("form, name", [("int8", "model.pt"), ("onnx", "model.onnx")])
 def test_a_damaged_export_is_told_with_the_command_that_makes_it_again(student, form, name):
     assert run(student, "--do_export", form).returncode == 0
     path = student / "5" / form / name
@@ -166,8 +165,7 @@ def test_a_damaged_export_is_told_with_the_command_that_makes_it_again(student, 
         process = run(student, "--do_eval", "--output_dir", student / "out")
         assert process.returncode == 2 and process.stderr.count("\n") == 1, process.stderr
         assert f"{name}: missing, damaged or another model (" in process.stderr
-        assert f"made again by: python {export.__file__.rpartition('/transformer/')[0]}"[:22] in process.stderr
-        assert f"--do_export {form} --overwrite_output" in process.stderr
+        assert "made again by: python " in process.stderr and f"--do_export {form} --overwrite_output" in process.stderr
 
 
 def test_a_folder_without_a_classifier_is_refused_in_one_line(student):

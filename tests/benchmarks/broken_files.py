@@ -85,6 +85,7 @@ def prepare(folder):
     flags = commands["augment"][1].copy()
     flags[flags.index("SST-2")] = "mine"
     commands["own"] = "data_augmentation.py", flags
+    commands["baseline"] = commands["evaluate"][0], [*commands["evaluate"][1], "--baseline"]
     for name in ("augment", "pregenerate", "packed", "general", "finetune", "intermediate", "prediction"):
         run(commands[name])
     stopped = {"stopped": ("general", folder / "3s"), "stopped prediction": ("prediction", folder / "5s")}
@@ -164,6 +165,12 @@ def record_cases(folder):
     settings = wrong_objects(record["settings"], outputs.SETTINGS)
     files = {what: json.dumps({**record, "settings": json.loads(data)}).encode() for what, data in settings.items()}
     yield from replaced("5/run.json", files, "evaluate")
+    # What of it is only compared, or is another training's recipe, may be anything else too.
+    for place, command in (("5/run.json", "baseline"), ("teacher/SST-2/run.json", "prediction")):
+        record = json.loads((folder / place).read_text())
+        spoilt = ((key, value) for key in record["settings"] for value in (None, "x", [1], -1))
+        files = {f"{key} {value}": {**record, "settings": {**record["settings"], key: value}} for key, value in spoilt}
+        yield from replaced(place, {what: json.dumps(value).encode() for what, value in files.items()}, command)
     yield from objects(folder, "glue/mine/task.json", own_tasks.KEYS, "own")
     for place, command in (("2/epoch_0_metrics.json", "general"), ("2p/epoch_0_metrics.json", "mapped")):
         yield from objects(folder, place, epochs.METRICS, command, "epoch_N_metrics.json")
