@@ -192,9 +192,7 @@ def distill(run, teacher_folder, student_folder, output_dir, student_vocab, lear
         if with_report:
             report_student(run, teacher_folder, student_folder, output.folder, known, baseline)
     if not with_report and OUTPUTS[PREDICTION] in output.folder.resolve().parts:
-        logging.info(
-            "%s: there is no score, since this was the intermediate step; --pred_distill gives one", output_dir
-        )
+        logging.info("%s: there is no score after the intermediate step; --pred_distill gives one", output_dir)
 
 
 def learn_layers(matching, run, student, teacher, data, tokenizer, output):

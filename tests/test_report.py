@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
@@ -555,6 +556,23 @@ def test_two_reports_differ_in_their_timings_only(copy):
     first, second = (without_timings(re.sub(r"`/[^`]*/", "`", text)) for text in (before, after))
     assert first == second and len(first) > 40
     assert "finished before" in printed and re.search(r"^dev acc +[\d.]+ +[\d.]+ +[\d.]+% of the", printed, re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["report.md", "report.json"])
+def test_a_report_that_a_kill_cut_short_is_whole_after_the_same_command(copy, name, monkeypatch):
+    for file in ("report.md", "report.json"):
+        (copy / "5" / file).unlink()
+    replace = os.replace
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", lambda *paths: die() if str(paths[1]).endswith(name) else replace(*paths))
+        call(copy, "prediction")
+    assert call(copy, "prediction").returncode == 0
+    assert {"5/report.md", "5/report.json"} <= names(copy)
+
+
+def die():
+    raise Killed
 
 
 @pytest.mark.slow

@@ -63,8 +63,7 @@ def rows_of(task, candidates, measured):
 
 
 def table_of(task, candidates, measured):
-    """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio to
-    it."""
+    """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio."""
     taught = "teacher" in candidates
     ratio = ["student's ratio" if len(candidates) > 2 else "ratio"] if taught else []
     lines = [["", *candidates, *ratio]]

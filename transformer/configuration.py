@@ -23,8 +23,7 @@ ACTIVATIONS = {
 DROPOUT = Field("a number from 0 up to 1, 1 excluded", NUMBER, 0, 1 - 1e-6)
 SMALL = Field("a number from 0 to 1,000", NUMBER, 0, 1000)
 WIDTH = Field("a whole number, 0 to 32,768, or null", (int, NULL), 0, 1 << 15)
-# {key: (default, what it may be)}. Sizes end far beyond any BERT's, so that a damaged file is told before anything is
-# made of its size.
+# {key: (default, what it may be)}. Sizes end far beyond any BERT's: a damaged file is told before anything is made.
 KEYS = {
     "vocab_size": (30522, whole(1, 1 << 24)),
     "hidden_size": (768, whole(1, 1 << 15)),

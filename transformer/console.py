@@ -16,8 +16,7 @@ FORMAT, TIME = "%(asctime)s  %(message)s", "%H:%M:%S"  # of a log line
 
 
 def run(main, debug=False):
-    """Call a script's main(). Bad input exits with one line and status 2, an interruption with status 130 or 143, a
-    closed pipe with 141.
+    """Call a script's main(). Exit status: 2 with one line for bad input, 130 or 143 interrupted, 141 a closed pipe.
 
     `debug`: show an error's traceback, as --debug does.
     """

@@ -65,8 +65,7 @@ def cached_path(url_or_path, cache_dir=None, sha256=None):
 
 
 def _fetch(url, target, sha256=None, offline=False):
-    """Make `target` the file at `url`; False where the old copy is used: without the server, or on a disk that is for
-    reading only."""
+    """Make `target` the file at `url`; False where the old copy is used: without the server, or on a read-only disk."""
     offline = offline or (is_hub(url) and os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"))
     mask = os.umask(0o077)  # others may have no right to what a password or a token fetches
     try:
@@ -284,8 +283,7 @@ def check_model_type(path):
 
 
 def advice_on(path):
-    """How to get a file or folder that is missing or incomplete, ending with the command; None where nothing brings it.
-    Its name decides."""
+    """How to get what is missing or incomplete, by its name, ending with the command; None where nothing brings it."""
     if command := read_or_empty(Path(path) / RECORD_NAME, MADE).get("command"):
         return f"made again by: {command}{'' if OVERWRITE in command else f' {OVERWRITE}'}"
     *_, above, name = ("", *Path(os.path.abspath(os.path.expanduser(path))).parts)

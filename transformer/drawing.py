@@ -108,9 +108,7 @@ def bars(axis, title, groups, intervals=None):
             ends = [intervals[name][label] for name in groups]
             # A score may lie outside its interval by rounding; an error bar has no negative length.
             pairs = zip(heights, ends, strict=True)
-            errors = list(
-                zip(*((max(value - low, 0), max(high - value, 0)) for value, (low, high) in pairs), strict=True)
-            )
+            errors = [*zip(*((max(value - low, 0), max(high - value, 0)) for value, (low, high) in pairs), strict=True)]
         drawn = axis.bar(places, heights, width * 0.92, label=label, yerr=errors, ecolor="dimgray", capsize=3)
         axis.bar_label(drawn, fmt="%.4f" if few else "%.3f", padding=2, fontsize="small" if few else "x-small")
     lowest = min(value for values in groups.values() for value in values.values())

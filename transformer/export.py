@@ -6,6 +6,7 @@ that the student no longer has. Shapes: B batch, L tokens, C head outputs.
 
 import contextlib
 import copy
+import functools
 import importlib.util
 import io
 import logging
@@ -34,6 +35,8 @@ FORMS = {
 }
 WITH_WEIGHTS = (WEIGHTS_NAME, SAFE_WEIGHTS_NAME, SCRIPT_NAME, ONNX_NAME, ONNX_INT8_NAME)
 WRITTEN = (*WITH_WEIGHTS, CONFIG_NAME, "vocab.txt", "tokenizer_config.json")  # what an export replaces
+# {form: {column of the report: file}}
+PROGRAMS = {"int8": {"int8 model.pt": SCRIPT_NAME}, "onnx": {"onnx": ONNX_NAME, "onnx int8": ONNX_INT8_NAME}}
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -162,55 +165,52 @@ def exported(run, student):
         record = read_record(folder)
         if not record.get("finished"):
             continue
+        again = f"made again by: {run.provenance.command_of(EVALUATION, do_export=form, overwrite_output=True)}"
         if record["inputs"].get("student_model") != now:
             told = f"{folder}: made from other weights than the student has now, so it is not in the report"
-            logging.warning("%s; made again by: %s", told, command_again(form, run))
-        elif form == "int8":
-            candidates["int8"] = run.candidate(folder)
-            candidates["int8 model.pt"] = candidate_of(load_script, folder / SCRIPT_NAME, run, student)
-        elif find_missing(form):
-            logging.warning("%s: not in the report, which needs %s", folder, " and ".join(find_missing(form)))
-        else:
-            for title, name in (("onnx", ONNX_NAME), ("onnx int8", ONNX_INT8_NAME)):
-                candidates[title] = candidate_of(load_onnx, folder / name, run, student)
+            logging.warning("%s; %s", told, again)
+            continue
+        if missing := find_missing(form):
+            logging.warning("%s: not in the report, which needs %s", folder, " and ".join(missing))
+            continue
+        candidates |= {"int8": run.candidate(folder)} if form == "int8" else {}
+        for title, name in PROGRAMS[form].items():
+            try:
+                candidates[title] = candidate_of(folder / name, run, student)
+            except Exception as error:  # PyTorch and onnxruntime raise many kinds of errors for a damaged file
+                if out_of_memory(error):
+                    raise
+                told = f"{folder / name}: missing, damaged or another model ({type(error).__name__})"
+                raise UserError(f"{told}; {again}") from error
     return candidates
 
 
-def command_again(form, run):
-    return run.provenance.command_of(EVALUATION, do_export=form, overwrite_output=True)
-
-
-def candidate_of(load, file, run, student):
-    """The `Candidate` of an export in one file, which `load` reads. `student`: what it was made from. Raises UserError
-    for a file that does not run."""
-    try:
-        runner = Runner(load(file), student.model)
-        answers = run.evaluator.answers(run.task, runner, student.dev)
-        return Candidate(file.parent, runner, student.tokenizer, student.dev, answers, file.stat().st_size)
-    except Exception as error:  # PyTorch and onnxruntime raise many kinds of errors for a damaged file
-        if out_of_memory(error):
-            raise
-        told = f"{file}: missing, damaged or another model ({type(error).__name__})"
-        raise UserError(f"{told}; made again by: {command_again(file.parent.name, run)}") from error
-
-
-def load_script(path):
-    """The call of a model.pt, see `Runner`."""
+def call_of(path):
+    """What a `Runner` calls, of an exported file."""
+    if path.suffix == ".onnx":
+        return functools.partial(run_onnx, onnx_session(path))
     with silence():
         script = torch.jit.load(path)
     return lambda ids, types, mask: script(ids, mask, types)
 
 
-def load_onnx(path):
-    """The call of an onnx file, see `Runner`, on the CPU with as many threads as PyTorch has."""
+def candidate_of(file, run, student):
+    """The `Candidate` of an export in one file. `student`: what it was made from."""
+    runner = Runner(call_of(file), student.model)
+    answers = run.evaluator.answers(run.task, runner, student.dev)
+    return Candidate(file.parent, runner, student.tokenizer, student.dev, answers, file.stat().st_size)
+
+
+def onnx_session(path):
+    """An onnxruntime session on the CPU, with as many threads as PyTorch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def call(ids, types, mask):
-        arrays = dict(zip(INPUTS, (ids.numpy(), mask.numpy(), types.numpy()), strict=True))
-        return torch.from_numpy(session.run(None, arrays)[0])
 
-    return call
+def run_onnx(session, input_ids, token_type_ids, attention_mask):
+    """A session's logits (B, C)."""
+    arrays = dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy(), token_type_ids.numpy()), strict=True))
+    return torch.from_numpy(session.run(None, arrays)[0])

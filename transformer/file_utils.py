@@ -25,7 +25,7 @@ from transformer import downloads
 from transformer.console import run
 from transformer.downloads import WEIGHTS, cached_path, model_folder, upload
 from transformer.files import UserError, atomic_write, copy_file, make_folder, write_json
-from transformer.json_file import read_json
+from transformer.json_file import Field, read_json
 from transformer.remote import HUB, hub, s3_files
 
 # Older code imports these from here.
@@ -43,6 +43,7 @@ TSV = ("train.tsv", "dev.tsv", "test.tsv")
 MNLI_TSV = ("train.tsv", "dev_matched.tsv", "dev_mismatched.tsv", "test_matched.tsv", "test_mismatched.tsv")
 MRPC_RAW = (SENTEVAL + "msr_paraphrase_train.txt", SENTEVAL + "msr_paraphrase_test.txt", GLUE + "mrpc_dev_ids.tsv")
 
+FETCHED = Field("what is known of a file", (dict,), of=Field("a text or a size", (str, int)))
 MISSING, INTACT, CHANGED, OWN = "missing", "intact", "changed", "there (your own files)"  # the states of a file
 
 # The general students, which have no tokenizer_config.json, share a folder that has room for one.
@@ -130,10 +131,15 @@ def _address(url):
     return mirror.rstrip("/") + urlsplit(url).path if mirror else url
 
 
+def _fetched(cache):
+    """{path: {"source": name, "sha256": sum}} of the files that were fetched; entries of another kind are left out."""
+    found = downloads.read_or_empty(cache / "fetched.json")
+    return {path: about for path, about in found.items() if FETCHED.fits(about) and {"source", "sha256"} <= {*about}}
+
+
 def _file_states(name, root, cache):
     """{file of a source: MISSING, INTACT, CHANGED since it was fetched, or OWN (not fetched by us, used as it is)}."""
-    folder, states = root / SOURCES[name].folder, {}
-    fetched = downloads.read_or_empty(cache / "fetched.json")
+    folder, states, fetched = root / SOURCES[name].folder, {}, _fetched(cache)
     for file in SOURCES[name].files:
         if file == "weights":
             file = next((w for w in WEIGHTS if (folder / w).exists()), downloads.weights_in_order()[0])
@@ -156,7 +162,7 @@ def _other_model(name, root, cache):
         return ""
     if (folder / "run.json").exists():
         return "the output of general_distill.py"
-    fetched = downloads.read_or_empty(cache / "fetched.json")
+    fetched = _fetched(cache)
     for path in (folder / file for file in (*MODEL[:-1], *WEIGHTS)):
         found = fetched.get(str(path.resolve()), {}).get("source", "a model of your own")
         if path.exists() and found != name:
@@ -184,7 +190,7 @@ def fetch_source(name, root, cache):
             logging.info("%s: was changed after it was fetched; kept as %s.old", folder / file, file)
     contents = _unpack(name, raw, made, folder)
     # Recorded before they are copied: what a killed run leaves is then known to come from here.
-    record = downloads.read_or_empty(cache / "fetched.json")
+    record = _fetched(cache)
     for file, path in zip(made, contents, strict=True):
         about = {"source": name, "size": path.stat().st_size, "sha256": downloads.sha256_of(path)}
         record[str((folder / file).resolve())] = about

@@ -112,8 +112,7 @@ def way_out(found, folder, run, told="made again by", **changes):
 
 
 def longer_tuning(folder, run):
-    """The end of a message about a fine-tuned teacher that has learned nothing: the command that trains it for three
-    times as many epochs."""
+    """The end of a message about a teacher that has learned nothing: the command that trains it three times as long."""
     epochs = read_record(folder).get("settings", {}).get("num_train_epochs", run.schedule.num_train_epochs)
     return way_out(folder, folder, run, "train it for longer", num_train_epochs=3 * epochs)
 
@@ -161,9 +160,8 @@ def train_baseline(student, output_dir, run, start=None):
                 tokenizer = BertTokenizer.from_pretrained(student, run.reading.do_lower_case)
                 set_seed(run.schedule.seed)  # random weights must not depend on what ran before
                 model = task.kind.model(config).to(run.here.device)
-            logging.info(
-                "baseline, trained on gold labels alone, from %s: %s", start or "random weights", describe(model)
-            )
+            begun = start or "random weights"
+            logging.info("baseline, trained on gold labels alone, from %s: %s", begun, describe(model))
             train_on_labels(model, tokenizer, labels, run, output)
     return output.folder
 

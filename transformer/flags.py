@@ -150,9 +150,7 @@ FLAGS = {
         "glove_embs": Flag(path, "word vectors as text; Chinese ones for Chinese text", GLOVE, SAMPLE_VECTORS),
         "glove_words": Flag(int, "most words to read from the vectors, 0 = all", 100_000, expected=NOT_NEGATIVE),
         "glue_dir": Flag(path, "folder of the tasks' folders", ".", SAMPLE, sample_data=True),
-        "N": Flag(
-            int, "tries per sentence; repeated results are dropped", 30, 4, NOT_NEGATIVE, by_task=(AUGMENTATION,)
-        ),
+        "N": Flag(int, "tries per sentence; repeats are dropped", 30, 4, NOT_NEGATIVE, by_task=(AUGMENTATION,)),
         "M": Flag(int, "candidates per word", 15, 8),
         "p": Flag(float, "probability that a word is replaced, 0 to 1", 0.4, expected=FRACTION),
         "batch_size": Flag(int, "masked sentences of 128 tokens per batch; more if shorter", 32, **NO_RESULT),

@@ -18,12 +18,8 @@ from transformer.json_file import NULL, NUMBER, Field, parse_json, whole
 HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
 VALUES = Field("a number for each name", (dict,), of=Field("a number", NUMBER, low=None))
 ENTRY = {"step": whole(needed=True), "losses": VALUES, "evaluation": VALUES, "command": Field("a command")}
-ENTRY |= {
-    "steps": whole(),
-    "seconds": Field("a number", NUMBER),
-    "rows": Field("a whole number", (int, NULL), 0),
-    "unlabelled": whole(),
-}
+ENTRY |= {"steps": whole(), "seconds": Field("a number", NUMBER)}
+ENTRY |= {"rows": Field("a whole number", (int, NULL), 0), "unlabelled": whole()}
 
 
 class History:

@@ -254,8 +254,7 @@ class BertPreTrainedModel(nn.Module):
         return [fit(hidden) for fit, hidden in zip(fits, hidden_states, strict=True)]
 
     def num_parameters(self, part=""):
-        """Number of weights, or of those whose names begin with `part`, without the projection, which only training
-        uses."""
+        """Number of weights, or of those whose names begin with `part`, without the projection of a training."""
         named = ((name, value) for name, value in self.named_parameters() if name.startswith(part))
         return sum(value.numel() for name, value in named if not name.startswith("fit_dense"))
 

@@ -109,7 +109,9 @@ class Output:
         contents = {name: fingerprint(file) for name, file in self.inputs.items() if file is not None}
         values = {"script": self.provenance.script, "settings": settings, "inputs": contents}
         self.values = json.loads(json.dumps(values))  # as the record reads back
-        present, found, overwrite = self._present(), self._read_record(), self.provenance.overwrite
+        present, found, overwrite = self._present(), {}, self.provenance.overwrite
+        with contextlib.suppress(*[UserError] * overwrite):  # a broken record, which will be replaced
+            found = read_record(self.path)
         # Another script's files are not those that this run would remove.
         other = bool(found) and found.get("script") != self.provenance.script
         # A run was killed while it removed old files, or all of them were deleted later.
@@ -141,15 +143,6 @@ class Output:
         ways = [] if other else [f"{OVERWRITE} replaces it"]
         ways += ["--output_dir writes elsewhere"] if elsewhere else []
         return ", ".join(ways) or "move it away first"
-
-    def _read_record(self):
-        """The existing record, {} without one. Raises UserError for a broken one, unless it will be replaced."""
-        try:
-            return read_record(self.path)
-        except UserError:
-            if self.provenance.overwrite:
-                return {}
-            raise
 
     def _differences(self, found):
         was, now = found["settings"], self.values["settings"]
@@ -270,8 +263,7 @@ def fingerprint(path):
 
 
 def read_record(place):
-    """The record at a path or in a model folder: script, settings and inputs; {} without one. Raises UserError for a
-    broken or strange one."""
+    """The record at a path or in a model folder: script, settings, inputs; {} without one. Raises UserError: broken."""
     path = Path(place) / RECORD_NAME if Path(place).is_dir() else Path(place)
     try:
         found = read_json(path, RECORD) if path.is_file() else {}

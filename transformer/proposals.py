@@ -81,9 +81,8 @@ class CandidateProposer:
         self._look_up(split_all())
         self.vectors = None
         if most > MOST_WORDS:
-            logging.warning(
-                "some texts have more than %d words: only the first %d are replaced", MOST_WORDS, MOST_WORDS
-            )
+            told = "some texts have more than %d words: only the first %d are replaced"
+            logging.warning(told, MOST_WORDS, MOST_WORDS)
 
     def candidates(self, texts):
         """{text: (its words, {word index: candidates})}, without the words that have no candidates."""

@@ -194,13 +194,7 @@ class BertForMaskedLM(_WithHead, modeling.BertForMaskedLM):
     """The masked-LM head."""
 
     def forward(
-        self,
-        input_ids,
-        token_type_ids=None,
-        attention_mask=None,
-        masked_lm_labels=None,
-        output_att=False,
-        infer=False,
+        self, input_ids, token_type_ids=None, attention_mask=None, masked_lm_labels=None, output_att=False, infer=False
     ):
         """Returns scores over the vocabulary (B, L, V), or with labels (B, L) the loss; with `output_att` a pair of
         that and the attention scores. `infer` changes nothing."""

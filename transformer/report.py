@@ -78,9 +78,8 @@ def write_report(run, candidates, output, baseline):
     tried = first_try(task, run.folder, run.reading.limit, student) if baseline else {}
     candidates = candidates | tried | exported(run, student)
     answers = {name: each.answers for name, each in candidates.items()}
-    results, samples = (
-        {name: of(task, each) for name, each in answers.items()} for of in (results_of, resampled_results)
-    )
+    results = {name: results_of(task, each) for name, each in answers.items()}
+    samples = {name: resampled_results(task, each) for name, each in answers.items()}
     measured = Measured(results, samples, *(measure_speed(candidates, each, evaluator) for each in (length, None)))
     rows, table = rows_of(task, candidates, measured), table_of(task, candidates, measured)
     said = summary(task, rows)
@@ -109,10 +108,10 @@ def write_report(run, candidates, output, baseline):
         *(step_section(task, step) for step in steps),
         *(step_section(task, step, f"{name}: ") for name, *found in others for step in found),
     ]
-    with atomic_write(output / REPORT_NAME) as file:
-        file.write("\n\n".join(parts) + "\n")
     numbers = [{"title": row.title, **row.values} for row in rows]
     write_json(output / TABLE_NAME, {"task": task.name, "summary": said, "conditions": conditions, "table": numbers})
+    with atomic_write(output / REPORT_NAME) as file:  # last: where it is, nothing is made again
+        file.write("\n\n".join(parts) + "\n")
     return [output / REPORT_NAME, output / TABLE_NAME, *([picture] if drawn else [])]
 
 
@@ -319,8 +318,7 @@ def make_panels(task, candidates, measured, steps):
 
 
 def sum_up_seeds(output_dir, seeds, following=None):
-    """--seeds: write the mean and standard deviation of the scores in seed_N to eval_results.txt. `following`: the next
-    command."""
+    """--seeds: write mean and deviation of the scores in seed_N to eval_results.txt. `following`: the next command."""
     folders = {f"seed {seed}": output_dir / f"seed_{seed}" for seed in map(int, seeds.split(","))}
     runs = {title: read_results(folder / RESULTS_NAME) for title, folder in folders.items()}
     names = [name for name in next(iter(runs.values())) if name != "global_step"]

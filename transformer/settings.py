@@ -299,7 +299,9 @@ def settings_for(step, given, header=None, task=NO_TASK, recorded=None, changes=
     for name in rows:
         found = ((origin, layer.get(name)) for origin, layer in layers.items())
         origin, value = next((each for each in found if each[1] is not None), ("", None))
-        values[name] = at_home(value) if rows[name].type in (flags.path, model, list) else value
+        if rows[name].type in (flags.path, model) and value is not None:
+            value = os.path.expanduser(value)  # Path's own raises RuntimeError for ~nobody
+        values[name] = [*map(os.path.expanduser, value)] if isinstance(value, list) else value
         if origin and name not in changes:
             origins[name] = origin
     values |= changes
@@ -360,13 +362,6 @@ def sample_of(step, asked):
     rows = flags_of(step) if asked.get("sample") else {}
     own_task = flags.task_key(asked.get("task_name") or flags.SAMPLE_TASK) != flags.task_key(flags.SAMPLE_TASK)
     return {name: flag.value_at(step, "sample") for name, flag in rows.items() if not (own_task and flag.sample_data)}
-
-
-def at_home(place):
-    """A path, or each of a list, with a user's home folder for ~ and ~user."""
-    if isinstance(place, list):
-        return [*map(at_home, place)]
-    return os.path.expanduser(place) if isinstance(place, str) else place  # Path's own raises RuntimeError for ~nobody
 
 
 def check(step, values):

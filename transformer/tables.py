@@ -77,8 +77,7 @@ class Table:
         return self.names.index(name)
 
     def find(self, *columns):
-        """The name, as it stands in this table, of the first of `columns` that is there, in upper or lower case; None
-        without one."""
+        """The name in this table of the first of `columns` that is there, in upper or lower case; None without one."""
         same = {name.strip().lower(): name for name in reversed(self.names)}
         exact = [column for column in columns if column in self.names]
         return [*exact, *(same[each.lower()] for each in columns if each and each.lower() in same), None][0]

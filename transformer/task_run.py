@@ -198,8 +198,7 @@ class TaskRun:
         output.finish(f"{len(data.train)} rows in{without}, {steps}")
 
     def teacher_outputs(self, teacher, data, folder):
-        """The teacher's outputs (N, C), computed once for each row that the plan trains on, and kept in `folder` for a
-        resumed run."""
+        """The teacher's outputs (P, C) for each row that the plan trains on, kept in `folder` for a resumed run."""
         path, here, shape = folder / OUTPUTS_NAME, self.here, (data.train.num_outputs, teacher.config.num_labels)
         kept = here.from_first(lambda: read_outputs(path, shape))
         if kept is not None:

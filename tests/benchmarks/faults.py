@@ -24,6 +24,7 @@ import io
 import os
 import pickle
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -38,7 +39,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import torch._dynamo  # noqa: E402, F401 (the first optimizer imports it)
 from pipeline import no_pictures  # noqa: E402
-from tiny import call_script, make_all, scripts, tree  # noqa: E402
+from tiny import call_script, make_all, names, scripts, tree  # noqa: E402
 
 import data_augmentation  # noqa: E402
 import pregenerate_training_data  # noqa: E402
@@ -163,8 +164,13 @@ def run(folder, name, way=None, at=None):
 
 
 def everything(folder):
-    """Every file's bytes, as `tiny.tree`, and records with their commands."""
-    return {**tree(folder), **{path.name: path.read_bytes() for path in folder.rglob("*run.json")}}
+    """Every file's bytes, as `tiny.tree`, and records with their commands; of reports, which tell times, the names."""
+    records = {path.name: path.read_bytes() for path in folder.rglob("*run.json")}
+    return {
+        **tree(folder),
+        **records,
+        "reports": {name for name in names(folder) if re.search("report.(md|json)$", name)},
+    }
 
 
 def faults_at(folder, before, expected, name, way, at):

@@ -132,9 +132,8 @@ class Kind:
 
     def row_losses(self, outputs, targets):
         """`gold_loss` of each example, (N,)."""
-        return torch.stack(
-            [self.gold_loss(outputs[row : row + 1], targets[row : row + 1]) for row in range(len(targets))]
-        )
+        pairs = zip(outputs.split(1), targets.split(1), strict=True)
+        return torch.stack([self.gold_loss(*each) for each in pairs])
 
     def prediction_loss(self, student_outputs, teacher_outputs, temperature):
         """L_pred of student and teacher outputs, (P, C) each: a scalar, the mean over the examples."""
