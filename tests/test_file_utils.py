@@ -1083,3 +1083,14 @@ def test_the_table_matches_the_official_addresses():
     assert unsigned == {"AX.tsv"}
     assert all(len(bytes.fromhex(sha256)) == 32 for sha256 in file_utils.CHECKSUMS.values())
     assert {address.split("/")[2] for source in glue for address in source.addresses} == {"dl.fbaipublicfiles.com"}
+
+
+@pytest.mark.parametrize("about", [5, None, [], {}, {"sha256": "x"}, {"sha256": [], "source": {}}])
+def test_entries_of_another_kind_among_those_of_what_was_fetched_count_as_none(tmp_path, about, capsys):
+    weights = tmp_path / "3_general_distill" / "pytorch_model.bin"
+    weights.parent.mkdir()
+    weights.write_bytes(b"mine")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "fetched.json").write_text(json.dumps({str(weights.resolve()): about}))
+    main(["--list", "--dir", str(tmp_path), "--cache_dir", str(tmp_path / "cache")])
+    assert "missing (3_general_distill/ holds a model of your own)" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from pathlib import Path
 from transformer.console import command_line, format_seconds, log_to
 from transformer.downloads import MADE, MODEL_PARTS, OVERWRITE, RECORD_NAME, check_finished, missing_files, upload
 from transformer.files import UserError, atomic_write, lock_folder, make_folder, unlock_folder, write_json
-from transformer.json_file import FLAG, NULL, Field, check, read_json, whole
+from transformer.json_file import FLAG, NULL, NUMBER, Field, check, read_json, whole
 
 REPORT_NAME, PICTURE_NAME, TABLE_NAME = "report.md", "report.png", "report.json"  # beside a task's student
 BASELINE_FOLDER, GENERAL_BASELINE_FOLDER = "baseline", "baseline_general"  # likewise, with --baseline
@@ -38,11 +38,11 @@ TRAINED = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.b
 TRAINED += ("model.safetensors", "training_state.bin", "teacher_logits.npy", "train_log.jsonl", "curves.png")
 TRAINED += (RESULTS_NAME, LOG_NAME, REPORT_NAME, PICTURE_NAME, TABLE_NAME)
 TRAINED += tuple(f"{each}/{name}" for each in (BASELINE_FOLDER, GENERAL_BASELINE_FOLDER) for name in TRAINED)
-# A record, and those of its settings that more is done with than comparing them.
+# A record, and those of its settings that are not only compared.
 OBJECT, DIGESTS = Field("an object", (dict,)), Field("a digest for each input", (dict,), of=Field("a digest"))
-RECORD = {"script": Field("a name"), "settings": OBJECT, "inputs": DIGESTS, "progress": OBJECT, "clearing": FLAG}
-RECORD |= MADE
+RECORD = MADE | {"script": Field("a name"), "settings": OBJECT, "inputs": DIGESTS, "progress": OBJECT, "clearing": FLAG}
 SETTINGS = {"step": Field("a name or null", (str, NULL)), "train_batch_size": whole(1)}
+SETTINGS["num_train_epochs"] = Field("a number", NUMBER)
 SAMPLES, SAMPLE_BYTES = 1000, 1 << 20  # parts of a large input that identify it; this takes about a second
 
 
