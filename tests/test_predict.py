@@ -168,6 +168,13 @@ def test_a_classifier_from_elsewhere_answers_too(tmp_path):
     assert len(answer(model, write(tmp_path, "t.csv", "n,sentence\n1,good\n"), tmp_path / "out")) == 2
 
 
+def test_answers_in_place_of_earlier_ones_are_told(tmp_path):
+    source = write(tmp_path, "t.txt", "good\n")
+    flags = ["--predict_file", source, "--student_model", make_model(tmp_path / "model"), "--output_dir", tmp_path]
+    first, second = (call_script("task_distill.py", *flags).stdout for _ in range(2))
+    assert "predictions.tsv (in place of an earlier file)\n" in second and "in place of" not in first
+
+
 def test_pairs_stand_on_a_line_with_a_tab_between_and_a_score_is_one_column(tmp_path):
     told = {"name": "alike", "text": ["one", "two"], "label": "score", "max_seq_length": 23}
     model = make_model(tmp_path / "model", 1, task=told)
