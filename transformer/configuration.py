@@ -73,7 +73,7 @@ class BertConfig:
         if isinstance(task := values.get("task"), dict):
             size = self.num_labels
             each = Field(f"{size} numbers from 0 to 1", (list,), size, size, of=Field("a number", NUMBER, 0, 1))
-            check(task, {"thresholds": each}, f"{CONFIG_NAME}: task")
+            check(task, {"thresholds": each, "null_threshold": Field("a number", NUMBER)}, f"{CONFIG_NAME}: task")
         if self.pad_token_id >= self.vocab_size:
             raise UserError(f"{CONFIG_NAME}: pad_token_id is {self.pad_token_id}, vocab_size is {self.vocab_size}")
         width, heads = self.hidden_size, self.num_attention_heads

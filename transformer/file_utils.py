@@ -37,6 +37,7 @@ Source = namedtuple("Source", "folder files megabytes addresses model teacher", 
 
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/"
 SENTEVAL = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
+SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 MODEL = ("config.json", "vocab.txt", "tokenizer_config.json", "weights")
 CHINESE_VOCABULARY = f"{HUB}/bert-base-chinese/resolve/main/vocab.txt"
 TSV = ("train.tsv", "dev.tsv", "test.tsv")
@@ -48,6 +49,11 @@ MISSING, INTACT, CHANGED, OWN = "missing", "intact", "changed", "there (your own
 
 # The general students, which have no tokenizer_config.json, share a folder that has room for one.
 student = functools.partial(Source, "3_general_distill", ("config.json", "vocab.txt", "weights"))
+
+
+def squad(folder, files, megabytes):
+    return Source(folder, files, megabytes, tuple(SQUAD + file for file in files))
+
 
 # TINYBERT_MIRROR=https://host/folder replaces the scheme and host of every address here, HF_ENDPOINT those of the hub.
 SOURCES = {
@@ -63,6 +69,12 @@ SOURCES = {
     "RTE": Source("RTE", TSV, 0.7, (GLUE + "RTE.zip",)),
     "WNLI": Source("WNLI", TSV, 0.03, (GLUE + "WNLI.zip",)),
     "AX": Source("AX", ("AX.tsv",), 0.2, (GLUE + "AX.tsv",)),
+    "squad": Source(
+        "SQuAD", ("train-v1.1.json", "dev-v1.1.json"), 35, (SQUAD + "train-v1.1.json", SQUAD + "dev-v1.1.json")
+    ),
+    "squad2": Source(
+        "SQuAD2", ("train-v2.0.json", "dev-v2.0.json"), 47, (SQUAD + "train-v2.0.json", SQUAD + "dev-v2.0.json")
+    ),
     "bert-base-chinese": Source("teacher_model/bert-base-chinese", MODEL, 412, model="bert-base-chinese"),
     "vocab_21128": Source("1_pre_data", ("vocab_21128.txt",), 0.1, (CHINESE_VOCABULARY,)),
     "TinyBERT_General_4L_312D": student(60, model="huawei-noah/TinyBERT_General_4L_312D", teacher="teacher"),
@@ -209,7 +221,9 @@ def _download(name, wanted, cache):
     """(names of the files that were fetched, paths in the cache of these files or of what they are made from)."""
     source = SOURCES[name]
     if not source.model:
-        addresses = source.addresses
+        files = {url.rsplit("/", 1)[-1]: url for url in source.addresses}
+        # Of files that are published as they are, only those that are wanted.
+        addresses = [files[file] for file in wanted] if {*source.files} <= files.keys() else source.addresses
         return wanted, [cached_path(_address(url), cache, CHECKSUMS.get(url.rsplit("/", 1)[-1])) for url in addresses]
     weights = downloads.weights_in_order() if {*wanted} & {*WEIGHTS} else ()  # in either format
     copy = downloads.fetch_model(_address(f"{HUB}/{source.model}/resolve/main"), cache / name, bool(weights))

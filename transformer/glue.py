@@ -1,4 +1,4 @@
-"""The tasks of GLUE in one table.
+"""The tasks of GLUE in one table, and SQuAD's two.
 
 A row names the columns with text and label, the labels in logit order, the metrics (the first selects the best model),
 and the reference's sequence length, epochs of the intermediate step and tries of augmentation. The file layout is that
@@ -8,9 +8,10 @@ of the official archives. User-defined tasks (`own_tasks`) are rows of the same 
 from dataclasses import replace
 
 from transformer.tasks.regression import REGRESSION
+from transformer.tasks.spans import SPANS
 from transformer.tasks.task import Row, Task, TaskFile, label_order
 
-__all__ = ["TASKS", "Row", "Task", "TaskFile", "compute_metrics", "label_order", "names_other_task"]
+__all__ = ["OTHERS", "TASKS", "Row", "Task", "TaskFile", "compute_metrics", "label_order", "names_other_task"]
 
 SENTENCE, SENTENCES, QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
 ENTAILMENT = ("entailment", "not_entailment")
@@ -54,6 +55,19 @@ GLUE = (
     # The diagnostic set, for MNLI's models. Its labels are published in a separate file with other column names.
     Task("AX", SENTENCES, labels=MNLI_LABELS, metrics=("mcc",), trained_as="MNLI", **AX_FILES),
 )
+SQUAD = Task("SQuAD", SPANS.texts, "answers", (), SPANS.offered, kind=SPANS, max_seq_length=SPANS.max_seq_length)
+# Their test sets are not published, so predictions are those for dev, as the official scripts read them.
+SQUADS = ((SQUAD, "v1.1"), (replace(SQUAD, name="SQuAD2"), "v2.0"))
+OTHERS = {
+    task.name.lower(): replace(
+        task,
+        source=task.name,
+        train_file=f"train-{version}.json",
+        dev_files=(f"dev-{version}.json",),
+        test_files=(f"dev-{version}.json",),
+    )
+    for task, version in SQUADS
+}
 TASKS = {task.name.lower(): replace(task, source=task.source or task.name) for task in GLUE}
 
 

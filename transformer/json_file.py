@@ -69,14 +69,15 @@ def place(path, line=None):
     return path if line is None else f"{path} line {line}"
 
 
-def read_json(path, fields=None):
-    """The object in a JSON file. Raises UserError with file, line and key: missing, not valid, not as `fields` say."""
+def read_json(path, fields=None, largest=LARGEST):
+    """The object in a JSON file of up to `largest` bytes. Raises UserError with file, line and key: missing, not valid,
+    not as `fields` say."""
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise UserError(f"{path}: larger than {LARGEST >> 20} MiB, expected a JSON file of a model or a run")
+            data = file.read(largest + 1)
+        if len(data) > largest:
+            raise UserError(f"{path}: larger than {largest >> 20} MiB, expected a smaller JSON file")
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}), expected JSON") from error

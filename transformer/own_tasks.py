@@ -27,13 +27,14 @@ from transformer.checkpoint import CONFIG_NAME, label_names
 from transformer.configuration import BertConfig
 from transformer.files import UserError
 from transformer.flags import task_key
-from transformer.glue import TASKS
+from transformer.glue import OTHERS, TASKS
 from transformer.json_file import FLAG, NUMBER, Field, check, read_json, whole
 from transformer.tables import SUFFIXES, open_table
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.kind import LABEL_COLUMNS, Kind
 from transformer.tasks.multilabel import MULTILABEL
 from transformer.tasks.regression import REGRESSION
+from transformer.tasks.spans import SPANS
 from transformer.tasks.task import Task, TaskFile
 from transformer.tasks.tokens import TOKENS
 
@@ -42,11 +43,12 @@ DESCRIPTION = "task.json"
 TEXTS = "sentence1 sentence2|text_a text_b|text1 text2|premise hypothesis|question1 question2|question sentence"
 TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|question context|sentence|text|tokens".split("|")]
 KINDS = (
+    SPANS,
     TOKENS,
     MULTILABEL,
     REGRESSION,
     CLASSIFICATION,
-)  # the first that claims a task's files, or has made a model, it is
+)  # the first that claims a task's files or made a model
 MOST_NUMBERS = 10  # with more whole numbers, they may be scores
 FEW, MOST_SLIPS = 50, 3  # with more rows, up to that many labels of one row may be slips
 MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
@@ -78,7 +80,7 @@ def find_task(name, folder=None, dev_fraction=None):
     folder = Path(folder or name)
     own = folder.name == name and ((folder / DESCRIPTION).is_file() or find_file(folder, "train"))
     by_key = {task_key(key): task for key, task in TASKS.items()}
-    glue = TASKS.get(name.lower()) or (not own and by_key.get(task_key(name)))
+    glue = (TASKS | OTHERS).get(name.lower()) or (not own and by_key.get(task_key(name)))
     if glue and dev_fraction:
         raise UserError(f"--dev_fraction: is for data of your own without a dev file; {glue.name} has one")
     if glue:
@@ -87,7 +89,7 @@ def find_task(name, folder=None, dev_fraction=None):
         raise UserError(f"--task_name {name}: expected a name of letters, digits, '_', '.', '-', as a folder has it")
     train = find_file(folder, "train")
     if train is None and not (folder / DESCRIPTION).is_file():
-        known = ", ".join(task.name for task in TASKS.values())
+        known = ", ".join(task.name for task in (TASKS | OTHERS).values())
         raise UserError(
             f"--task_name {name}: neither one of {known}, nor is there a {DESCRIPTION} or a training file "
             f"(train{', train'.join(SUFFIXES)}) in {folder}"
@@ -102,14 +104,14 @@ def stored_task(folder):
     said = config.__dict__.get("task", {})
     if not isinstance(said, dict):
         raise UserError(f"{where}: task is {said!r}, expected one object, as in {DESCRIPTION}")
-    said = {key: value for key, value in said.items() if key != "thresholds"}  # which `Task.as_in` takes
-    name, length = str(said.pop("name", Path(folder).resolve().name)), min(128, config.max_position_embeddings)
-    said = {"text": "text", "label": "label", "max_seq_length": length} | check_description(said, f"{where}: task")
-    row = TASKS.get(name.lower())
+    said = {key: value for key, value in said.items() if "threshold" not in key}  # those `Task.as_in` takes
+    name, kind = str(said.pop("name", Path(folder).resolve().name)), next(kind for kind in KINDS if kind.made(config))
+    length = min(kind.max_seq_length, config.max_position_embeddings)
+    said = {"text": kind.texts, "label": "label", "max_seq_length": length} | check_description(said, f"{where}: task")
+    row = (TASKS | OTHERS).get(name.lower())
     if row and row.num_labels == config.num_labels:
         return replace(row, max_seq_length=said["max_seq_length"])
     texts = (said["text"],) if isinstance(said["text"], str) else tuple(map(str, said["text"]))
-    kind = next(kind for kind in KINDS if kind.made(config))
     labels = tuple(label_names(config) or map(str, range(config.num_labels))) if kind.has_labels else ()
     own = {"max_seq_length": said["max_seq_length"], "other_columns": {"text": "sentence"}}
     own |= {"separator": said.get("separator", SEPARATOR)} if kind.separated else {}

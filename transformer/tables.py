@@ -10,10 +10,11 @@ import csv
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 
 from transformer.files import UserError
-from transformer.json_file import check_depth, parse_json
+from transformer.json_file import Field, check, check_depth, parse_json, read_json
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".conll", ".txt")  # .json: an object a line too, or one of SQuAD's files
 
@@ -29,7 +30,7 @@ def open_table(path, columns=(), wanted=()):
     a TSV file without header, that is, whose first line lacks some of `wanted`."""
     suffix = Path(path).suffix
     if suffix in (".jsonl", ".json"):
-        return JsonLines(path)
+        return Squad(path) if suffix == ".json" and Squad.is_in(path) else JsonLines(path)
     if suffix in (".conll", ".txt"):
         return Columns(path)
     return CommaSeparated(path) if suffix == ".csv" else TabSeparated(path, columns, wanted)
@@ -59,6 +60,7 @@ def decode_lines(file, name):
 class Table:
     """What the tables share. A subclass has `_rows`, which yields the first line too, and `line`."""
 
+    unit = "line"  # what the numbers of rows count
     quoting = ""  # what a row with too many columns may lack
 
     def __init__(self, path):
@@ -204,3 +206,42 @@ class JsonLines(Table):
     @staticmethod
     def line(row):
         return json.dumps(row, ensure_ascii=False)
+
+
+OBJECTS = Field("a list of objects", (list,), of=Field("an object", (dict,)), needed=True)
+NOT_EMPTY = Field("a text that is not empty", low=1, needed=True)
+QUESTION = {"id": NOT_EMPTY, "question": Field("a text", needed=True)}
+SQUAD_START = re.compile(rb'(\xef\xbb\xbf)?\s*\{(\s*"\w+"\s*:\s*("[^"]*"|[\d.]+)\s*,)*\s*"data"\s*:\s*\[')
+
+
+class Squad(JsonLines):
+    """SQuAD's official layout, one object with paragraphs and their questions. A row is a question, {"id", "question",
+    "context"} and, where the file has them, "answers" and "is_impossible". Its "line" is its id."""
+
+    unit, largest = "question", 1 << 28  # bytes
+
+    def __init__(self, path):
+        self.data = read_json(path, {"data": OBJECTS}, self.largest)["data"]
+        super().__init__(path)
+
+    @staticmethod
+    def is_in(path):
+        """Whether a JSON file begins as one of this layout."""
+        with open(path, "rb") as file:
+            return bool(SQUAD_START.match(file.read(4096)))
+
+    def _rows(self):
+        seen = set()
+        for number, article in enumerate(self.data, 1):
+            check(article, {"paragraphs": OBJECTS}, f"{self.path} data {number}")
+            for paragraph in article["paragraphs"]:
+                where = f"{self.path} data {number}, a paragraph"
+                check(paragraph, {"context": NOT_EMPTY, "qas": OBJECTS}, where)
+                for found in paragraph["qas"]:
+                    check(found, QUESTION, f"{self.path} question {str(found.get('id', '?'))[:60]}")
+                    if found["id"] in seen:
+                        raise UserError(f"{self.path} question {found['id']}: its id occurs twice, expected it once")
+                    seen.add(found["id"])
+                    kept = {key: found[key] for key in ("answers", "is_impossible") if key in found}
+                    row = {"id": found["id"], "question": found["question"], "context": paragraph["context"], **kept}
+                    yield found["id"], row

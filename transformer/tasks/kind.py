@@ -40,8 +40,10 @@ class Kind:
     separated = False  # whether a row can have several labels, with `Task.separator` between
     per_token = False  # whether the head answers single tokens
     has_labels = True  # whether its answers are labels or numbers, which describe the task
+    texts = ("text",)  # the columns of a model's texts, where nothing tells them
     max_seq_length = 128
-    suffix = ".tsv"  # of prediction files
+    suffix, submission = ".tsv", None  # of prediction files: the suffix, and the stem, None = the task's name
+    augmented = {}  # {suffix of a training file: that of its augmented file, where it is another}
 
     @property
     def head(self):
@@ -192,9 +194,9 @@ class Kind:
         """Which answers of two models, or of a model and the gold labels, are the same: (N,)."""
         return (predictions == others).reshape(len(others), -1).all(axis=1)
 
-    def different(self, answers):
-        """How many different answers there are among `answers` or gold labels."""
-        return len(np.unique(answers, axis=0))
+    def constant(self, answers):
+        """Whether answers, (N,) predicted or gold ones, are all the same."""
+        return self.same(answers, np.repeat(answers[:1], len(answers), axis=0)).all()
 
     def chance(self, task, answers):
         """What the gold labels of a dev file, in an `evaluation.Answers`, tell about luck: a sentence, or ""."""

@@ -49,6 +49,7 @@ class Task:
     score_range: tuple = (-math.inf, math.inf)  # written predictions are clipped to it
     separator: str | None = None  # between the labels of a row, where it can have several
     thresholds: tuple = ()  # of the probabilities of such labels, for one model's outputs, see `as_in`
+    null_threshold: float | None = None  # likewise of no answer, see `spans`
     dev_fraction: float | None = None  # without a dev file: the part of the training rows that stands for it
     rows: int | None = None  # in the training file, where its labels were looked for
     warnings: tuple = ()  # what may have been misunderstood
@@ -103,8 +104,8 @@ class Task:
     def as_in(self, config):
         """The task as the model with this `BertConfig` does it: with the thresholds that were chosen for it, if any."""
         said = config.__dict__.get("task")
-        found = said.get("thresholds", ()) if isinstance(said, dict) else ()
-        return replace(self, thresholds=tuple(found))
+        said = said if isinstance(said, dict) else {}
+        return replace(self, thresholds=tuple(said.get("thresholds", ())), null_threshold=said.get("null_threshold"))
 
     def check_training(self):
         """Raise UserError if the task has no training data."""
@@ -131,14 +132,13 @@ class Task:
     def augmented_file(self):
         """The name of stage 1's output, beside the training file."""
         path = Path(self.train_file)
-        return f"{path.stem}_aug{path.suffix}"
+        return f"{path.stem}_aug{self.kind.augmented.get(path.suffix, path.suffix)}"
 
     @property
     def submissions(self):
-        """The GLUE site's names for the prediction files, one per test file."""
-        return [
-            f"{self.name}{part}{self.kind.suffix}" for part in (("",) if len(self.test_files) == 1 else ("-m", "-mm"))
-        ]
+        """The GLUE site's names for the prediction files, or the kind's own, one per test file."""
+        stem, parts = self.kind.submission or self.name, ("",) if len(self.test_files) == 1 else ("-m", "-mm")
+        return [f"{stem}{part}{self.kind.suffix}" for part in parts]
 
 
 def label_order(task, names):
@@ -218,7 +218,7 @@ class TaskFile:
                     self.skipped += 1
                     continue
                 told = f"{len(columns)} columns, expected {len(self.names)}{self.table.quoting}"
-                raise UserError(f"{self.path} line {line}: {told}")
+                raise UserError(f"{self.path} {self.table.unit} {line}: {told}")
             texts = tuple(self._text(columns, key, line) for key in self.text_keys)
             if self.split and is_dev_row(texts, self.task.dev_fraction) != self.dev:
                 continue
@@ -233,7 +233,7 @@ class TaskFile:
                     self.task.kind.check_row(texts, label)
                 except ValueError as error:
                     shown = shorten(repr(label), 200, placeholder=" ...")
-                    raise UserError(f"{self.path} line {line}: label {shown}, expected {error}") from None
+                    raise UserError(f"{self.path} {self.table.unit} {line}: label {shown}, expected {error}") from None
             rows += 1
             yield Row(line, columns, texts, label)
         if not rows:
@@ -245,17 +245,21 @@ class TaskFile:
         try:
             return self.task.kind.read_text(value)
         except ValueError as error:
-            raise UserError(f"{self.path} line {line}: field {key!r}, expected {error}") from None
+            raise UserError(f"{self.path} {self.table.unit} {line}: field {key!r}, expected {error}") from None
 
     def _value(self, columns, key, line, kinds):
         """A text, or a list of them where `kinds` has lists. JSON Lines may have 1, 2.5 and true for a text."""
         value = columns.get(key) if isinstance(columns, dict) else columns[key]
+        if isinstance({}, kinds) and isinstance(value, list):
+            return value  # of objects, which the kind checks
         parts = value if isinstance(value, list) else [value]
         plain = all(isinstance(each, str | int) or (isinstance(each, float) and math.isfinite(each)) for each in parts)
         if not isinstance(value, kinds) or not plain:
             kind = "text" if kinds is str else "text or a number"
             kind += ", or a list of them" if isinstance([], kinds) else ""
-            raise UserError(f"{self.path} line {line}: field {key!r} is {json.dumps(value)[:40]}, expected {kind}")
+            raise UserError(
+                f"{self.path} {self.table.unit} {line}: field {key!r} is {json.dumps(value)[:40]}, expected {kind}"
+            )
         parts = [each if isinstance(each, str) else json.dumps(each) for each in parts]
         return parts if isinstance(value, list) else parts[0]
 
