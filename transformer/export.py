@@ -73,14 +73,16 @@ def sizes(folder):
 
 
 class LogitsOf(nn.Module):
-    """A classifier as others call it: named inputs (B, L), logits (B, C)."""
+    """A classifier as others call it: named inputs (B, L), logits (B, C) or, of each token, (B, L, C); where these
+    have names of their own, a tuple of (B, L)."""
 
     def __init__(self, model):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids, attention_mask, token_type_ids):
-        return self.model(input_ids, token_type_ids, attention_mask)[0]
+        logits = self.model(input_ids, token_type_ids, attention_mask)[0]
+        return logits.unbind(-1) if self.model.output_names[1:] else logits
 
 
 def example_inputs():
@@ -134,7 +136,8 @@ def write_onnx(model, folder):
 def export_onnx(model, path):
     """Write a classifier's graph with its weights in one file, for any batch size and length."""
     anything = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    names = {"input_names": INPUTS, "output_names": ["logits"], "dynamic_shapes": dict.fromkeys(INPUTS, anything)}
+    names = {"input_names": INPUTS, "output_names": model.output_names}
+    names["dynamic_shapes"] = dict.fromkeys(INPUTS, anything)
     with silence():
         program = torch.onnx.export(LogitsOf(model).eval(), example_inputs(), dynamo=True, verbose=False, **names)
     proto = program.model_proto
@@ -191,7 +194,7 @@ def call_of(path):
         return functools.partial(run_onnx, onnx_session(path))
     with silence():
         script = torch.jit.load(path)
-    return lambda ids, types, mask: script(ids, mask, types)
+    return lambda ids, types, mask: whole(script(ids, mask, types))
 
 
 def candidate_of(file, run, student):
@@ -211,6 +214,12 @@ def onnx_session(path):
 
 
 def run_onnx(session, input_ids, token_type_ids, attention_mask):
-    """A session's logits (B, C)."""
+    """A session's logits, (B, C) or (B, L, C)."""
     arrays = dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy(), token_type_ids.numpy()), strict=True))
-    return torch.from_numpy(session.run(None, arrays)[0])
+    return whole(tuple(map(torch.from_numpy, session.run(None, arrays))))
+
+
+def whole(outputs):
+    """The logits that `LogitsOf` gives whole or in parts."""
+    several = isinstance(outputs, tuple) and len(outputs) > 1
+    return torch.stack(outputs, dim=-1) if several else outputs[0] if isinstance(outputs, tuple) else outputs

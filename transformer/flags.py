@@ -245,7 +245,7 @@ def _same(*names):
 
 
 _OF_TASK = _same("teacher_model", "task_name", "data_dir", "max_seq_length", "do_lower_case", "cache_dir", "no_cuda")
-_OF_TASK |= _same("dev_fraction")
+_OF_TASK |= _same("dev_fraction", "doc_stride", "max_query_length")
 _OF_CORPUS = {"pregenerated_data": "output_dir", "teacher_model": "bert_model", "max_seq_length": "max_seq_len"}
 
 # {step: (the next step, {its flag: the flag of this step that provides the value})}

@@ -233,6 +233,7 @@ class BertPreTrainedModel(nn.Module):
     bert_class = BertModel
     architecture = None  # the Hugging Face class with the same keys; each subclass sets it and defines `add_heads`
     head = None  # prefix of the keys of a task's head
+    output_names = ("logits",)  # of the head's outputs in exports; several are the parts of the last dimension
 
     def __init__(self, config):
         super().__init__()
@@ -363,6 +364,7 @@ class TinyBertForQuestionAnswering(BertPreTrainedModel):
     """Encoder and, for each token, the logits of an answer's start and end."""
 
     architecture, head = "BertForQuestionAnswering", "qa_outputs"
+    output_names = ("start_logits", "end_logits")
 
     def add_heads(self, config):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)

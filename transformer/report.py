@@ -180,12 +180,12 @@ def error_sections(task, folder, answers):
             sections.append(f"None of the {len(wrong):,} rows of `{own.file}`.")
             continue
         texts = {}
-        for row, found in enumerate(TaskFile(Path(folder) / task.dev_files[number], task)):
+        for row, found in enumerate(file := TaskFile(Path(folder) / task.dev_files[number], task)):
             if row in order:
                 texts[row] = [str(found.line), shorten(" | ".join(found.texts))]
             if row == max(order):
                 break
-        table = [["line", "text", "gold", *answers, "student's loss"]]
+        table = [[file.table.unit, "text", "gold", *answers, "student's loss"]]
         for row in order:
             values = own.labels[row], *(files[number].predictions[row] for files in answers.values())
             table.append([*texts[row], *(task.kind.answer_text(task, each) for each in values)])
