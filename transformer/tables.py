@@ -196,12 +196,16 @@ class JsonLines(Table):
                 continue
             row = parse_json(text, self.path, number)
             check_depth(row, text, self.path, number)
-            try:
-                "\\u" in text and self.line(row).encode()
-            except UnicodeEncodeError:  # "\ud83d" alone is valid JSON, but no text
-                told = "has half of a surrogate pair (\\ud800 to \\udfff), expected whole characters"
-                raise UserError(f"{self.path} line {number}: {told}") from None
+            if "\\u" in text:
+                self._check_characters(self.line(row), number)
             yield number, row
+
+    def _check_characters(self, text, number):
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # "\ud83d" alone is valid JSON, but no text
+            told = "has half of a surrogate pair (\\ud800 to \\udfff), expected whole characters"
+            raise UserError(f"{self.path} {self.unit} {number}: {told}") from None
 
     @staticmethod
     def line(row):
@@ -244,4 +248,5 @@ class Squad(JsonLines):
                     seen.add(found["id"])
                     kept = {key: found[key] for key in ("answers", "is_impossible") if key in found}
                     row = {"id": found["id"], "question": found["question"], "context": paragraph["context"], **kept}
+                    self._check_characters(f"{row['question']}{row['context']}", found["id"])
                     yield found["id"], row

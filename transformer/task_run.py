@@ -147,7 +147,7 @@ class TaskRun:
         """Warn where a teacher answers every row of a dev set alike. `answers`: [`evaluation.Answers`]; remedy: the end
         of the message."""
         for file, predictions, labels, *_ in answers if self.here.first else ():
-            if self.task.kind.constant(predictions) and not self.task.kind.constant(labels):
+            if self.task.kind.different(predictions) == 1 < self.task.kind.different(labels):
                 told = "%s gives all %d rows of %s the same answer, so there is nothing to learn from it"
                 logging.warning(f"warning: {told}; %s", teacher, len(labels), file, remedy)
 

@@ -194,9 +194,9 @@ class Kind:
         """Which answers of two models, or of a model and the gold labels, are the same: (N,)."""
         return (predictions == others).reshape(len(others), -1).all(axis=1)
 
-    def constant(self, answers):
-        """Whether answers, (N,) predicted or gold ones, are all the same."""
-        return self.same(answers, np.repeat(answers[:1], len(answers), axis=0)).all()
+    def different(self, answers):
+        """How many different answers there are among `answers` or gold labels."""
+        return len(np.unique(answers, axis=0))
 
     def chance(self, task, answers):
         """What the gold labels of a dev file, in an `evaluation.Answers`, tell about luck: a sentence, or ""."""

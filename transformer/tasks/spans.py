@@ -9,8 +9,9 @@ import json
 import re
 from collections import Counter
 from functools import cached_property, lru_cache, partial
-from itertools import islice
+from itertools import accumulate, islice, zip_longest
 from string import punctuation
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from transformer.tasks.kind import Kind
 START, END = 1, 2
 MOST_TOKENS = 30  # of a predicted answer, as in SQuAD's own baselines
 GROUPS, DRAWN = 8, 6  # the commonest first words of questions in the report; the most groups in a picture
-NO_ANSWER = "(no answer)"
+NO_ANSWER, SHOWN = "(no answer)", 200  # in a report; the most characters of an answer there
 TEXT, PLACE = Field("a text", low=1), whole()
 SPECIAL = re.compile(r"\[(?:UNK|SEP|PAD|CLS|MASK)\]")
 # A graded answer: its text, F1 and exact match against its row's gold answers, and the question's first word.
@@ -65,21 +66,23 @@ class Pieces(NamedTuple):
     ends: np.ndarray
 
 
+@lru_cache(1 << 16)  # words occur again
+def cut(word, tokenizer):
+    """[(id, start, end)] of a word's pieces: of each its own characters, or where they have not as many as the word, as
+    after the removal of accents, all of them."""
+    ids = tokenizer.ids(word)
+    ends = list(accumulate(len(tokenizer.ids_to_tokens[each].removeprefix("##")) for each in ids))
+    places = zip([0, *ends], ends, strict=False) if ends[-1:] == [len(word)] else [(0, len(word))] * len(ids)
+    return [(piece, *place) for piece, place in zip(ids, places, strict=False)]
+
+
 @lru_cache(64)  # questions about one text come one after the other
 def pieces_of(text, tokenizer):
-    """The `Pieces` of a raw text. Each has its own characters, or where the tokenizer's words have not as many as the
-    text, those of its word."""
-    ids, starts, ends = [], [], []
-    for start, end in stretches(text, tokenizer.basic_tokenizer.tokenize):
-        found = tokenizer.ids(text[start:end])
-        lengths = [len(tokenizer.ids_to_tokens[each].removeprefix("##")) for each in found]
-        own = sum(lengths) == end - start
-        ids += found
-        for length in lengths:
-            starts.append(start)
-            ends.append(start + length if own else end)
-            start += length if own else 0
-    return Pieces(ids, np.array(starts, np.int64), np.array(ends, np.int64))
+    """The `Pieces` of a raw text."""
+    words = stretches(text, tokenizer.basic_tokenizer.tokenize)
+    found = [(piece, start + a, start + b) for start, end in words for piece, a, b in cut(text[start:end], tokenizer)]
+    ids, starts, ends = np.array(found, np.int64).reshape(-1, 3).T
+    return Pieces(ids.tolist(), starts, ends)
 
 
 class Passages:
@@ -170,8 +173,12 @@ class Spans(Kind):
         return tuple(text for text, _ in label) if isinstance(label, tuple) else ()
 
     def read_label(self, task, label):
-        pairs = [(each.get("text"), each.get("answer_start")) for each in label if isinstance(each, dict)]
-        if len(pairs) < len(label) or not all(TEXT.fits(text) and PLACE.fits(place) for text, place in pairs):
+        keys, label = ("text", "answer_start"), label if isinstance(label, list | dict) else [None]
+        if isinstance(label, dict):  # of two lists, as Hugging Face's datasets have them
+            pairs = list(zip_longest(*(each if isinstance(each := label.get(key), list) else [None] for key in keys)))
+        else:
+            pairs = [tuple(map(each.get, keys)) if isinstance(each, dict) else (None, None) for each in label]
+        if not all(TEXT.fits(text) and PLACE.fits(place) for text, place in pairs):
             raise ValueError('a list of {"text": a text, "answer_start": its place in the context, a whole number}')
         return tuple(pairs)
 
@@ -285,13 +292,16 @@ class Spans(Kind):
 
     def answer_text(self, task, answer):
         texts = dict.fromkeys(answer) if isinstance(answer, tuple) else [answer["text"]]
-        return " / ".join(filter(None, texts)) or NO_ANSWER
+        return shorten(" / ".join(texts), SHOWN, placeholder=" ...") or NO_ANSWER
 
     def same(self, predictions, others):
         if predictions.dtype != others.dtype:  # a model's and the gold ones
             return predictions["exact"] == 1
-        texts = (map(normalized, each["text"]) if each.dtype == GRADED else each for each in (predictions, others))
+        texts = (map(normalized, each["text"]) for each in (predictions, others))
         return np.array([one == other for one, other in zip(*texts, strict=True)])
+
+    def different(self, answers):
+        return len({*(answers["text"] if answers.dtype == GRADED else answers)})
 
     def chance(self, task, answers):
         share = np.mean([not gold for gold in answers.labels])
@@ -375,14 +385,15 @@ def find_answers(outputs, sequences):
 def best_threshold(margins, answered, unanswered):
     """The threshold of the margins (N,) that gives the best sum of scores, of the rows' answers below and at it and of
     no answer above, (N,) each; of several the one nearest to 0."""
-    finite = np.isfinite(margins)
-    order = np.argsort(margins[finite], kind="stable")
-    margins, answered, unanswered = (each[finite][order] for each in (margins, answered, unanswered))
-    sums = np.append(0, np.cumsum(answered)) + unanswered.sum() - np.append(0, np.cumsum(unanswered))
-    low, high = (np.append(margins[:1] - 1, margins), np.append(margins, margins[-1:] + 1))
-    sums[low == high] = -1  # no threshold divides equal margins
-    middles = ((low + high) / 2)[sums == sums.max()]
-    return float(middles[np.abs(middles).argmin()]) if finite.any() else 0.0
+    order = np.argsort(margins, kind="stable")[: np.isfinite(margins).sum()]
+    if not len(order):
+        return 0.0
+    margins, answered, unanswered = margins[order], answered[order], unanswered[order]
+    sums = np.append(0, np.cumsum(answered - unanswered))  # by how many rows are answered, and less a constant
+    low, high = np.append(margins[0] - 1, margins), np.append(margins, margins[-1] + 1)
+    middles, sums = ((low + high) / 2)[low < high], sums[low < high]  # no threshold divides equal margins
+    best = middles[sums >= sums.max() - 1e-9]
+    return float(best[np.abs(best).argmin()])
 
 
 SPANS = Spans()

@@ -250,8 +250,8 @@ class TaskFile:
     def _value(self, columns, key, line, kinds):
         """A text, or a list of them where `kinds` has lists. JSON Lines may have 1, 2.5 and true for a text."""
         value = columns.get(key) if isinstance(columns, dict) else columns[key]
-        if isinstance({}, kinds) and isinstance(value, list):
-            return value  # of objects, which the kind checks
+        if isinstance({}, kinds):
+            return value  # objects, which the kind checks
         parts = value if isinstance(value, list) else [value]
         plain = all(isinstance(each, str | int) or (isinstance(each, float) and math.isfinite(each)) for each in parts)
         if not isinstance(value, kinds) or not plain:
