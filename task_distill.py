@@ -175,20 +175,22 @@ def distill(run, teacher_folder, student_folder, output_dir, student_vocab, lear
             if student_vocab:
                 own_tokenizer = vocabulary.reduce(student, own_tokenizer, tokenizer, data.train.ids, student_vocab)
             logging.info("student %s", describe(student))
+            # Layers are compared token by token, and the answers of some kinds too: the teacher must then read the
+            # student's pieces.
+            compared = not with_report or task.kind.per_token
             if own_tokenizer is not tokenizer:
-                data = run.read_data(own_tokenizer, labels)._replace(taught=taught.train)
+                data = run.read_data(own_tokenizer, labels)
+                data = data if compared else data._replace(taught=taught.train)
             run.begin(output, data, own_tokenizer)
             # Logged before training: a teacher near chance teaches nothing, and no later number would show that.
             answers = run.evaluator.answers(task, teacher, taught.dev)
             logging.info("teacher on dev: %s", console.format_results(results_of(task, answers)))
             run.warn_of_constant(teacher_folder, answers, longer_tuning(teacher_folder, run))
-            # Layers are compared token by token, and the answers of some kinds too: the teacher must then read the
-            # student's pieces.
-            if not with_report or task.kind.per_token:
+            if compared:
                 vocabulary.keep_pieces(teacher, tokenizer, own_tokenizer)
             learn(run, student, teacher, data, own_tokenizer, output)
-            # Kept so that the report need not run the teacher again.
-            known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, taught.dev, answers)
+            if own_tokenizer is tokenizer or not compared:  # kept so that the report need not run the teacher again
+                known["teacher"] = Candidate(teacher_folder, teacher, tokenizer, taught.dev, answers)
         if with_report:
             report_student(run, teacher_folder, student_folder, output.folder, known, baseline)
     if not with_report and OUTPUTS[PREDICTION] in output.folder.resolve().parts:
