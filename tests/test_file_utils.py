@@ -855,6 +855,7 @@ def mirror(server, monkeypatch):
         "/glue/data/mrpc_dev_ids.tsv": b"3\t4\n",
         senteval + "msr_paraphrase_train.txt": f'{MRPC_HEAD}1\t1\t2\ta "b\u2028c\td\r\n0\t3\t4\te\tf\r\n'.encode(),
         senteval + "msr_paraphrase_test.txt": f"{MRPC_HEAD}1\t5\t6\tg\th\r\n0\t7\t8\ti\tj\r\n".encode(),
+        **{f"/SQuAD-explorer/dataset/{part}-v1.1.json": part.encode() for part in ("train", "dev")},
         "/glue/data/AX.tsv": b"index\tsentence1\tsentence2\n0\ta\tb\n",
     }
     for model in ("bert-base-uncased", "bert-base-chinese", *STUDENTS.values()):
@@ -914,6 +915,16 @@ def test_what_is_there_is_not_fetched_again_and_what_changed_is_kept_aside(mirro
     main(["SST-2", "--dir", str(root)])
     assert (root / "SST-2/train.tsv").read_text().startswith("sentence")
     assert (root / "SST-2/train.tsv.old").read_text() == "shortened"
+
+
+def test_of_files_that_are_published_as_they_are_only_the_missing_one_is_fetched(mirror, tmp_path):
+    (tmp_path / "SQuAD").mkdir()
+    (tmp_path / "SQuAD/train-v1.1.json").write_text("my own")
+    main(["squad", "--dir", str(tmp_path)])
+    assert [(tmp_path / f"SQuAD/{part}-v1.1.json").read_text() for part in ("train", "dev")] == ["my own", "dev"]
+    (tmp_path / "SQuAD/train-v1.1.json").unlink()
+    main(["SQuAD", "--dir", str(tmp_path)])
+    assert (tmp_path / "SQuAD/train-v1.1.json").read_text() == "train" and len(mirror.log) == 2
 
 
 def test_the_list_says_what_is_there(mirror, tmp_path, capsys):

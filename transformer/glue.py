@@ -55,19 +55,16 @@ GLUE = (
     # The diagnostic set, for MNLI's models. Its labels are published in a separate file with other column names.
     Task("AX", SENTENCES, labels=MNLI_LABELS, metrics=("mcc",), trained_as="MNLI", **AX_FILES),
 )
-SQUAD = Task("SQuAD", SPANS.texts, "answers", (), SPANS.offered, kind=SPANS, max_seq_length=SPANS.max_seq_length)
-# Their test sets are not published, so predictions are those for dev, as the official scripts read them.
-SQUADS = ((SQUAD, "v1.1"), (replace(SQUAD, name="SQuAD2"), "v2.0"))
-OTHERS = {
-    task.name.lower(): replace(
-        task,
-        source=task.name,
-        train_file=f"train-{version}.json",
-        dev_files=(f"dev-{version}.json",),
-        test_files=(f"dev-{version}.json",),
-    )
-    for task, version in SQUADS
-}
+
+
+def squad(name, version):
+    """The row of a version of SQuAD. Its test set is not published, so predictions are those for dev."""
+    train, dev = f"train-{version}.json", (f"dev-{version}.json",)
+    own = {"train_file": train, "dev_files": dev, "test_files": dev, "source": name, "max_seq_length": 384}
+    return Task(name, SPANS.texts, "answers", (), SPANS.offered, kind=SPANS, **own)
+
+
+OTHERS = {"squad": squad("SQuAD", "v1.1"), "squad2": squad("SQuAD2", "v2.0")}
 TASKS = {task.name.lower(): replace(task, source=task.source or task.name) for task in GLUE}
 
 

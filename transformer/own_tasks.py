@@ -12,7 +12,8 @@ The keys of task.json, all optional:
      "separator": ";",             a row has any number of labels, in one cell with this between; in JSON Lines a list
      "regression": false,          true: the label is a number to predict; false: its values are classes, many or few
      "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression;
-                                   f1_micro, f1_macro, acc (all labels of a row right) for several labels
+                                   f1_micro, f1_macro, acc (all labels of a row right) for several labels; f1, exact
+                                   for answer spans, whose files are SQuAD's or have question, context and answers
      "max_seq_length": 128, "epochs": 3}
 """
 
@@ -42,13 +43,8 @@ DESCRIPTION = "task.json"
 # Column names to look for where task.json has none, most specific first.
 TEXTS = "sentence1 sentence2|text_a text_b|text1 text2|premise hypothesis|question1 question2|question sentence"
 TEXT_COLUMNS = [tuple(names.split()) for names in f"{TEXTS}|question context|sentence|text|tokens".split("|")]
-KINDS = (
-    SPANS,
-    TOKENS,
-    MULTILABEL,
-    REGRESSION,
-    CLASSIFICATION,
-)  # the first that claims a task's files or made a model
+# A task is of the first kind that claims its files, or made its model.
+KINDS = (SPANS, TOKENS, MULTILABEL, REGRESSION, CLASSIFICATION)
 MOST_NUMBERS = 10  # with more whole numbers, they may be scores
 FEW, MOST_SLIPS = 50, 3  # with more rows, up to that many labels of one row may be slips
 MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
@@ -58,6 +54,7 @@ SEPARATOR = ";"  # between the labels in predictions, where the file has lists
 NAME, LABEL = Field("a name", (str, int), 1), Field("a label", (str, int))
 PAIR = Field("a column's name, or a list of two", (list,), 1, 2, of=NAME, distinct=True)
 METRICS = "one of acc, f1, mcc, or for regression corr, pearson, spearmanr, for several labels f1_micro, f1_macro, acc"
+METRICS += ", for answer spans f1, exact"
 KEYS = {
     "text": PAIR._replace(kinds=(str, list), high=10_000),
     "label": Field("a column's name", low=1),

@@ -1,1 +1,1 @@
-"""Tasks: their kinds (`kind`, `classification`, `regression`, `multilabel`), table rows and files (`task`)."""
+"""Tasks: their kinds (`kind`, `classification`, `regression`, `multilabel`, `spans`), table rows and files (`task`)."""

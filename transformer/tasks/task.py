@@ -218,7 +218,7 @@ class TaskFile:
                     self.skipped += 1
                     continue
                 told = f"{len(columns)} columns, expected {len(self.names)}{self.table.quoting}"
-                raise UserError(f"{self.path} {self.table.unit} {line}: {told}")
+                raise UserError(f"{self.path} line {line}: {told}")
             texts = tuple(self._text(columns, key, line) for key in self.text_keys)
             if self.split and is_dev_row(texts, self.task.dev_fraction) != self.dev:
                 continue
@@ -257,9 +257,8 @@ class TaskFile:
         if not isinstance(value, kinds) or not plain:
             kind = "text" if kinds is str else "text or a number"
             kind += ", or a list of them" if isinstance([], kinds) else ""
-            raise UserError(
-                f"{self.path} {self.table.unit} {line}: field {key!r} is {json.dumps(value)[:40]}, expected {kind}"
-            )
+            told = f"field {key!r} is {json.dumps(value)[:40]}, expected {kind}"
+            raise UserError(f"{self.path} {self.table.unit} {line}: {told}")
         parts = [each if isinstance(each, str) else json.dumps(each) for each in parts]
         return parts if isinstance(value, list) else parts[0]
 
