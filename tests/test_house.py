@@ -13,7 +13,7 @@ FLOORS = (
     "checkpoint tokenization optimization data corpus tables workers quantization"
     " | configuration epochs vectors | modeling instances | published",
     "distillation initialization vocabulary",
-    "tasks tasks.kind | tasks.classification tasks.regression | tasks.multilabel tasks.tokens"
+    "tasks tasks.kind | tasks.classification tasks.regression | tasks.multilabel tasks.tokens tasks.spans"
     " | tasks.task | glue | own_tasks",
     "training evaluation",
     "task_run proposals tfidf | finetuning",
