@@ -33,6 +33,7 @@ from transformer.flags import GENERAL
 from transformer.initialization import initialize_from_teacher
 from transformer.modeling import BertConfig, TinyBertForPreTraining
 from transformer.outputs import RESULTS_NAME, Output, holding, read_record, write_results
+from transformer.quantization import set_precision
 from transformer.settings import Batching, Matching, Schedule, read_command_line, settings_for
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
@@ -67,7 +68,7 @@ def read_settings(argv=None):
 def main():
     settings = read_settings()
     matching, schedule, batching = settings.part(Matching), settings.part(Schedule), settings.part(Batching)
-    here = processes.start(settings.seed, settings.precision, settings.no_cuda, settings.local_rank)
+    here = processes.start(*settings.processes)
     console.set_up_logging(quiet=not here.first)
     logging.info("general distillation on %s", here)
     settings.log()
@@ -152,7 +153,7 @@ def distill(learner, epochs, tokenizer, schedule, batching, from_teacher, keep_c
     if from_teacher and not run.has_state():  # a saved state holds weights that have already learned
         logging.info("student's weights from the teacher's, by %d sequences", min(INIT_SEQUENCES, len(first)))
         start_from_teacher(learner, first, here)
-    here.narrow(learner.teacher)
+    set_precision(learner.teacher, here)
     run.train()
     run.finish()
     output.finish(f"{sum(epochs.sizes)} sequences in, {plan.total_steps} steps of {batching.train_batch_size}")

@@ -60,6 +60,7 @@ from transformer.outputs import (
 )
 from transformer.own_tasks import find_task, stored_task
 from transformer.predict import check_source, predict
+from transformer.quantization import set_precision
 from transformer.settings import Matching, read_command_line, settings_for, task_step
 from transformer.task_run import TaskRun, check_order
 from transformer.tasks.task import STANDARD_INPUT, Task, label_order
@@ -106,7 +107,7 @@ def read_settings(argv=None):
 
 def main():
     settings, task = read_settings()
-    here = processes.start(settings.seed, settings.precision, settings.no_cuda, settings.local_rank)
+    here = processes.start(*settings.processes)
     console.set_up_logging(not here.first, sys.stderr if settings.predict_file == STANDARD_INPUT else sys.stdout)
     task.announce(f"task distillation, {settings.step} step", here)
     settings.log()
@@ -202,7 +203,7 @@ def learn_layers(matching, run, student, teacher, data, tokenizer, output):
     relations = matching.attention_loss == "relations"
     attention = distillation.relation_loss if relations else distillation.attention_loss  # equation 7
     hidden = distillation.hidden_loss  # equation 8, and at the embeddings equation 9
-    learner = distillation.TransformerLearner(student, run.here.narrow(teacher), attention, hidden, matching)
+    learner = distillation.TransformerLearner(student, set_precision(teacher, run.here), attention, hidden, matching)
     # There is no prediction layer to score yet, so the last weights are kept, and the rate stays constant.
     _, dev = data.dev[0]
 

@@ -27,12 +27,13 @@ FLAGS = {
     "--reduce_memory --do_eval --do_lower_case --train_batch_size --eval_batch_size --learning_rate --weight_decay "
     "--wd --num_train_epochs --warmup_proportion --no_cuda --local_rank --gradient_accumulation_steps --fp16 "
     "--continue_train --eval_step --max_steps --init_student --keep_checkpoints --layer_map --attention_loss "
-    "--attention_weight --hidden_weight --compile --precision",
+    "--attention_weight --hidden_weight --compile --precision --teacher_precision",
     task_distill: "--data_dir --teacher_model --student_model --task_name --output_dir --cache_dir --max_seq_length "
     "--do_eval --do_lower_case --train_batch_size --eval_batch_size --learning_rate --weight_decay --wd "
     "--num_train_epochs --warmup_proportion --no_cuda --gradient_accumulation_steps --aug_train --eval_step "
     "--pred_distill --temperature --do_finetune --no_finetune --do_predict --do_export --max_steps --layer_map "
-    "--attention_loss --attention_weight --hidden_weight --compile --seeds --baseline --precision --student_vocab",
+    "--attention_loss --attention_weight --hidden_weight --compile --seeds --baseline --precision --student_vocab "
+    "--teacher_precision",
 }
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from transformer.checkpoint import load_state_dict
 from transformer.files import UserError
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
-from transformer.quantization import Int8Embedding, Int8Linear, quantize
+from transformer.processes import PRECISIONS, Processes, choose_teacher_precision
+from transformer.quantization import Int8Embedding, Int8Linear, quantize, set_precision
 
 
 def make_model(**values):
@@ -92,3 +93,53 @@ def test_new_weights_replace_packed_ones():
 def test_another_type_of_number_is_refused():
     with pytest.raises(UserError, match="quantized is 'int4', expected int8 or no such key"):
         BertConfig(quantized="int4")
+
+
+def test_no_answer_depends_on_the_rest_of_the_batch():
+    torch.manual_seed(2)
+    int8, hidden = Int8Linear(nn.Linear(31, 17)), torch.randn(3, 5, 31)
+    hidden[1] *= 100  # a range for all would round the others to 0
+    hidden[2, 1] = 0.5  # a token without a range
+    whole = int8(hidden)
+    for row in range(3):
+        for token in range(5):
+            assert torch.equal(int8(hidden[row, token : token + 1])[0], whole[row, token])
+    assert torch.allclose(whole[2, 1], int8.matrix().sum(1) * 0.5 + int8.bias, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name, device, capability, chosen",
+    [
+        (None, "cpu", "AVX2", None),
+        ("fp32", "cuda", "AVX2", "fp32"),
+        ("bf16", "cpu", "DEFAULT", "bf16"),
+        ("int8", "cpu", "DEFAULT", "int8"),
+        ("auto", "cpu", "AVX512", "int8"),
+        ("auto", "cpu", "DEFAULT", None),
+        ("auto", "cuda", "AVX2", None),
+    ],
+)
+def test_auto_takes_int8_where_the_processor_has_the_kernels(name, device, capability, chosen):
+    with mock.patch("torch.backends.cpu.get_cpu_capability", lambda: capability):
+        assert choose_teacher_precision(name, torch.device(device)) == chosen
+
+
+def test_int8_is_refused_on_a_gpu():
+    with pytest.raises(UserError, match="--teacher_precision int8: for CPUs only; expected auto, fp32 or bf16 on a"):
+        choose_teacher_precision("int8", torch.device("cuda"))
+
+
+@pytest.mark.parametrize("name, around", [("int8", "fp32"), ("bf16", "fp32"), ("fp32", "bf16")])
+def test_a_teacher_teaches_in_its_own_precision(name, around, caplog):
+    model, (ids, types, mask) = make_model(), ragged()
+    expected = model.bert(ids, types, mask)
+    here = Processes(torch.device("cpu"), dtype=PRECISIONS[around], teacher_precision=name)
+    with caplog.at_level("INFO"), torch.no_grad(), here.autocast():
+        teacher = set_precision(model, here)
+        found, (logits, _) = teacher.bert(ids, types, mask), teacher(ids, types, mask)
+    assert caplog.messages == [f"teacher in {name} (--teacher_precision)"]
+    assert {logits.dtype, found.attention_scores[-1].dtype} == {torch.bfloat16 if name == "bf16" else torch.float32}
+    assert type(teacher.bert.embeddings.word_embeddings) is nn.Embedding and type(teacher.classifier) is nn.Linear
+    pairs = zip(found.hidden_states[1:], expected.hidden_states[1:], strict=True)
+    errors = [((one.float() - other).norm() / other.norm()).item() for one, other in pairs]
+    assert (max(errors) == 0) if name == "fp32" else (min(errors) > 0 and max(errors) < 0.05)

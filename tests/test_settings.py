@@ -365,6 +365,7 @@ OF_DISTILLATION = (
     "attention_loss",
     "attention_weight",
     "hidden_weight",
+    "teacher_precision",
 )
 
 

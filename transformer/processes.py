@@ -28,6 +28,7 @@ class Processes:
     rank: int = 0
     world_size: int = 1
     dtype: torch.dtype = torch.float32
+    teacher_precision: str | None = None  # fp32, bf16 or int8; None = as the models
 
     def __str__(self):
         processes = f", {self.world_size} processes" if self.world_size > 1 else ""
@@ -120,11 +121,12 @@ class Processes:
         return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
 
-def start(seed, precision="auto", no_cuda=False, local_rank=-1):
+def start(seed, precision="auto", no_cuda=False, local_rank=-1, teacher_precision=None):
     """Choose the device, join the other processes that torchrun started, and seed. Returns `Processes`."""
     rank, world_size, local_rank = places(local_rank)
     cuda = torch.cuda.is_available() and not no_cuda
     device = torch.device("cuda", max(local_rank, 0)) if cuda else torch.device("cpu")
+    teacher_precision = choose_teacher_precision(teacher_precision, device)
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32
@@ -137,7 +139,7 @@ def start(seed, precision="auto", no_cuda=False, local_rank=-1):
         # Hours, because the others wait while the first process uploads a finished output.
         distributed.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=6))
     set_seed(seed)
-    return Processes(device, rank, world_size, choose_precision(precision, device))
+    return Processes(device, rank, world_size, choose_precision(precision, device), teacher_precision)
 
 
 def places(local_rank):
@@ -167,6 +169,16 @@ def choose_precision(name, device):
     if name == "auto":
         name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return PRECISIONS[name]
+
+
+def choose_teacher_precision(name, device):
+    """The meaning of --teacher_precision: fp32, bf16, int8, or None for that of the models. Raises UserError for int8
+    on a GPU. "auto" asks what the processor has and measures nothing, so that a resumed run chooses the same."""
+    if name == "int8" and device.type != "cpu":
+        raise UserError("--teacher_precision int8: for CPUs only; expected auto, fp32 or bf16 on a GPU, or --no_cuda")
+    if name == "auto":
+        return "int8" if device.type == "cpu" and torch.backends.cpu.get_cpu_capability().startswith("AVX") else None
+    return name
 
 
 def set_seed(seed):

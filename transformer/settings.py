@@ -204,6 +204,11 @@ class Settings(Mapping):
             yield self.for_step(self.step, seed=seed, seeds=None, **folders)
 
     @property
+    def processes(self):
+        """The arguments of `processes.start` for a training."""
+        return self.seed, self.precision, self.no_cuda, self.local_rank, self.teacher_precision
+
+    @property
     def provenance(self):
         """The `Provenance` of this run's outputs."""
         rows = flags_of(self.step)

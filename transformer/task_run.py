@@ -1,5 +1,6 @@
 """One run on a task: its files as sequences, its models, its output, its training. Shapes: N rows, C head outputs."""
 
+import copy
 import io
 import logging
 from functools import partial
@@ -24,6 +25,7 @@ from transformer.files import UserError, atomic_write
 from transformer.flags import AUGMENTATION, INTERMEDIATE, PREDICTION
 from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, fingerprint, read_record, write_results
 from transformer.own_tasks import DESCRIPTION
+from transformer.quantization import set_precision
 from transformer.tasks.task import TaskFile, label_order, unlabelled_rows
 from transformer.tensor_file import read_array
 from transformer.tokenization import BertTokenizer
@@ -205,6 +207,8 @@ class TaskRun:
             return kept.to(here.device)
         rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
         logging.info("teacher's logits of %d rows", len(rows))
+        if here.teacher_precision:  # of a copy, because the report compares the teacher as it is
+            teacher = set_precision(copy.deepcopy(teacher), here)
         mine, outputs = rows[here.rank :: here.world_size], torch.zeros(shape)
         _, places = data.taught.outputs_of(mine)
         outputs[places] = self.evaluator.outputs(teacher, data.taught, mine, progress=here.first)
