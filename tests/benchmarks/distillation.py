@@ -34,11 +34,13 @@ from transformer.epochs import pregenerated_epochs, read_epoch  # noqa: E402
 from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification  # noqa: E402
 from transformer.own_tasks import find_task  # noqa: E402
+from transformer.quantization import set_precision  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
 
 BATCH, LENGTH = 32, 128
 WORKS = ("intermediate", "prediction, first epoch", "prediction, later epochs", "general")
-WAYS = ("ours", "reference")
+INT8 = "ours, int8 teacher"  # --teacher_precision int8
+WAYS = ("ours", INT8, "reference")
 
 
 def make_models(args):
@@ -67,8 +69,8 @@ def read_data(args, work):
     return task.kind.encode(TaskFile(args.train_tsv, task), tokenizer, LENGTH, task.labels)
 
 
-def start(args):
-    return processes.start(1, args.precision, args.no_cuda)
+def start(args, teacher_precision=None):
+    return processes.start(1, args.precision, args.no_cuda, teacher_precision=teacher_precision)
 
 
 def reference_rate(args, work, data):
@@ -84,10 +86,12 @@ def reference_rate(args, work, data):
     return slow_distillation.examples_per_second(loss_of, student, teacher, batches), LENGTH
 
 
-def our_rate(args, work, data):
+def our_rate(args, work, data, teacher_precision=None):
     """Examples a second of the suite's own loop, the first steps not counted; and the mean length of an example."""
-    here = start(args)
+    here = start(args, teacher_precision)
     student, teacher = (model.to(here.device) for model in make_models(args))
+    if teacher_precision:
+        set_precision(teacher, here)
     rows = np.random.default_rng(3).permutation(len(data))[: BATCH * args.steps]
     seconds_of_teacher = 0.0  # an example
     if work.startswith("prediction"):
@@ -110,7 +114,10 @@ def our_rate(args, work, data):
 def measure(args, way, work):
     """In a process of its own: print one measurement as JSON."""
     data = read_data(args, work)
-    rate, length = (our_rate if way == "ours" else reference_rate)(args, work, data)
+    if way == "reference":
+        rate, length = reference_rate(args, work, data)
+    else:
+        rate, length = our_rate(args, work, data, "int8" if way == INT8 else None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available() and not args.no_cuda:
         peak = torch.cuda.max_memory_allocated()
@@ -140,7 +147,8 @@ def main():
     args = parse_args()
     if args.one:
         return measure(args, *args.one)
-    found = {(way, work): [] for work in args.works for way in WAYS}
+    ways = [way for way in WAYS if way != INT8 or args.no_cuda or not torch.cuda.is_available()]
+    found = {(way, work): [] for work in args.works for way in ways}
     for _ in range(args.rounds):
         for way, work in found:
             command = [sys.executable, *sys.argv, "--one", way, work]
@@ -155,7 +163,7 @@ def main():
     for work in args.works:
         slow = statistics.median(run["rate"] for run in found["reference", work])
         length = statistics.median(run["length"] for run in found["ours", work])
-        for way in WAYS:
+        for way in ways:
             rate = statistics.median(run["rate"] for run in found[way, work])
             memory = max(run["memory"] for run in found[way, work])
             share = rate * operations(args.layers, args.width, work, length) / peak
