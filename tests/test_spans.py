@@ -170,7 +170,7 @@ def test_a_piece_has_its_own_characters():
     assert found[8:] == ["caf\x00e"] * 4 + ["!"]  # four pieces of five characters
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.text(
         st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" a[MASK].ﬁÅ\u0301\u0323中")), max_size=40

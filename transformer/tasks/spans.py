@@ -282,13 +282,12 @@ class Spans(Kind):
 
     def variant(self, row, column, key, before, parts):
         columns = super().variant(row, column, key, before, parts)
+        if column == 0:
+            return columns
         ends = np.cumsum([len(part) for part in before])
-        moved = np.cumsum([len(new) - len(old) for new, old in zip(parts, before, strict=True)])
-        answers = []
-        for text, start in row.label:
-            whole_parts = np.searchsorted(ends, start, "right") if column else 0
-            answers.append({"text": text, "answer_start": start + int(moved[whole_parts - 1] if whole_parts else 0)})
-        return columns | {"answers": answers}
+        moved = np.cumsum([0, *(len(new) - len(old) for new, old in zip(parts, before, strict=True))]).tolist()
+        places = [(text, start + moved[np.searchsorted(ends, start, "right")]) for text, start in row.label]
+        return columns | {"answers": [{"text": text, "answer_start": start} for text, start in places]}
 
     def answer_text(self, task, answer):
         texts = dict.fromkeys(answer) if isinstance(answer, tuple) else [answer["text"]]
@@ -365,18 +364,16 @@ def find_answers(outputs, sequences):
         best[place], ends[place] = scores[place], place + length
     row_windows = np.flatnonzero(np.diff(sequences.rows, prepend=-1))  # the first window of each row
     row_outputs = first_outputs[row_windows]
-    counts = np.diff(row_outputs, append=len(windows))
     highest = np.maximum.reduceat(best, row_outputs)
-    places = np.flatnonzero(best == np.repeat(highest, counts))
-    _, firsts = np.unique(sequences.rows[windows[places]], return_index=True)
-    first = places[firsts]  # (R,); of equal ones the first
-    last, texts = ends[first], []
-    for row, (_, text, pieces, _) in enumerate(sequences.source.read):
-        window, of_window = windows[first[row]], np.diff(sequences.answer_offsets)[row_windows[row]] - 1
-        skipped = (window - row_windows[row]) * min(sequences.source.stride, of_window) - first_outputs[window] - 1
-        found = np.isfinite(highest[row])  # else the text has no pieces
-        span = slice(pieces.starts[first[row] + skipped], pieces.ends[last[row] + skipped]) if found else slice(0)
-        texts.append(text[span])
+    places = np.flatnonzero(best == np.repeat(highest, np.diff(row_outputs, append=len(windows))))
+    first = places[np.unique(sequences.rows[windows[places]], return_index=True)[1]]  # (R,); of equal ones the first
+    last = ends[first]
+    # From a window's outputs to the pieces of the whole text.
+    steps = np.minimum(sequences.source.stride, np.diff(sequences.answer_offsets)[row_windows] - 1)
+    shift = (windows[first] - row_windows) * steps - first_outputs[windows[first]] - 1
+    places = zip(sequences.source.read, first + shift, last + shift, np.isfinite(highest), strict=True)
+    # A text without pieces has no span.
+    texts = [text[at.starts[a] : at.ends[b]] if some else "" for (_, text, at, _), a, b, some in places]
     none = np.minimum.reduceat(start[first_outputs] + end[first_outputs], row_windows)
     none_sure = np.exp(np.minimum.reduceat(sure[first_outputs].sum(axis=1), row_windows))
     return Found(texts, none - highest, np.exp(sure[first, 0] + sure[last, 1]), none_sure)
