@@ -251,15 +251,19 @@ def _same(*names):
 
 _OF_TASK = _same("teacher_model", "task_name", "data_dir", "max_seq_length", "do_lower_case", "cache_dir", "no_cuda")
 _OF_TASK |= _same("dev_fraction", "doc_stride", "max_query_length")
+_TEACHING = _same("aug_train", "unlabelled", "teacher_precision")
 _OF_CORPUS = {"pregenerated_data": "output_dir", "teacher_model": "bert_model", "max_seq_length": "max_seq_len"}
 
 # {step: (the next step, {its flag: the flag of this step that provides the value})}
 NEXT = {
     AUGMENTATION: (PREGENERATION, {"bert_model": "pretrained_bert_model"}),
     PREGENERATION: (GENERAL, _OF_CORPUS | _same("do_lower_case")),
-    GENERAL: (INTERMEDIATE, {"student_model": "output_dir"} | _same("teacher_model", "do_lower_case")),
+    GENERAL: (
+        INTERMEDIATE,
+        {"student_model": "output_dir"} | _same("teacher_model", "do_lower_case", "teacher_precision"),
+    ),
     FINETUNE: (GENERAL, _same("teacher_model")),
-    INTERMEDIATE: (PREDICTION, _OF_TASK | {"student_model": "output_dir"} | _same("aug_train", "unlabelled")),
+    INTERMEDIATE: (PREDICTION, _OF_TASK | {"student_model": "output_dir"} | _TEACHING),
     PREDICTION: (EVALUATION, _OF_TASK | {"student_model": "output_dir"} | _same("output_dir")),
 }
 # The same for steps after which another task than the sample's goes on with its own student.
