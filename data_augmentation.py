@@ -107,7 +107,8 @@ def main():
             del vectors  # lets the proposer free them after `prepare`
             total = prepare(proposer, train_file, progress["rows"], settings.limit, here)
             output.begin()
-            augment = partial(augment_rows, train_file, proposer, settings.N, settings.p, settings.seed)
+            known = task.kind.known(train_file) if settings.augment_entities else {}
+            augment = partial(augment_rows, train_file, proposer, settings.N, settings.p, settings.seed, known=known)
             output.finish(augment_file(train_file, augment, progress, total, settings.limit, output))
     here.leave()
 
@@ -206,10 +207,11 @@ def augment_file(train_file, augment, progress, total, limit, output):
     return f"{progress['rows']} rows in{resumed}{skipped}, {progress['written']} rows out"
 
 
-def augment_rows(train_file, proposer, tries, probability, seed, rows, first_number):
+def augment_rows(train_file, proposer, tries, probability, seed, rows, first_number, known=None):
     """The output lines for some rows: each row unchanged, then its variants, one text column at a time.
 
-    Args: tries: N of algorithm 1, per text; probability: p; first_number: number of the first row in the file.
+    Args: tries: N of algorithm 1, per text; probability: p; first_number: number of the first row in the file; known:
+    from `Kind.known`.
     """
     candidates = proposer.candidates([text for row in rows for text in row.texts])
     kind, lines = train_file.task.kind, []
@@ -219,7 +221,7 @@ def augment_rows(train_file, proposer, tries, probability, seed, rows, first_num
         rng = np.random.default_rng([seed, number])
         lines.append(train_file.table.line(row.columns))
         for column, (text, key) in enumerate(zip(row.texts, train_file.text_keys, strict=True)):
-            before, options = kind.replaceable(row, column, *candidates[text], proposer.words)
+            before, options = kind.replaceable(row, column, *candidates[text], proposer.words, known or {})
             for parts in make_variants(text, before, options, tries, probability, rng, kind.join):
                 # The row's other sentence stays original. In the reference it keeps its last variant.
                 lines.append(train_file.table.line(kind.variant(row, column, key, before, parts)))

@@ -255,6 +255,20 @@ def test_augmentation_replaces_whole_tokens_outside_entities(tmp_path, name):
         assert changed and changed <= {1, 4, 5} and {tokens[place] for place in changed} == {"new"}
 
 
+def test_tokens_of_entities_are_replaced_where_asked_by_others_with_their_label(tmp_path):
+    text = "Anna B-PER\nsaw O\nNew B-LOC\nYork I-LOC\n\nBob B-PER\nsaw O\nOslo B-LOC\n"
+    task = make_task(tmp_path, "train.conll", text)
+    file = TaskFile(tmp_path / "names" / "train.conll", task)
+    known = TOKENS.known(file)
+    assert known == {"B-LOC": ["New", "Oslo"], "B-PER": ["Anna", "Bob"], "I-LOC": ["York"]}
+    lines = augment_rows(file, Proposer(), 60, 0.5, 1, list(file), 0, known)
+    (tmp_path / "names" / "train_aug.conll").write_text("".join(f"{line}\n" for line in lines))
+    rows = {row.texts[0]: row.label for row in TaskFile(tmp_path / "names" / "train_aug.conll", task)}
+    firsts = itertools.product(("Anna", "Bob"), ("saw", "new"), ("New", "Oslo"), ("York",))
+    seconds = itertools.product(("Anna", "Bob"), ("saw", "new"), ("New", "Oslo"))
+    assert rows == {" ".join(each): ["B-PER", "O", "B-LOC", "I-LOC"][: len(each)] for each in [*firsts, *seconds]}
+
+
 # --- models
 
 

@@ -118,6 +118,7 @@ UNLABELLED_HELP = "files with more texts for the two steps, which need no labels
 UNLABELLED_HELP += "text columns, else a text a line (pairs: a tab between)"
 VOCAB_HELP = "word pieces that the student keeps: task = those of its training text, or the most frequent N of them"
 
+ENTITIES_HELP = "token labels: also replace tokens of entities, by others that have the same label in the training file"
 TEACHER_HELP = "of the teacher while it teaches; int8: for CPUs, faster, its hidden states some percent off; "
 TEACHER_HELP += "auto: int8 on CPUs with AVX2 (as the models)"
 
@@ -157,6 +158,7 @@ FLAGS = {
         "N": Flag(int, "tries per sentence; repeats are dropped", 30, 4, NOT_NEGATIVE, by_task=(AUGMENTATION,)),
         "M": Flag(int, "candidates per word", 15, 8),
         "p": Flag(float, "probability that a word is replaced, 0 to 1", 0.4, expected=FRACTION),
+        "augment_entities": Flag(bool, ENTITIES_HELP),
         "batch_size": Flag(int, "masked sentences of 128 tokens per batch; more if shorter", 32, **NO_RESULT),
     },
     ("pregeneration", (PREGENERATION,)): {

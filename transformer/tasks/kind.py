@@ -58,11 +58,15 @@ class Kind:
         """Whether a model with this `BertConfig` is of this kind."""
         return False
 
-    def replaceable(self, row, column, words, candidates, split):
+    def known(self, rows):
+        """With --augment_entities what `replaceable` may take from all rows of the training file: {label: texts}."""
+        return {}
+
+    def replaceable(self, row, column, words, candidates, split, known):
         """What augmentation may change in one of a row's texts: (its parts, {index of a part: its substitutes}).
 
         Args: column: which of the texts; words, candidates: the tokenizer's words of it and {index: substitutes};
-        split(text): the words of any text.
+        split(text): the words of any text; known: from the method of that name.
         """
         return words, candidates
 

@@ -264,7 +264,7 @@ class Spans(Kind):
     def answer_rows(self, task, outputs, sequences, labels):
         return [[text, f"{sure:.4f}"] for text, sure in zip(*self.chosen(task, outputs, sequences), strict=True)]
 
-    def replaceable(self, row, column, words, candidates, split):
+    def replaceable(self, row, column, words, candidates, split, known):
         text, parts, options, end = row.texts[column], [], {}, 0
         places = [place for place in stretches(text, split) for _ in split(text[slice(*place)])]
         taken = [(start, start + len(answer)) for answer, start in row.label] if column else []

@@ -222,7 +222,14 @@ class Tokens(Classification):
     def linear_model(self):
         return None
 
-    def replaceable(self, row, column, words, candidates, split):
+    def known(self, rows):
+        pairs = {pair for row in rows for pair in zip(row.label, row.texts[0].split(" "), strict=True)}
+        found = {}
+        for label, token in sorted(pairs):
+            found.setdefault(label, []).append(token)
+        return {label: tokens for label, tokens in found.items() if label != OUTSIDE}
+
+    def replaceable(self, row, column, words, candidates, split, known):
         tokens, options = row.texts[0].split(" "), {}
         # Tokens and words are pieces of the same characters: a token that begins and ends as a word does is that word.
         index_of = {span: index for index, span in enumerate(spans(map(len, words)))}
@@ -230,6 +237,8 @@ class Tokens(Classification):
         for place, (span, label) in enumerate(zip(spans(lengths), row.label, strict=True)):
             if label == OUTSIDE and index_of.get(span) in candidates:
                 options[place] = candidates[index_of[span]]
+            elif others := [each for each in known.get(label, ()) if each != tokens[place]]:
+                options[place] = others
         return tokens, options
 
     def join(self, parts):
