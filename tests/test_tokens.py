@@ -70,6 +70,11 @@ def test_resampled_rows_cost_no_second_look_at_the_labels():
     assert TOKENS.metrics_of(TASK, counts[[2, 2, 0]]) == TOKENS.score(TASK, found[[2, 2, 0]], gold[[2, 2, 0]])
 
 
+def test_rows_of_other_lengths_with_one_label_alone_are_the_same_answer():
+    assert TOKENS.different(arrays([["O"], ["O", "O"]], TASK.labels)) == 1
+    assert TOKENS.different(arrays([["O"], ["B-X", "O"]], TASK.labels)) == 2
+
+
 def test_every_word_is_answered_once_inside_a_window_that_holds_it():
     rng = random.Random(3)
     for _ in range(500):

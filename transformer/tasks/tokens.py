@@ -178,8 +178,8 @@ class Tokens(Classification):
     def answer_text(self, task, answer):
         return " ".join(task.titles[index] for index in answer)
 
-    def constant(self, answers):
-        return len({index for row in answers for index in row}) == 1
+    def different(self, answers):
+        return len({index for row in answers for index in row})
 
     def agreement(self, predictions, others):
         pairs = zip(predictions, others, strict=True)
