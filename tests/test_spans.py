@@ -23,10 +23,12 @@ from data_augmentation import augment_rows
 from transformer.evaluation import Answers, losses_of_rows, resampled_results
 from transformer.export import LogitsOf
 from transformer.files import UserError
+from transformer.flags import INTERMEDIATE
 from transformer.modeling import TinyBertForQuestionAnswering
 from transformer.outputs import read_results
 from transformer.own_tasks import find_task, stored_task
-from transformer.settings import Lengths
+from transformer.processes import Processes
+from transformer.settings import Lengths, settings_for
 from transformer.task_run import TaskRun
 from transformer.tasks.spans import GRADED, SPANS, best_threshold, find_answers, grade, pieces_of, stretches
 from transformer.tasks.task import Row, Task, TaskFile, read_rows
@@ -559,6 +561,19 @@ def folder(tmp_path_factory):
 
 def prediction(folder, output):
     return ["--aug_train", "--pred_distill", "--student_model", folder / "4", "--output_dir", folder / output]
+
+
+def test_rows_without_labels_are_counted_apart_from_their_windows(tmp_path):
+    context = " ".join(["the film is good ."] * 9)
+    row = {"question": "who ?", "context": context, "answers": [{"text": "film", "answer_start": 4}]}
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n")
+    (tmp_path / "more.txt").write_text(f"how ?\t{context}\nwhen ?\t{context}\n")
+    given = {"data_dir": str(tmp_path), "max_seq_length": 24, "unlabelled": [str(tmp_path / "more.txt")]}
+    run = TaskRun(find_task("qa", tmp_path), *settings_for(INTERMEDIATE, given).parts, Processes(torch.device("cpu")))
+    data = run.read_data(make_tokenizer(), ())
+    assert data.train.rows.tolist() == sorted(data.train.rows) and data.train.num_rows == 3
+    assert data.plan.counts == {"rows": 3, "unlabelled": 2, "examples": len(data.train)} and len(data.train) > 6
 
 
 @pytest.mark.slow

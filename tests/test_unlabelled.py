@@ -18,7 +18,7 @@ from transformer.flags import FINETUNE, INTERMEDIATE, PREDICTION
 from transformer.glue import TASKS
 from transformer.outputs import read_record
 from transformer.own_tasks import find_task
-from transformer.settings import settings_for
+from transformer.settings import Lengths, settings_for
 from transformer.task_run import TaskRun
 from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.task import Row, TaskFile, unlabelled_rows
@@ -32,7 +32,7 @@ def write(path, text):
 
 def built(texts, labels=None):
     rows = [Row(0, [], (text,), labels and labels[number]) for number, text in enumerate(texts)]
-    return CLASSIFICATION.encode(rows, make_tokenizer(), 9, ("0", "1"))
+    return CLASSIFICATION.encode(rows, make_tokenizer(), Lengths(9), ("0", "1"))
 
 
 def test_sequences_end_to_end_are_those_of_one_file_without_labels():
@@ -103,8 +103,9 @@ def test_dev_rows_do_not_come_back(tmp_path, caplog):
     assert 5 < len(dev) < 30
     data = run.read_data(make_tokenizer(), task.labels)
     kept = 82 - len(dev)
-    assert data.plan.unlabelled == min(kept, 70) and data.train.labels is None
-    assert len(data.train) == min(80 - len(dev), 70) + data.plan.unlabelled == data.plan.rows
+    assert data.plan.counts["unlabelled"] == min(kept, 70) and data.train.labels is None
+    rows = min(80 - len(dev), 70) + data.plan.counts["unlabelled"]
+    assert len(data.train) == rows == data.plan.counts["rows"] == data.plan.counts["examples"]
     assert data.dev[0][1].labels is not None
     assert f"t.txt: {len(dev)} rows left out, empty or in the dev set" in caplog.text
     assert f"t.txt: {kept} rows without labels" in caplog.text

@@ -119,8 +119,10 @@ def joined(parts):
 
     found = {"ids": end_to_end("ids"), "first_lengths": end_to_end("first_lengths"), "offsets": starts("offsets")}
     if parts[0].answered is not None:
+        before = np.cumsum([0, *(each.num_rows for each in parts[:-1])])
+        found["rows"] = np.concatenate([each.rows + count for each, count in zip(parts, before, strict=True)])
         found |= {"answered": end_to_end("answered"), "answer_offsets": starts("answer_offsets")}
-    return replace(parts[0], labels=None, rows=None, **found)
+    return replace(parts[0], labels=None, **found)
 
 
 def id_typecode(vocab_size):

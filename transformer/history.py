@@ -19,16 +19,16 @@ HISTORY_NAME, CURVES_NAME = "train_log.jsonl", "curves.png"
 VALUES = Field("a number for each name", (dict,), of=Field("a number", NUMBER, low=None))
 ENTRY = {"step": whole(needed=True), "losses": VALUES, "evaluation": VALUES, "command": Field("a command")}
 ENTRY |= {"steps": whole(), "seconds": Field("a number", NUMBER)}
-ENTRY |= {"rows": Field("a whole number", (int, NULL), 0), "unlabelled": whole()}
+ENTRY |= {"rows": Field("a whole number", (int, NULL), 0), "unlabelled": whole(), "examples": whole()}
 
 
 class History:
     """Logs a training: log lines, train_log.jsonl with every layer's losses, curves.png. Every process adds its steps,
-    only the first one writes. `rows`: of one pass over the data; unlabelled: those of them without a label."""
+    only the first one writes. `counts`: of one pass over the data, {"rows", "unlabelled", "examples": number}."""
 
-    def __init__(self, folder, total_steps, processes, rows=None, unlabelled=0):
+    def __init__(self, folder, total_steps, processes, counts=None):
         self.path, self.curves = Path(folder) / HISTORY_NAME, Path(folder) / CURVES_NAME
-        self.total_steps, self.processes, self.rows, self.unlabelled = total_steps, processes, rows, unlabelled
+        self.total_steps, self.processes, self.counts = total_steps, processes, counts or {}
 
     def start(self, step):
         """Start at a step, and drop a killed run's entries after it, because those steps run again."""
@@ -64,8 +64,7 @@ class History:
         speed = {"examples_per_second": examples, "tokens_per_second": tokens, "memory_gb": memory}
         # Seconds of training alone, so that a run that was stopped adds up.
         effort = {"steps": self.steps, "seconds": now - self.since}
-        rows = {"rows": self.rows, "unlabelled": self.unlabelled}
-        origin = {**rows, "command": command_line(self.processes)} if step == 1 else {}
+        origin = {**self.counts, "command": command_line(self.processes)} if step == 1 else {}
         self._write({"step": step, "losses": losses, "learning_rate": rate, **effort, **speed, **origin})
         self._restart()
 
@@ -105,13 +104,15 @@ def read_history(path):
 
 def read_effort(path):
     """What a training took, by its train_log.jsonl: {"steps": number, "seconds": of training alone, "rows": of one
-    pass, "unlabelled": those of them without a label, "command": text}, each None where the log does not tell."""
+    pass, "unlabelled": those without a label, "examples": the windows over all of them, "command": text}, each None
+    where the log does not tell."""
     entries = [entry for entry in read_history(path) if "losses" in entry]
     first, steps = (entries[0], entries[-1]["step"]) if entries else ({}, None)
     timed = sum(entry.get("steps", 0) for entry in entries)
     # The steps between a log line and a stop are in no entry. They count with the mean of the others.
     seconds = sum(entry.get("seconds", 0) for entry in entries) / timed * steps if timed else None
-    return {"steps": steps, "seconds": seconds} | {name: first.get(name) for name in ("rows", "unlabelled", "command")}
+    told = ("rows", "unlabelled", "examples", "command")
+    return {"steps": steps, "seconds": seconds} | {name: first.get(name) for name in told}
 
 
 def read_curves(path):

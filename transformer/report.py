@@ -232,7 +232,8 @@ def step_section(task, step, name=""):
 def effort_words(step):
     """The rows of a training, its steps and the epochs that they were, and its time, as far as its log tells."""
     steps, seconds, rows, size = *list(step.effort.values())[:3], step.settings.get("train_batch_size")
-    epochs = f" ({steps / math.ceil(rows / size):.3g} epochs)" if rows and size and steps else ""
+    examples = step.effort.get("examples") or rows
+    epochs = f" ({steps / math.ceil(examples / size):.3g} epochs)" if examples and size and steps else ""
     unlabelled = step.effort["unlabelled"]
     words = [f"{rows:,} rows" + (f" ({unlabelled:,} of them without labels)" if unlabelled else "")] if rows else []
     words += [f"{steps:,} steps{epochs}"] if steps else []

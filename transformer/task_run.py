@@ -95,15 +95,16 @@ class TaskRun:
     def read_data(self, tokenizer, labels):
         """Encode the training and dev files: the run's `Data`. With --unlabelled its training rows have no labels."""
         [(_, train)] = self.read([self.train_file], tokenizer, labels)
-        dev, labelled = self.read(self.task.dev_files, tokenizer, labels), len(train)
+        dev, labelled = self.read(self.task.dev_files, tokenizer, labels), train.num_rows
         if paths := self.reading.unlabelled:
             places, more = [self.folder / name for name in self.task.dev_files], []
             held_out = {row.texts for place in places for row in TaskFile(place, self.task)}
             for path in paths:
                 more.append(self.encode(unlabelled_rows(path, self.task, held_out), self.task, tokenizer, labels))
-                logging.info("%s: %d rows without labels, %d tokens", path, len(more[-1]), len(more[-1].ids))
+                logging.info("%s: %d rows without labels, %d tokens", path, more[-1].num_rows, len(more[-1].ids))
             train = joined([train, *more])
-        plan = Plan(lambda epoch: train, [len(train)], self.schedule, self.batching, len(train) - labelled)
+        rows = train.num_rows
+        plan = Plan(lambda epoch: train, [len(train)], self.schedule, self.batching, rows - labelled, rows)
         return Data(train, dev, plan, train)
 
     def load(self, folder, fresh=(), tokenizer=None, trains=True, **overrides):
@@ -188,7 +189,8 @@ class TaskRun:
         if self.here.first:
             tokenizer.save_pretrained(output.folder, config.max_position_embeddings)
             (output.folder / REPORT_NAME).unlink(missing_ok=True)  # it describes weights that are about to change
-        logging.info("%d rows, %d steps", len(data.train), data.plan.total_steps)
+        rows, unlabelled = data.plan.counts["rows"], data.plan.counts["unlabelled"]
+        logging.info("%d rows, %d steps", rows, data.plan.total_steps)
         results = run.train()
         if self.here.first:
             write_results(output.folder / RESULTS_NAME, results)
@@ -196,8 +198,8 @@ class TaskRun:
         run.finish()
         logging.info("result: %s", format_results(results))
         steps = f"{data.plan.total_steps} steps of {self.batching.train_batch_size}"
-        without = f" ({data.plan.unlabelled} of them without labels)" if data.plan.unlabelled else ""
-        output.finish(f"{len(data.train)} rows in{without}, {steps}")
+        without = f" ({unlabelled} of them without labels)" if unlabelled else ""
+        output.finish(f"{rows} rows in{without}, {steps}")
 
     def teacher_outputs(self, teacher, data, folder):
         """The teacher's outputs (P, C) for each row that the plan trains on, kept in `folder` for a resumed run."""

@@ -47,14 +47,14 @@ class Plan:
     """Which examples each step trains on, fixed before the run starts.
 
     Args: load_epoch(k): the `Sequences` of pass k; sizes: number of examples in each pass, reused in turn;
-    unlabelled: number of those without a label.
+    rows: of how many rows these are windows, None = of one each; unlabelled: number of rows without a label.
     `total_steps`: optimizer steps, including each pass's short last batch. Raises UserError where there are none.
     """
 
-    def __init__(self, load_epoch, sizes, schedule, batching, unlabelled=0):
-        self.unlabelled = unlabelled
+    def __init__(self, load_epoch, sizes, schedule, batching, unlabelled=0, rows=None):
+        examples = round(sum(sizes) / len(sizes))  # of a pass
+        self.counts = {"rows": rows or examples, "unlabelled": unlabelled, "examples": examples}
         self.load_epoch, self.schedule, self.batching = load_epoch, schedule, batching
-        self.rows = round(sum(sizes) / len(sizes))  # of a pass
         steps = [math.ceil(size / batching.train_batch_size) for size in sizes]
         epochs = schedule.num_train_epochs
         rounds, last = divmod(int(epochs), len(steps))
@@ -107,7 +107,7 @@ class TrainingRun:
         self.scaler = torch.amp.GradScaler(processes.device.type, enabled=processes.dtype == torch.float16)
         self.step, self.best_score, self.results = 0, None, {}
         self.sums, self.summed = {}, 0  # the losses since the last evaluation, by kind, and the number of steps
-        self.history = History(self.folder, plan.total_steps, processes, plan.rows, plan.unlabelled)
+        self.history = History(self.folder, plan.total_steps, processes, plan.counts)
 
     def train(self):
         """Train from the saved state, if any, to the end of the plan. Returns the results of the weights kept."""
