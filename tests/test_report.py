@@ -219,7 +219,7 @@ def test_a_log_tells_how_much_work_a_training_was(tmp_path):
         "seconds": pytest.approx(12.0),
         "rows": 29,
         "unlabelled": None,
-            "examples": None,
+        "examples": None,
         "command": "python x.py",
     }
     step = report.Step("", tmp_path, {"train_batch_size": 13}, {}, {}, {}, effort)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -23,15 +24,16 @@ from data_augmentation import augment_rows
 from transformer.evaluation import Answers, losses_of_rows, resampled_results
 from transformer.export import LogitsOf
 from transformer.files import UserError
-from transformer.flags import INTERMEDIATE
-from transformer.modeling import TinyBertForQuestionAnswering
+from transformer.flags import EVALUATION, INTERMEDIATE
+from transformer.modeling import BertConfig, TinyBertForQuestionAnswering
 from transformer.outputs import read_results
-from transformer.own_tasks import find_task, stored_task
+from transformer.own_tasks import describe_task, find_task, stored_task
 from transformer.processes import Processes
 from transformer.settings import Lengths, settings_for
 from transformer.task_run import TaskRun
 from transformer.tasks.spans import GRADED, SPANS, best_threshold, find_answers, grade, pieces_of, stretches
 from transformer.tasks.task import Row, Task, TaskFile, read_rows
+from transformer.tasks.tokens import TOKENS
 from transformer.tokenization import BertTokenizer
 
 TASK = Task("t", SPANS.texts, "answers", (), SPANS.offered, kind=SPANS)
@@ -496,6 +498,20 @@ def test_the_place_of_a_wrong_answer_in_json_lines_is_its_line(tmp_path):
     with pytest.raises(UserError, match=r"train.jsonl line 2: label .*, expected 'y' at character 0 of the context"):
         make_folder(tmp_path, f"{json.dumps(columns)}\n{json.dumps(wrong)}\n", "train.jsonl")
         rows_in(tmp_path, "train.jsonl")
+
+
+@pytest.mark.parametrize("name", ["qa", "squad2"])
+def test_a_model_knows_its_windows_and_a_task_json_may_name_them(tmp_path, name):
+    lengths = {"max_seq_length": 24, "doc_stride": 8, "max_query_length": 5}
+    config = BertConfig(vocab_size=9, num_labels=2)
+    config.task = replace(TASK, name=name).card(Lengths(**lengths))
+    config.save_pretrained(tmp_path, SPANS.model.architecture)
+    (tmp_path / "task.json").write_text(json.dumps(lengths))
+    train = tmp_path / "train.jsonl"
+    train.write_text('{"question": "who ?", "context": "a film", "answers": []}\n')
+    for task in (stored_task(tmp_path), describe_task(name, tmp_path, train)):
+        assert lengths.items() <= {**settings_for(EVALUATION, {}, task=task.settings)}.items()
+    assert TOKENS.lengths == ("max_seq_length",)  # whose windows no flag changes
 
 
 def test_squad_is_a_task_with_its_own_files(tmp_path):

@@ -142,9 +142,9 @@ FLAGS = {
         "student_vocab": distilling(str, VOCAB_HELP),
         "temperature": distilling(float, "softens both models' logits in the prediction step", 1.0),
         "doc_stride": Flag(
-            int, "answer spans: tokens from the start of a window over a long text to the next one's", 128
+            int, "answer spans: tokens from the start of a window over a long text to the next one's", 128, by_task=TASK
         ),
-        "max_query_length": Flag(int, "answer spans: tokens of a question at most", 64),
+        "max_query_length": Flag(int, "answer spans: tokens of a question at most", 64, by_task=TASK),
     },
     ("task", (AUGMENTATION, *TASK)): {
         "task_name": Flag(str, "a GLUE task, in upper or lower case, or a folder with your own data", SAMPLE_TASK),

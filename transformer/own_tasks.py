@@ -14,7 +14,8 @@ The keys of task.json, all optional:
      "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression;
                                    f1_micro, f1_macro, acc (all labels of a row right) for several labels; f1, exact
                                    for answer spans, whose files are SQuAD's or have question, context and answers
-     "max_seq_length": 128, "epochs": 3}
+     "max_seq_length": 128, "epochs": 3,
+     "doc_stride": 128, "max_query_length": 64}     of answer spans, as the flags of these names
 """
 
 import json
@@ -65,6 +66,7 @@ KEYS = {
     "separator": Field("the text between the labels of a row", low=1, high=10),
     "metric": Field(METRICS, low=1),
     "max_seq_length": whole(3, 1 << 20),
+    **dict.fromkeys(("doc_stride", "max_query_length"), whole(1, 1 << 20)),
     "epochs": Field("a number above 0", NUMBER, 1e-9, 1e9),
 }
 
@@ -107,12 +109,18 @@ def stored_task(folder):
     said = {"text": kind.texts, "label": "label", "max_seq_length": length} | check_description(said, f"{where}: task")
     row = (TASKS | OTHERS).get(name.lower())
     if row and row.num_labels == config.num_labels:
-        return replace(row, max_seq_length=said["max_seq_length"])
+        return replace(row, **lengths_of(said))
     texts = (said["text"],) if isinstance(said["text"], str) else tuple(map(str, said["text"]))
     labels = tuple(label_names(config) or map(str, range(config.num_labels))) if kind.has_labels else ()
-    own = {"max_seq_length": said["max_seq_length"], "other_columns": {"text": "sentence"}}
+    own = {**lengths_of(said), "other_columns": {"text": "sentence"}}
     own |= {"separator": said.get("separator", SEPARATOR)} if kind.separated else {}
     return Task(name, texts, said["label"], labels, kind.offered, kind=kind, **own)
+
+
+def lengths_of(said):
+    """{field of a `Task`: value} of the lengths that a task.json or a model tells."""
+    windows = {key: said[key] for key in ("doc_stride", "max_query_length") if key in said}
+    return {"windows": windows} | {key: said[key] for key in ("max_seq_length",) if key in said}
 
 
 def find_file(folder, stem):
@@ -129,7 +137,7 @@ def describe_task(name, folder, train, dev_fraction=None):
     dev = find_file(folder, "dev")
     if dev and dev_fraction:
         raise UserError(f"--dev_fraction: stands for a missing dev file, but there is {dev}")
-    own = {key: said[key] for key in ("epochs", "max_seq_length") if key in said} | {"dev_fraction": dev_fraction}
+    own = {key: said[key] for key in ("epochs",) if key in said} | lengths_of(said) | {"dev_fraction": dev_fraction}
     claimed = next((kind for kind in KINDS if kind.claims(said, open_table(train) if train else None)), None)
     if claimed:
         own = {"max_seq_length": claimed.max_seq_length} | own

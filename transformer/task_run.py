@@ -185,7 +185,7 @@ class TaskRun:
         # With the weights, because an evaluation may change it, see `Kind.tune`.
         keep = partial(config.save_pretrained, output.folder, learner.student.architecture)
         run = TrainingRun(output.folder, learner, data.plan, self.here, rates, evaluate, keep=keep)
-        config.task, config.problem_type = task.card(self.reading.max_seq_length), task.kind.problem_type
+        config.task, config.problem_type = task.card(self.reading.lengths), task.kind.problem_type
         if self.here.first:
             tokenizer.save_pretrained(output.folder, config.max_position_embeddings)
             (output.folder / REPORT_NAME).unlink(missing_ok=True)  # it describes weights that are about to change

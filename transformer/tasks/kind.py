@@ -42,6 +42,7 @@ class Kind:
     has_labels = True  # whether its answers are labels or numbers, which describe the task
     texts = ("text",)  # the columns of a model's texts, where nothing tells them
     max_seq_length = 128
+    lengths = ("max_seq_length",)  # the flags that tell how long its sequences are, and their windows
     suffix, submission = ".tsv", None  # of prediction files: the suffix, and the stem, None = the task's name
     augmented = {}  # {suffix of a training file: that of its augmented file, where it is another}
 

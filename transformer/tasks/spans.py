@@ -151,6 +151,7 @@ class Spans(Kind):
     has_labels = False
     texts = ("question", "context")
     max_seq_length = 384
+    lengths = ("max_seq_length", "doc_stride", "max_query_length")
     target_type = np.int8
     suffix, submission = ".json", "predictions"
     augmented = {".json": ".jsonl"}

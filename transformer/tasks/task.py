@@ -33,6 +33,7 @@ class Task:
     metrics: tuple = ("acc",)
     epochs: float | None = None  # of the intermediate step; None = the step's default
     max_seq_length: int = 128
+    windows: dict = field(default_factory=dict)  # {flag: value} of what it has of its own to say on windows
     tries: int | None = None  # N of augmentation; None = the step's default
     label_names: tuple = ()
     columns: tuple = ()  # column names, for files without a header
@@ -88,18 +89,18 @@ class Task:
         """(name, {flag: value, or {step: value}}): the row's defaults for a run's settings."""
         epochs = None if self.epochs is None else float(self.epochs)
         folder = at_root(self.source or self.name)
-        own = {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "N": self.tries}
+        own = {"max_seq_length": self.max_seq_length, "num_train_epochs": epochs, "N": self.tries, **self.windows}
         if self.name != SAMPLE_TASK:  # whose students have the plain folders, those of the published commands
             student, steps = self.trained_as or self.name, (INTERMEDIATE, PREDICTION, EVALUATION)
             own["student_model"] = {step: at_root(f"{STUDENTS[step]}/{student}") for step in steps[1:]}
             own["output_dir"] = {step: at_root(f"{OUTPUTS[step]}/{self.name}") for step in steps}
         return self.name, own | {"data_dir": folder}
 
-    def card(self, max_seq_length):
+    def card(self, lengths):
         """What a finished model's config.json tells of the task, see `own_tasks.stored_task`."""
         known = {"name": self.name, "text": list(self.text_columns), "label": self.label_column}
         known |= {"separator": self.separator} if self.separator else {}
-        return known | {"max_seq_length": max_seq_length}
+        return known | {name: getattr(lengths, name) for name in self.kind.lengths}
 
     def as_in(self, config):
         """The task as the model with this `BertConfig` does it: with the thresholds that were chosen for it, if any."""
