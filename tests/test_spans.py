@@ -514,6 +514,15 @@ def test_a_model_knows_its_windows_and_a_task_json_may_name_them(tmp_path, name)
     assert TOKENS.lengths == ("max_seq_length",)  # whose windows no flag changes
 
 
+def test_answers_are_the_label_beside_any_other_column(tmp_path):
+    row = {"label": "x", "question": "who ?", "context": "a film", "answers": []}
+    (tmp_path / "train.jsonl").write_text(f"{json.dumps(row)}\n")
+    for said in ({}, {"label": "answers"}):
+        (tmp_path / "task.json").write_text(json.dumps(said))
+        task = find_task("qa", tmp_path)
+        assert task.kind is SPANS and task.label_column == "answers"
+
+
 def test_squad_is_a_task_with_its_own_files(tmp_path):
     for name, version in (("squad", "v1.1"), ("SQuAD2", "v2.0")):
         task = find_task(name, tmp_path)

@@ -21,6 +21,8 @@ from transformer.modeling import BertConfig, TinyBertForTokenClassification
 from transformer.outputs import read_results
 from transformer.own_tasks import find_task, stored_task
 from transformer.settings import Lengths
+from transformer.tables import open_table
+from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.task import Task, TaskFile, read_rows, unlabelled_rows
 from transformer.tasks.tokens import TOKENS, entities, windows
 
@@ -195,6 +197,7 @@ def test_sentences_are_read_from_columns_and_from_lists(tmp_path, name, text):
         ("train.jsonl", '{"tokens": ["a"], "tags": ["X"]}\n{"tokens": ["a", {}], "tags": ["O", "O"]}\n',
          r"line 2: field 'tokens' is \[\"a\", \{\}\], expected text or a number, or a list of them"),
         ("train.conll", "a B-X\nb O\n\nc\n", "train.conll line 4: 1 columns, expected 2"),
+        ("train.conll", "a B-X\n\nb\t\nc O\n", r"line 3: label \['', 'O'\], expected tags, none of them empty"),
         ("train.conll", "a\nb\n", "train.conll line 1: no column for the label .*found tokens"),
         ("train.conll", "\n\n", "train.conll: the file is empty"),
         ("train.conll", "a O\n\nb O\n", "every row has the label 'O'; expected two labels or more"),
@@ -204,6 +207,32 @@ def test_what_is_no_file_of_token_labels_is_told_in_one_line(tmp_path, name, tex
     with pytest.raises(UserError, match=message):
         task = make_task(tmp_path, name, text)
         list(TaskFile(tmp_path / "names" / name, task))
+
+
+def test_one_label_beside_tokens_is_that_of_the_text_and_a_list_that_of_the_tokens(tmp_path):
+    row = {"sentence": "a b.", "tokens": ["a", "b", "."]}
+    text = "".join(json.dumps(row | {"label": label}) + "\n" for label in ("good", "bad"))
+    task = make_task(tmp_path, "train.jsonl", text)
+    assert task.kind is CLASSIFICATION and task.text_columns == ("sentence",) and task.labels == ("bad", "good")
+    for tags in (["O", "X", "O"], "O X O"):
+        task = make_task(tmp_path, "train.jsonl", json.dumps(row | {"tags": tags}) + "\n")
+        assert task.kind is TOKENS and task.text_columns == ("tokens",) and task.labels == ("O", "X")
+    with pytest.raises(UserError, match="metric is 'mcc', expected one of f1, precision, recall, acc$"):
+        make_task(tmp_path, "train.jsonl", json.dumps(row | {"tags": tags}) + "\n", metric="mcc")
+
+
+@pytest.mark.parametrize(
+    "text, tokens",
+    [
+        ("#Oslo\nis\n", ["#Oslo", "is"]),  # without tags
+        ("# newdoc\n# text = a b\n#\tO\nb\tX\n", ["#", "b"]),
+        ("# newdoc id = 1\n# NN B O\nb V B X\n", ["#", "b"]),
+        ("#a\n", ["#a"]),
+    ],
+)
+def test_a_comment_is_a_line_with_other_columns_than_the_tokens_have(tmp_path, text, tokens):
+    (tmp_path / "t.conll").write_text(text)
+    assert [row["tokens"] for _, row in open_table(tmp_path / "t.conll")] == [tokens]
 
 
 def test_an_unknown_label_of_the_dev_set_is_told_with_its_line(tmp_path):

@@ -13,7 +13,8 @@ The keys of task.json, all optional:
      "regression": false,          true: the label is a number to predict; false: its values are classes, many or few
      "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression;
                                    f1_micro, f1_macro, acc (all labels of a row right) for several labels; f1, exact
-                                   for answer spans, whose files are SQuAD's or have question, context and answers
+                                   for answer spans, whose files are SQuAD's or have question, context and answers;
+                                   f1, precision, recall (of entities), acc (of tokens) for token labels
      "max_seq_length": 128, "epochs": 3,
      "doc_stride": 128, "max_query_length": 64}     of answer spans, as the flags of these names
 """
@@ -33,7 +34,7 @@ from transformer.glue import OTHERS, TASKS
 from transformer.json_file import FLAG, NUMBER, Field, check, read_json, whole
 from transformer.tables import SUFFIXES, open_table
 from transformer.tasks.classification import CLASSIFICATION
-from transformer.tasks.kind import LABEL_COLUMNS, Kind
+from transformer.tasks.kind import Kind
 from transformer.tasks.multilabel import MULTILABEL
 from transformer.tasks.regression import REGRESSION
 from transformer.tasks.spans import SPANS
@@ -54,8 +55,6 @@ MOST_LABELS = 50  # with more, it takes a word in task.json to call them classes
 SEPARATOR = ";"  # between the labels in predictions, where the file has lists
 NAME, LABEL = Field("a name", (str, int), 1), Field("a label", (str, int))
 PAIR = Field("a column's name, or a list of two", (list,), 1, 2, of=NAME, distinct=True)
-METRICS = "one of acc, f1, mcc, or for regression corr, pearson, spearmanr, for several labels f1_micro, f1_macro, acc"
-METRICS += ", for answer spans f1, exact"
 KEYS = {
     "text": PAIR._replace(kinds=(str, list), high=10_000),
     "label": Field("a column's name", low=1),
@@ -64,7 +63,7 @@ KEYS = {
     "ignore_labels": Field("a list of labels", (list,), of=LABEL, distinct=True),
     "regression": FLAG,
     "separator": Field("the text between the labels of a row", low=1, high=10),
-    "metric": Field(METRICS, low=1),
+    "metric": Field("a metric's name", low=1),
     "max_seq_length": whole(3, 1 << 20),
     **dict.fromkeys(("doc_stride", "max_query_length"), whole(1, 1 << 20)),
     "epochs": Field("a number above 0", NUMBER, 1e-9, 1e9),
@@ -112,7 +111,7 @@ def stored_task(folder):
         return replace(row, **lengths_of(said))
     texts = (said["text"],) if isinstance(said["text"], str) else tuple(map(str, said["text"]))
     labels = tuple(label_names(config) or map(str, range(config.num_labels))) if kind.has_labels else ()
-    own = {**lengths_of(said), "other_columns": {"text": "sentence"}}
+    own = {**lengths_of(said), "other_columns": {"text": "sentence", "tokens": "text"}}
     own |= {"separator": said.get("separator", SEPARATOR)} if kind.separated else {}
     return Task(name, texts, said["label"], labels, kind.offered, kind=kind, **own)
 
@@ -132,13 +131,13 @@ def describe_task(name, folder, train, dev_fraction=None):
     """The `Task` of a folder: from task.json, and where that is silent from the training file."""
     where = folder / DESCRIPTION
     said = read_description(where)
-    texts, label = find_columns(said, folder, train)
+    claimed = next((kind for kind in KINDS if kind.claims(said, open_table(train) if train else None)), None)
+    texts, label = find_columns(said, folder, train, claimed or CLASSIFICATION)
     labels, names, ignored = (tuple(map(str, said.get(key, ()))) for key in ("labels", "label_names", "ignore_labels"))
     dev = find_file(folder, "dev")
     if dev and dev_fraction:
         raise UserError(f"--dev_fraction: stands for a missing dev file, but there is {dev}")
     own = {key: said[key] for key in ("epochs",) if key in said} | lengths_of(said) | {"dev_fraction": dev_fraction}
-    claimed = next((kind for kind in KINDS if kind.claims(said, open_table(train) if train else None)), None)
     if claimed:
         own = {"max_seq_length": claimed.max_seq_length} | own
     own |= {"separator": said.get("separator", SEPARATOR)} if claimed and claimed.separated else {}
@@ -155,7 +154,7 @@ def describe_task(name, folder, train, dev_fraction=None):
     kind = claimed or (CLASSIFICATION if labels else REGRESSION)
     metric = said.get("metric", kind.offered[0])
     if metric not in kind.offered:
-        raise UserError(f"{where}: metric is {metric!r}, expected {KEYS['metric'].words}")
+        raise UserError(f"{where}: metric is {metric!r}, expected one of {', '.join(kind.offered)}")
     metrics = (metric, *(other for other in kind.offered if other != metric))
     suffix = train.suffix if train else SUFFIXES[0]
     stems = ("train", "dev", "test")
@@ -164,7 +163,7 @@ def describe_task(name, folder, train, dev_fraction=None):
     return Task(name, texts, label, labels, metrics, label_names=names, ignored_labels=ignored, kind=kind, **own)
 
 
-def find_columns(said, folder, train):
+def find_columns(said, folder, train, kind):
     """(names of the text columns, one or two, name of the label column), as the training file spells them."""
     texts, label = said.get("text"), said.get("label")
     texts = (texts,) if isinstance(texts, str) else texts and tuple(map(str, texts))
@@ -176,9 +175,10 @@ def find_columns(said, folder, train):
     if table:
         texts, label = texts and tuple(map(table.find, texts)), table.find(label)
     if table and texts is None:
-        texts = next((found for names in TEXT_COLUMNS if all(found := tuple(map(table.find, names)))), None)
+        usual = [kind.texts, *TEXT_COLUMNS] if kind.per_token else TEXT_COLUMNS
+        texts = next((found for names in usual if all(found := tuple(map(table.find, names)))), None)
     if table and label is None:
-        label = table.find(*LABEL_COLUMNS)
+        label = table.find(*kind.label_columns)
     usual = {"text": "sentence, sentence1 and sentence2, text", "label": "label"}
     if lacking := [key for key, value in (("text", texts), ("label", label)) if value is None]:
         columns = " and ".join(f"no column for the {key} ({usual[key]})" for key in lacking)

@@ -158,12 +158,19 @@ class Columns(Table):
     def key(self, name):
         return name
 
+    @staticmethod
+    def _split(text):
+        # Not split(), which takes a no-break space inside a token for the end of a column.
+        return text.split("\t") if "\t" in text else [column for column in text.split(" ") if column]
+
     def _rows(self):
-        start, found, width = 0, [], None
+        start, found = 0, []
+        texts = (text for _, text in read_lines(self.path) if not text.startswith("#"))
+        first = next((text for text in texts if self._split(text)[:1] not in ([], [DOCUMENT_START])), "")
+        width = len(self._split(first))
         for number, text in itertools.chain(read_lines(self.path), [(0, "")]):
-            # Not split(), which takes a no-break space inside a token for the end of a column.
-            columns = text.split("\t") if "\t" in text else [column for column in text.split(" ") if column]
-            if text.startswith("#") and len(columns) != (width or 2):
+            columns = self._split(text)
+            if first and text.startswith("#") and (len(columns) != width or ("\t" in text) != ("\t" in first)):
                 continue  # a comment, as in CoNLL-U
             if columns and columns[0] != DOCUMENT_START:
                 width = width or len(columns)

@@ -41,6 +41,7 @@ class Kind:
     per_token = False  # whether the head answers single tokens
     has_labels = True  # whether its answers are labels or numbers, which describe the task
     texts = ("text",)  # the columns of a model's texts, where nothing tells them
+    label_columns = LABEL_COLUMNS
     max_seq_length = 128
     lengths = ("max_seq_length",)  # the flags that tell how long its sequences are, and their windows
     suffix, submission = ".tsv", None  # of prediction files: the suffix, and the stem, None = the task's name

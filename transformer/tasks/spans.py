@@ -149,7 +149,7 @@ class Spans(Kind):
     label_types = list | dict  # a list of objects
     per_token = True
     has_labels = False
-    texts = ("question", "context")
+    texts, label_columns = ("question", "context"), ("answers",)
     max_seq_length = 384
     lengths = ("max_seq_length", "doc_stride", "max_query_length")
     target_type = np.int8
@@ -158,8 +158,8 @@ class Spans(Kind):
     join = staticmethod("".join)
 
     def claims(self, said, table):
-        first = table.first if table else None
-        return isinstance(first, dict) and {*self.texts, "answers"} <= {*first} and "label" not in said
+        first = table.first if table and said.get("label", "answers") == "answers" else None
+        return isinstance(first, dict) and {*self.texts, "answers"} <= {*first}
 
     def made(self, config):
         return self.model.architecture in config.__dict__.get("architectures", ())

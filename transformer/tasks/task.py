@@ -271,12 +271,13 @@ def read_rows(source, task):
         yield from TaskFile(source, replace(task, dev_fraction=None), labelled=False)
         return
     columns = task.text_columns
-    lines = decode_lines(sys.stdin.buffer, "standard input") if source == STANDARD_INPUT else read_lines(source)
+    name = "standard input" if source == STANDARD_INPUT else source
+    lines = read_lines(source) if name == source else decode_lines(sys.stdin.buffer, name)
     for number, text in lines:
         texts = tuple(text.split("\t")) if len(columns) > 1 else (task.kind.read_line(text),)
         if len(texts) != len(columns):
             expected = f"{' and '.join(columns)} with a tab between"
-            raise UserError(f"{source} line {number}: {len(texts)} columns, expected {expected}")
+            raise UserError(f"{name} line {number}: {len(texts)} columns, expected {expected}")
         yield Row(number, list(texts), texts, None)
 
 

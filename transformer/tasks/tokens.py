@@ -81,12 +81,17 @@ class Tokens(Classification):
     text_types = list | str
     label_types = list | str
     per_token = True
+    texts = ("tokens",)
     suffix = ".conll"
 
     def claims(self, said, table):
         first = table.first if table else None
         name = said.get("text", "tokens")
-        return isinstance(first, dict) and isinstance(name, str) and isinstance(first.get(table.find(name)), list)
+        if not isinstance(first, dict) or not isinstance(name, str):
+            return False
+        tokens, label = (first.get(table.find(*names)) for names in ([name], [said.get("label"), *self.label_columns]))
+        # One label beside a list of tokens is that of the whole text.
+        return isinstance(tokens, list) and (isinstance(label, list) or len(str(label).split()) == len(tokens))
 
     def made(self, config):
         return self.model.architecture in (config.__dict__.get("architectures") or ())
@@ -105,6 +110,8 @@ class Tokens(Classification):
 
     def read_label(self, task, label):
         found = self.parts(task, label)
+        if "" in found and "" not in task.labels:
+            raise ValueError("tags, none of them empty")
         try:
             return [super(Tokens, self).read_label(task, each) for each in found] if task.labels else list(found)
         except ValueError as error:
