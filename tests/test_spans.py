@@ -523,6 +523,14 @@ def test_answers_are_the_label_beside_any_other_column(tmp_path):
         assert task.kind is SPANS and task.label_column == "answers"
 
 
+def test_questions_about_one_context_are_all_dev_rows_or_none(tmp_path):
+    rows = [{"question": f"q{n} ?", "context": f"film {n % 9}", "answers": []} for n in range(90)]
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    task = find_task("qa", tmp_path, 0.4)
+    train, dev = ({row.texts[1] for row in TaskFile(tmp_path / f"{name}.jsonl", task)} for name in ("train", "dev"))
+    assert len(train) + len(dev) == len(train | dev) == 9 and train and dev
+
+
 def test_squad_is_a_task_with_its_own_files(tmp_path):
     for name, version in (("squad", "v1.1"), ("SQuAD2", "v2.0")):
         task = find_task(name, tmp_path)

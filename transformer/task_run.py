@@ -176,7 +176,8 @@ class TaskRun:
         if output.replaced is not None:
             row = next(iter(TaskFile(self.folder / self.train_file, self.task)))
             label = ", ".join(self.task.kind.parts(self.task, row.label))
-            label += "" if data.train.labels is None else f" (trained as {data.train.labels[0]})"
+            targets = data.train.head(1).labels
+            label += "" if targets is None else f" (trained as {', '.join(map(str, targets))})"
             data.train.log_example(tokenizer, text=" | ".join(row.texts), label=label)
 
     def train(self, learner, data, tokenizer, rates, evaluate, output):

@@ -42,6 +42,7 @@ class Kind:
     has_labels = True  # whether its answers are labels or numbers, which describe the task
     texts = ("text",)  # the columns of a model's texts, where nothing tells them
     label_columns = LABEL_COLUMNS
+    telling = slice(None)  # the texts whose equality makes rows alike: --dev_fraction keeps such rows together
     max_seq_length = 128
     lengths = ("max_seq_length",)  # the flags that tell how long its sequences are, and their windows
     suffix, submission = ".tsv", None  # of prediction files: the suffix, and the stem, None = the task's name
@@ -58,7 +59,7 @@ class Kind:
 
     def made(self, config):
         """Whether a model with this `BertConfig` is of this kind."""
-        return False
+        return self.model.architecture in (config.__dict__.get("architectures") or ())
 
     def known(self, rows):
         """With --augment_entities what `replaceable` may take from all rows of the training file: {label: texts}."""

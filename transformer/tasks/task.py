@@ -221,7 +221,7 @@ class TaskFile:
                 told = f"{len(columns)} columns, expected {len(self.names)}{self.table.quoting}"
                 raise UserError(f"{self.path} line {line}: {told}")
             texts = tuple(self._text(columns, key, line) for key in self.text_keys)
-            if self.split and is_dev_row(texts, self.task.dev_fraction) != self.dev:
+            if self.split and is_dev_row(texts[self.task.kind.telling], self.task.dev_fraction) != self.dev:
                 continue
             label = None
             if self.labelled:

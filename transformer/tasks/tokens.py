@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformer import drawing
 from transformer.modeling import TinyBertForTokenClassification
 from transformer.tasks.classification import Classification
+from transformer.tasks.kind import Kind
 from transformer.tokenization import BasicTokenizer
 
 OUTSIDE = "O"  # the label of tokens that belong to no entity
@@ -82,6 +83,7 @@ class Tokens(Classification):
     label_types = list | str
     per_token = True
     texts = ("tokens",)
+    made = Kind.made
     suffix = ".conll"
 
     def claims(self, said, table):
@@ -92,9 +94,6 @@ class Tokens(Classification):
         tokens, label = (first.get(table.find(*names)) for names in ([name], [said.get("label"), *self.label_columns]))
         # One label beside a list of tokens is that of the whole text.
         return isinstance(tokens, list) and (isinstance(label, list) or len(str(label).split()) == len(tokens))
-
-    def made(self, config):
-        return self.model.architecture in (config.__dict__.get("architectures") or ())
 
     def read_text(self, value):
         tokens = value.strip(" ").split(" ") if isinstance(value, str) else value
