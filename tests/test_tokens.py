@@ -127,6 +127,13 @@ def test_a_long_sentence_is_answered_token_by_token_from_its_windows(tmp_path):
     assert len(encode(TaskFile(path, TASK), 12, limit=1)) == len(sequences) - 1
 
 
+def test_a_length_without_room_for_a_token_is_told(tmp_path):
+    (tmp_path / "train.conll").write_text("a O\n")
+    with pytest.raises(UserError, match="--max_seq_length 2: expected 3 or more"):
+        encode(TaskFile(tmp_path / "train.conll", TASK), 2)
+    assert len(encode(TaskFile(tmp_path / "train.conll", TASK), 3)) == 1
+
+
 def test_losses_are_means_over_sentences_of_means_over_tokens():
     rng = torch.Generator().manual_seed(1)
     student, teacher = (torch.randn(5, 3, generator=rng) for _ in range(2))

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from transformer.data import SequencesBuilder
+from transformer.files import UserError
 from transformer.modeling import TinyBertForSequenceClassification
 from transformer.tokenization import CJK
 
@@ -43,7 +44,7 @@ class Kind:
     texts = ("text",)  # the columns of a model's texts, where nothing tells them
     label_columns = LABEL_COLUMNS
     telling = slice(None)  # the texts whose equality makes rows alike: --dev_fraction keeps such rows together
-    max_seq_length = 128
+    max_seq_length, shortest = 128, 2  # the usual length in tokens, and the least
     lengths = ("max_seq_length",)  # the flags that tell how long its sequences are, and their windows
     suffix, submission = ".tsv", None  # of prediction files: the suffix, and the stem, None = the task's name
     augmented = {}  # {suffix of a training file: that of its augmented file, where it is another}
@@ -120,6 +121,8 @@ class Kind:
     def encode(self, task_file, tokenizer, lengths, labels, limit=None, pad=False):
         """The `Sequences` of a `task.TaskFile`, with targets if it is labelled. `pad`: pad every batch to
         `lengths.max_seq_length`; limit: maximum number of rows."""
+        if lengths.max_seq_length < self.shortest:
+            raise UserError(f"--max_seq_length {lengths.max_seq_length}: expected {self.shortest} or more")
         pad_to = lengths.max_seq_length if pad else None
         builder = SequencesBuilder(len(tokenizer.vocab), pad_token_id=tokenizer.pad_token_id, pad_to=pad_to)
         for number, row in enumerate(task_file):

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from transformer import drawing
-from transformer.files import UserError
 from transformer.json_file import Field, whole
 from transformer.modeling import TinyBertForQuestionAnswering
 from transformer.tasks.kind import Kind
@@ -151,7 +150,7 @@ class Spans(Kind):
     has_labels = False
     texts, label_columns = ("question", "context"), ("answers",)
     telling = slice(1, None)  # a model must not know dev's contexts from other questions
-    max_seq_length = 384
+    max_seq_length, shortest = 384, 4
     lengths = ("max_seq_length", "doc_stride", "max_query_length")
     target_type = np.int8
     suffix, submission = ".json", "predictions"
@@ -187,8 +186,6 @@ class Spans(Kind):
                 raise ValueError(f"{text!r} at character {start} of the context, where it has {there!r}")
 
     def encode(self, task_file, tokenizer, lengths, labels, limit=None, pad=False):
-        if lengths.max_seq_length < 4:
-            raise UserError(f"--max_seq_length {lengths.max_seq_length}: expected 4 or more")
         found = super().encode(task_file, tokenizer, lengths, labels, limit, pad)
         found.source = Passages(task_file, tokenizer, lengths.doc_stride, limit)
         return found

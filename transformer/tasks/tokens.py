@@ -82,7 +82,7 @@ class Tokens(Classification):
     text_types = list | str
     label_types = list | str
     per_token = True
-    texts = ("tokens",)
+    texts, shortest = ("tokens",), 3
     made = Kind.made
     suffix = ".conll"
 
