@@ -118,6 +118,7 @@ UNLABELLED_HELP = "files with more texts for the two steps, which need no labels
 UNLABELLED_HELP += "text columns, else a text a line (pairs: a tab between)"
 VOCAB_HELP = "word pieces that the student keeps: task = those of its training text, or the most frequent N of them"
 
+STRIDE_HELP = "answer spans: tokens from the start of a window over a long text to that of the next one (128)"
 ENTITIES_HELP = "token labels: also replace tokens of entities, by others that have the same label in the training file"
 TEACHER_HELP = "of the teacher while it teaches; int8: for CPUs, faster, its hidden states some percent off; "
 TEACHER_HELP += "auto: int8 on CPUs with AVX2 (as the models)"
@@ -141,10 +142,8 @@ FLAGS = {
         "unlabelled": distilling(list, UNLABELLED_HELP),
         "student_vocab": distilling(str, VOCAB_HELP),
         "temperature": distilling(float, "softens both models' logits in the prediction step", 1.0),
-        "doc_stride": Flag(
-            int, "answer spans: tokens from the start of a window over a long text to the next one's", 128, by_task=TASK
-        ),
-        "max_query_length": Flag(int, "answer spans: tokens of a question at most", 64, by_task=TASK),
+        "doc_stride": Flag(int, STRIDE_HELP, by_task=TASK),
+        "max_query_length": Flag(int, "answer spans: tokens of a question at most (64)", by_task=TASK),
     },
     ("task", (AUGMENTATION, *TASK)): {
         "task_name": Flag(str, "a GLUE task, in upper or lower case, or a folder with your own data", SAMPLE_TASK),

@@ -96,8 +96,8 @@ class Lengths(NamedTuple):
     """How many tokens a sequence may have, and how a longer text becomes several of them."""
 
     max_seq_length: int
-    doc_stride: int = DEFAULTS["doc_stride"]  # from the start of a window over a long text to that of the next one
-    max_query_length: int = DEFAULTS["max_query_length"]  # of a question
+    doc_stride: int = 128  # from the start of a window over a long text to that of the next one
+    max_query_length: int = 64  # of a question
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,14 @@ class Reading:
     aug_train: bool | None = None
     unlabelled: list | None = None  # files; for the two steps of distillation only
     pad_to_max_length: bool | None = None
-    doc_stride: int = DEFAULTS["doc_stride"]
-    max_query_length: int = DEFAULTS["max_query_length"]
+    doc_stride: int | None = None  # None = those of `Lengths`
+    max_query_length: int | None = None
 
     @property
     def lengths(self):
         """The lengths alone."""
-        return Lengths(self.max_seq_length, self.doc_stride, self.max_query_length)
+        windows = {"doc_stride": self.doc_stride, "max_query_length": self.max_query_length}
+        return Lengths(self.max_seq_length, **{name: value for name, value in windows.items() if value})
 
 
 @dataclass(frozen=True)
