@@ -500,6 +500,13 @@ def test_the_place_of_a_wrong_answer_in_json_lines_is_its_line(tmp_path):
         rows_in(tmp_path, "train.jsonl")
 
 
+def test_of_a_long_wrong_answer_the_beginning_is_told(tmp_path):
+    columns = {"id": "a", "question": "who?", "context": "x y", "answers": [{"text": "y" * 9999, "answer_start": 0}]}
+    with pytest.raises(UserError, match=r"expected 'y{200}' at character 0 of the context, where it has 'x y'$"):
+        make_folder(tmp_path, f"{json.dumps(columns)}\n", "train.jsonl")
+        rows_in(tmp_path, "train.jsonl")
+
+
 @pytest.mark.parametrize("name", ["qa", "squad2"])
 def test_a_model_knows_its_windows_and_a_task_json_may_name_them(tmp_path, name):
     lengths = {"max_seq_length": 24, "doc_stride": 8, "max_query_length": 5}

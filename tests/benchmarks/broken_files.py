@@ -11,7 +11,9 @@ own on a copy of a tiny pipeline, in which one file has one thing wrong.
 import argparse
 import collections
 import contextlib
+import functools
 import io
+import itertools
 import json
 import os
 import re
@@ -29,7 +31,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).res
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from broken import NO_OBJECTS, wrong_arrays, wrong_objects, wrong_tensors  # noqa: E402
+from broken import ANYTHING, NO_OBJECTS, wrong_arrays, wrong_objects, wrong_tensors  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 from tiny import call_script, make_all, scripts  # noqa: E402
 
@@ -44,6 +46,7 @@ from transformer import (  # noqa: E402  # noqa: E402
     vectors,
 )
 from transformer.files import UserError  # noqa: E402
+from transformer.json_file import Field  # noqa: E402
 
 SECONDS, BYTES = 20, 1_500_000_000
 TEXTS = {
@@ -52,6 +55,18 @@ TEXTS = {
     "zeros": bytes(99),
     "half": b"sentence",
     "no rows": b"sentence\tlabel\n",
+}
+MISSING = object()
+NAMES = b"the O\ngood B-X\nfilm I-X\n\nbad B-X\n"
+LAYOUTS = {
+    "three columns once": NAMES + b"\na b O\n",
+    "no tags": b"the\nfilm\n",
+    "an empty tag": b"the\tO\nfilm\t\n",
+    "comments only": b"# a\n# b\n",
+    "one tag": b"a O\n\nb O\n",
+    "a long sentence": b"film O\n" * 10**5 + NAMES,
+    "a long token": b"a" * 10**6 + b" O\n" + NAMES,
+    "spaces": b" \n \t\n" + NAMES,
 }
 TEXTS |= {
     "long line": b"a" * 10**6,
@@ -85,6 +100,13 @@ def prepare(folder):
     flags = commands["augment"][1].copy()
     flags[flags.index("SST-2")] = "mine"
     commands["own"] = "data_augmentation.py", flags
+    for name, files in (("names", {".conll": NAMES}), ("asked", {".json": json.dumps(asked()).encode()})):
+        (folder / "glue" / name).mkdir()
+        for stem, (suffix, data) in itertools.product(("train", "dev"), files.items()):
+            (folder / "glue" / name / f"{stem}{suffix}").write_bytes(data)
+        flags = commands["augment"][1].copy()
+        flags[flags.index("SST-2")] = name
+        commands[name] = "data_augmentation.py", flags
     commands["baseline"] = commands["evaluate"][0], [*commands["evaluate"][1], "--baseline", "--max_steps", 2]
     for name in ("augment", "pregenerate", "packed", "general", "finetune", "intermediate", "prediction"):
         run(commands[name])
@@ -111,6 +133,38 @@ def replaced(place, files, command, kind=None):
     for what, data in files.items():
         name = kind or place.rpartition("/")[2]
         yield name, what, command, lambda root, data=data: (root / place).write_bytes(data)
+
+
+def moved(place, suffix, files, command, kind):
+    """Cases of a file in whose place there is one of `files` with another suffix."""
+    for *case, edit in replaced(str(Path(place).with_suffix(suffix)), files, command, kind):
+        yield *case, lambda root, edit=edit: ((root / place).unlink(), edit(root))
+
+
+def asked():
+    """A file of questions in SQuAD's layout, two of them, one without an answer."""
+    answer = {"text": "film", "answer_start": 4}
+    questions = [{"id": "1", "question": "what is good ?", "answers": [answer], "is_impossible": False}]
+    questions.append({"id": "2", "question": "what is bad ?", "answers": [], "is_impossible": True})
+    return {"version": "v2.0", "data": [{"title": "x", "paragraphs": [{"context": "the film is", "qas": questions}]}]}
+
+
+def wrong_parts(value, whole=None, path=()):
+    """{what is wrong: bytes} of a JSON value: each of its parts missing, or in its place something else, of everything
+    else one in four, other ones for each part."""
+    whole, files = value if whole is None else whole, {}
+    for first, (key, part) in enumerate(value.items() if isinstance(value, dict) else enumerate(value)):
+        for number, other in enumerate([MISSING, *ANYTHING[(first + len(path)) % 4 :: 4]]):
+            copied = json.loads(json.dumps(whole))
+            inner = functools.reduce(lambda at, step: at[step], path, copied)
+            if other is MISSING:
+                del inner[key]
+            else:
+                inner[key] = other
+            files[f"{'.'.join(map(str, (*path, key)))} {number}"] = json.dumps(copied).encode()
+        if isinstance(part, dict | list):
+            files |= wrong_parts(part, whole, (*path, key))
+    return files
 
 
 def objects(folder, place, fields, command, kind=None):
@@ -274,6 +328,12 @@ def text_cases(folder):
     fields = {"text": own_tasks.KEYS["label"], "label": own_tasks.LABEL}
     rows = {what: data + b"\n" for what, data in (NO_OBJECTS | wrong_objects(row, fields)).items()}
     yield from replaced("glue/mine/train.jsonl", rows, "own", "*.jsonl")
+    yield from replaced("glue/names/train.conll", TEXTS | LAYOUTS, "names", "*.conll")
+    lists = {"tokens": ["a", "film"], "tags": ["O", "B-X"]}
+    wrong = wrong_objects(lists, dict.fromkeys(lists, Field("a list", (list,), 1, of=Field("a text", low=1))), every=1)
+    lists = {what: json.dumps(lists).encode() + b"\n" + data + b"\n" for what, data in wrong.items()}
+    yield from moved("glue/names/train.conll", ".jsonl", lists, "names", "token labels, *.jsonl")
+    yield from replaced("glue/asked/train.json", NO_OBJECTS | wrong_parts(asked()), "asked", "SQuAD's *.json")
     lines = {
         what: data + b"\n" for what, data in (NO_OBJECTS | wrong_objects({"text": "a b"}, corpus.DOCUMENT)).items()
     }

@@ -183,7 +183,8 @@ class Spans(Kind):
     def check_row(self, texts, label):
         for text, start in label:
             if (there := texts[1][start : start + len(text)]) != text:
-                raise ValueError(f"{text!r} at character {start} of the context, where it has {there!r}")
+                found, wanted = there[:SHOWN], text[:SHOWN]
+                raise ValueError(f"{wanted!r} at character {start} of the context, where it has {found!r}")
 
     def encode(self, task_file, tokenizer, lengths, labels, limit=None, pad=False):
         found = super().encode(task_file, tokenizer, lengths, labels, limit, pad)
