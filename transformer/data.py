@@ -94,18 +94,17 @@ class Sequences:
             input_ids = np.where(edges, np.where(positions == 0, *self.special), input_ids)
         masked = self.pad_to is not None or not real.all()
         which, outputs = self.outputs_of(indices)
-        return {
+        batch = {
             "input_ids": torch.from_numpy(input_ids),
             "token_type_ids": torch.from_numpy(second.astype(np.int64)),
             "attention_mask": torch.from_numpy(real.astype(np.int64)) if masked else None,
             "outputs": torch.from_numpy(outputs),
-            **({} if self.labels is None else {"labels": torch.from_numpy(self.labels[outputs])}),
-            **(
-                {}
-                if self.answered is None
-                else {"answered": torch.from_numpy(np.stack([which, self.answered[outputs]]))}
-            ),
         }
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[outputs])
+        if self.answered is not None:
+            batch["answered"] = torch.from_numpy(np.stack([which, self.answered[outputs]]))
+        return batch
 
 
 def joined(parts):

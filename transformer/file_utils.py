@@ -69,12 +69,8 @@ SOURCES = {
     "RTE": Source("RTE", TSV, 0.7, (GLUE + "RTE.zip",)),
     "WNLI": Source("WNLI", TSV, 0.03, (GLUE + "WNLI.zip",)),
     "AX": Source("AX", ("AX.tsv",), 0.2, (GLUE + "AX.tsv",)),
-    "squad": Source(
-        "SQuAD", ("train-v1.1.json", "dev-v1.1.json"), 35, (SQUAD + "train-v1.1.json", SQUAD + "dev-v1.1.json")
-    ),
-    "squad2": Source(
-        "SQuAD2", ("train-v2.0.json", "dev-v2.0.json"), 47, (SQUAD + "train-v2.0.json", SQUAD + "dev-v2.0.json")
-    ),
+    "squad": squad("SQuAD", ("train-v1.1.json", "dev-v1.1.json"), 35),
+    "squad2": squad("SQuAD2", ("train-v2.0.json", "dev-v2.0.json"), 47),
     "bert-base-chinese": Source("teacher_model/bert-base-chinese", MODEL, 412, model="bert-base-chinese"),
     "vocab_21128": Source("1_pre_data", ("vocab_21128.txt",), 0.1, (CHINESE_VOCABULARY,)),
     "TinyBERT_General_4L_312D": student(60, model="huawei-noah/TinyBERT_General_4L_312D", teacher="teacher"),

@@ -131,8 +131,9 @@ def describe_task(name, folder, train, dev_fraction=None):
     """The `Task` of a folder: from task.json, and where that is silent from the training file."""
     where = folder / DESCRIPTION
     said = read_description(where)
-    claimed = next((kind for kind in KINDS if kind.claims(said, open_table(train) if train else None)), None)
-    texts, label = find_columns(said, folder, train, claimed or CLASSIFICATION)
+    table = open_table(train) if train else None
+    claimed = next((kind for kind in KINDS if kind.claims(said, table)), None)
+    texts, label = find_columns(said, folder, train, table, claimed or CLASSIFICATION)
     labels, names, ignored = (tuple(map(str, said.get(key, ()))) for key in ("labels", "label_names", "ignore_labels"))
     dev = find_file(folder, "dev")
     if dev and dev_fraction:
@@ -163,11 +164,11 @@ def describe_task(name, folder, train, dev_fraction=None):
     return Task(name, texts, label, labels, metrics, label_names=names, ignored_labels=ignored, kind=kind, **own)
 
 
-def find_columns(said, folder, train, kind):
-    """(names of the text columns, one or two, name of the label column), as the training file spells them."""
+def find_columns(said, folder, train, table, kind):
+    """(names of the text columns, one or two, name of the label column), as the training file spells them. `table`:
+    what is in it, or None without one."""
     texts, label = said.get("text"), said.get("label")
     texts = (texts,) if isinstance(texts, str) else texts and tuple(map(str, texts))
-    table = open_table(train) if train else None
     for key, name in [*(("text", name) for name in texts or ()), ("label", label)] if table else ():
         if name and table.find(name) is None:
             where = folder / DESCRIPTION

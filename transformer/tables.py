@@ -7,6 +7,7 @@ row's first line, row) without the header.
 """
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -70,7 +71,7 @@ class Table:
             raise UserError(f"{path}: the file is empty")
         self.names, self.header = list(first), self.line(first)
 
-    @property
+    @functools.cached_property
     def first(self):
         """The first row, or None."""
         return next(iter(self), (0, None))[1]
