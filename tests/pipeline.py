@@ -2,13 +2,15 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from tiny import call_script, make_all, make_sst2, names, run_script, scripts
+import pytest
+from tiny import call_script, make_all, make_sst2, names, run_script, scripts, tree
 
 from transformer import drawing
 from transformer.file_utils import atomic_write
@@ -133,3 +135,33 @@ def no_pictures():
 
 class Killed(BaseException):
     """Stands for the end of the process, which no handler sees."""
+
+
+def ends_the_same(train, folder, every=1):
+    """Kill train(output folder) at each `every`-th of the files that it puts in place, and start it again: it must end
+    with the bytes of a run that went through. Returns these, {name: bytes}."""
+    replace = os.replace
+
+    def killed_at(number):
+        calls = itertools.count()
+
+        def replacing(*paths):
+            if next(calls) == number:
+                raise Killed
+            replace(*paths)
+
+        return calls, mock.patch("os.replace", replacing)
+
+    calls, counted = killed_at(-1)
+    with no_pictures(), counted:
+        train(folder / "straight")
+    expected, count = tree(folder / "straight"), next(calls)
+    assert count > 8
+    for number in range(0, count, every):
+        with no_pictures():
+            with killed_at(number)[1], pytest.raises(Killed):
+                train(folder / "killed")
+            train(folder / "killed")
+        assert tree(folder / "killed") == expected, number
+        shutil.rmtree(folder / "killed")
+    return expected

@@ -2,20 +2,18 @@
 
 import itertools
 import json
-import os
 import random
 import shutil
 import subprocess
 import sys
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from pipeline import Killed, no_pictures
+from pipeline import ends_the_same
 from seqeval import metrics
-from tiny import NOUNS, ROOT, call_script, make_teacher, make_tokenizer, tree
+from tiny import NOUNS, ROOT, call_script, make_teacher, make_tokenizer
 
 from data_augmentation import augment_rows
 from transformer.files import UserError
@@ -425,32 +423,9 @@ def test_predictions_are_a_file_of_the_same_layout_and_a_line_for_each_text(fold
 
 
 @pytest.mark.slow
-def test_a_killed_step_ends_with_the_same_bytes(folder, tmp_path):
-    short = ["--max_steps", 12, "--eval_step", 5]
-    with no_pictures(), mock.patch("transformer.report.write_report", return_value=[]):
-        run(folder, *prediction(folder, tmp_path / "whole"), *short)
-        expected = tree(tmp_path / "whole")
-        replace = os.replace
-        for number in itertools.count(3, 7):
-            place, seen = tmp_path / f"{number}", 0
-
-            def die(*args, number=number):
-                nonlocal seen
-                seen += 1
-                if seen == number:
-                    raise Killed
-                replace(*args)
-
-            with mock.patch("os.replace", die):
-                try:
-                    run(folder, *prediction(folder, place), *short)
-                    break
-                except Killed:
-                    pass
-            run(folder, *prediction(folder, place), *short)
-            assert tree(place) == expected, number
-            shutil.rmtree(place)
-    assert number > 3
+def test_a_run_killed_between_two_files_ends_with_the_same_bytes(folder):
+    flags = ["--max_steps", 12, "--eval_step", 5]
+    ends_the_same(lambda output: run(folder, *prediction(folder, output), *flags), folder, every=3)
 
 
 @pytest.mark.slow
