@@ -33,31 +33,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from transformer import console, distillation, processes, report, vocabulary
+from transformer import console, distillation, finetuning, outputs, processes, report, vocabulary
 from transformer.checkpoint import describe, label_names
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
 from transformer.export import export
-from transformer.finetuning import (
-    finetune,
-    longer_tuning,
-    ready_teacher,
-    recorded_tuning,
-    teacher_to_compare,
-    train_baseline,
-)
+from transformer.finetuning import finetune, longer_tuning, ready_teacher, recorded_tuning, teacher_to_compare
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
-from transformer.outputs import (
-    BASELINE_FOLDER,
-    GENERAL_BASELINE_FOLDER,
-    RESULTS_NAME,
-    check_apart,
-    holding,
-    read_record,
-    read_results,
-    write_results,
-)
+from transformer.outputs import BASELINE_FOLDER, RESULTS_NAME, read_record
 from transformer.own_tasks import find_task, stored_task
 from transformer.predict import check_source, predict
 from transformer.quantization import set_precision
@@ -131,7 +115,7 @@ def main():
 
         # --do_export, --do_eval, --do_predict: a finished student is written in other forms, and measured.
         if own.step == EVALUATION:
-            with holding(None if own.predict_file == STANDARD_INPUT else output_dir, student, here):
+            with outputs.holding(None if own.predict_file == STANDARD_INPUT else output_dir, student, here):
                 if own.do_export and here.first:
                     export(run, student, output_dir, own.do_export)
                 if (own.do_predict or own.predict_file) and here.first:
@@ -244,7 +228,7 @@ def optional_teacher(name, needed, cache_dir):
 def evaluate(run, teacher, student, output_dir, baseline):
     """--do_eval: write the student's eval_results.txt and the report, with the teacher where one knows the task."""
     if output_dir.resolve() != student.resolve():
-        check_apart(output_dir, [("data_dir", run.folder)])
+        outputs.check_apart(output_dir, [("data_dir", run.folder)])
     run.warn_of_untrained(student)
     teacher = teacher and teacher_to_compare(teacher, run)
     candidates = {"teacher": run.candidate(teacher)} if teacher else {}
@@ -255,10 +239,10 @@ def evaluate(run, teacher, student, output_dir, baseline):
     if run.here.first:
         answers, path = candidates["student"].answers, student / RESULTS_NAME
         # The losses and the step of these weights, from their training.
-        trained = read_results(path) if path.is_file() else {}
+        trained = outputs.read_results(path) if path.is_file() else {}
         trained = {name: value for name, value in trained.items() if re.search("^global_step$|loss$", name)}
         results = results_of(run.task, answers) | {"eval_loss": answers[0].loss}
-        write_results(output_dir / RESULTS_NAME, {**results, **trained, **results})
+        outputs.write_results(output_dir / RESULTS_NAME, {**results, **trained, **results})
         written = report.write_report(run, candidates, output_dir, bool(baseline))
         upload([output_dir / RESULTS_NAME, *written], run.provenance.data_url)
     run.here.barrier()
@@ -267,12 +251,12 @@ def evaluate(run, teacher, student, output_dir, baseline):
 def train_baselines(student, begun, output_dir, run):
     """Train the student's two baselines, without distillation: from random weights and, where it is found, from the
     general student, looked for from the folder `begun` on. Returns {column of the report: folder}."""
-    found = {"baseline": train_baseline(student, output_dir / BASELINE_FOLDER, run)}
+    found = {"baseline": finetuning.train_baseline(student, output_dir / BASELINE_FOLDER, run)}
     # A finished student without a record of its steps cannot tell which general student it began as.
     find = functools.partial(report.general_student, begun)
     known = begun != student or prediction_of(student, run.task)
     if known and (general := run.here.from_first(find)):
-        folder = train_baseline(student, output_dir / GENERAL_BASELINE_FOLDER, run, general)
+        folder = finetuning.train_baseline(student, output_dir / outputs.GENERAL_BASELINE_FOLDER, run, general)
         found["general baseline"] = folder
     else:
         logging.info("%s: its general student is not found, so there is no baseline from it", begun)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from tiny import BAD, GOOD, NOUNS, ROOT, call_script, make_all, make_tokenizer, names, scripts, tree
 
-from transformer import drawing, evaluation, flags, report
+from transformer import comparison, drawing, evaluation, flags, report
 from transformer.checkpoint import load_state_dict
 from transformer.data import SequencesBuilder
 from transformer.evaluation import Answers, Candidate, Evaluator
@@ -128,7 +128,7 @@ def test_intervals_come_from_the_same_samples_of_rows_for_every_model(monkeypatc
         for each in (gold, 1 - gold, half, half)
     )
     assert set(right) == {1.0} and set(wrong) == {0.0} and (mixed == again).all()
-    low, high = report.interval(mixed)
+    low, high = comparison.interval(mixed)
     assert 0.38 < low < 0.45 and 0.56 < high < 0.63  # 51 of 101: 0.505 and twice 0.05
 
 
@@ -245,7 +245,8 @@ def make_table(folder, models):
     }
     results = {name: results for name, (_, results, _) in models.items()}
     samples = {name: dict.fromkeys(each, np.arange(101) / 100) for name, each in results.items()}
-    return report.table_of(find_task("SST-2"), candidates, report.Measured(results, samples, seconds))
+    rows = comparison.rows_of(find_task("SST-2"), candidates, comparison.Measured(results, samples, seconds))
+    return comparison.table_of(rows, list(candidates))
 
 
 ANSWERS = Answers("dev.tsv", np.array([0, 1, 1]), np.array([0, 0, 1]))
@@ -257,7 +258,7 @@ LONG = {"acc": 0.9, "f1": 0.8, "acc_and_f1": 0.85, "mm_acc": 0.7, "mm_acc_and_f1
 )
 def test_columns_align_whatever_the_metrics_are_called(tmp_path, who):
     models = {name: (110_000_000 // (1 + index * 7), LONG, [123.4567]) for index, name in enumerate(who)}
-    head, *rows = report.format_table(make_table(tmp_path, models), len(who)).splitlines()
+    head, *rows = comparison.format_table(make_table(tmp_path, models), len(who)).splitlines()
     ends = [head.index(name) + len(name) for name in who]
     assert len(rows) == 3 + 2 * len(LONG) + ("teacher" in who) + 6
     assert {line.index(" to ") for line in rows if "interval" in line} == {ends[0] - 9}
@@ -311,7 +312,7 @@ def test_percentiles_and_throughput_come_from_the_timings(tmp_path):
 def test_a_report_tells_which_models_it_has_columns_for(tmp_path):
     assert report.reported(tmp_path) == []
     head = ["", "teacher", "student", "ratio"]
-    (tmp_path / "report.md").write_text(f"# T\n\n{report.markdown([head, ['dev acc', '0.5', '0.4', '']])}\n")
+    (tmp_path / "report.md").write_text(f"# T\n\n{comparison.markdown([head, ['dev acc', '0.5', '0.4', '']])}\n")
     assert report.reported(tmp_path) == ["teacher", "student", "ratio"]
     assert "\n| dev acc | 0.5 | 0.4 | |\n" in (tmp_path / "report.md").read_text()
 
@@ -430,7 +431,7 @@ def legend(axis):
 def test_each_layer_has_its_curve_on_a_logarithmic_scale(trained):
     candidate = Candidate(trained, None, TOKENIZER, [], [Answers("dev.tsv", np.array([0, 1]), np.array([0, 0]))])
     steps = report.training_steps(trained)
-    measured = report.Measured({"student": {"acc": 0.5}}, {"student": {"acc": np.arange(101) / 100}}, {})
+    measured = comparison.Measured({"student": {"acc": 0.5}}, {"student": {"acc": np.arange(101) / 100}}, {})
     axes = drawn(report.make_panels(find_task("SST-2"), {"student": candidate}, measured, steps))
     titles = [
         "dev scores, 95% intervals",
@@ -460,7 +461,7 @@ def test_without_matplotlib_there_is_no_picture_and_none_of_before(tmp_path, mon
 
 
 def test_any_label_can_stand_in_a_table_and_in_a_picture(tmp_path, recwarn):
-    assert report.markdown([["", "a|b"], ["$c", "1"]]) == "| | a\\|b |\n|---|---:|\n| $c | 1 |"
+    assert comparison.markdown([["", "a|b"], ["$c", "1"]]) == "| | a\\|b |\n|---|---:|\n| $c | 1 |"
     pytest.importorskip("matplotlib")
     for labels in (["$x^", "a|b", "正面"], [f"a rather long label {number}" for number in range(17)]):
         counts = np.arange(len(labels) ** 2).reshape(len(labels), -1)

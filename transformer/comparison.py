@@ -1,11 +1,8 @@
 """The comparison of a student with its teacher, its exports and its baselines: one table, shown in several ways."""
 
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-
-from transformer import drawing
 
 RATIOS = {  # the student in relation to the teacher, for each kind of row
     "size": lambda teacher, student: f"{teacher / student:.1f}x smaller",
@@ -62,14 +59,15 @@ def rows_of(task, candidates, measured):
     return rows
 
 
-def table_of(task, candidates, measured):
-    """The table as rows of text, header first: title, a value per model and, with a teacher, the student's ratio."""
-    taught = "teacher" in candidates
-    ratio = ["student's ratio" if len(candidates) > 2 else "ratio"] if taught else []
-    lines = [["", *candidates, *ratio]]
-    for title, layout, kind, values in rows_of(task, candidates, measured):
+def table_of(rows, models):
+    """The table of `rows_of` as rows of text, header first: title, a value for each of the `models` (their names) and,
+    with a teacher, the student's ratio."""
+    taught = "teacher" in models
+    ratio = ["student's ratio" if len(models) > 2 else "ratio"] if taught else []
+    lines = [["", *models, *ratio]]
+    for title, layout, kind, values in rows:
         ratio = [RATIOS[kind](values["teacher"], values["student"]) if kind else ""] if taught else []
-        cells = [layout.format(values[name]) if name in values else "" for name in candidates]
+        cells = [layout.format(values[name]) if name in values else "" for name in models]
         lines.append([title, *cells, *ratio])
     return lines
 
@@ -127,15 +125,3 @@ def markdown(lines, numbers=True):
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     head, *rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
     return "\n".join([head, "|---" + ("|---:" if numbers else "|---") * (len(lines[0]) - 1) + "|", *rows])
-
-
-def panels(task, rows):
-    """The pictures of score against size and against latency."""
-    by_title, metric = {row.title: row.values for row in rows}, task.metrics[0]
-    scores = by_title[f"dev {metric}"]
-    found = []
-    for title in ("size on disk, MB", "latency p50, batch of 1, own lengths, ms"):
-        points = {name: (value, scores[name]) for name, value in by_title.get(title, {}).items()}
-        labels = {"title": f"dev {metric} against {title.split(',')[0]}", "x": title, "y": f"dev {metric}"}
-        found.append(partial(drawing.points, places=points, **labels))
-    return found

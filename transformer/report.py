@@ -11,35 +11,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from transformer import drawing
+from transformer import comparison, drawing, outputs
 from transformer.checkpoint import describe
-from transformer.comparison import (
-    EXPORTED,
-    Measured,
-    format_table,
-    interval,
-    markdown,
-    panels,
-    rows_of,
-    summary,
-    table_of,
-)
+from transformer.comparison import EXPORTED, interval, markdown
 from transformer.console import format_results, format_seconds
 from transformer.evaluation import measure_speed, resampled_results, results_of
 from transformer.export import EXPORT, exported
 from transformer.files import atomic_write, write_json
 from transformer.flags import BASELINE, FINETUNE, INTERMEDIATE, PREDICTION, at_root
 from transformer.history import HISTORY_NAME, read_curves, read_effort
-from transformer.outputs import (
-    PICTURE_NAME,
-    REPORT_NAME,
-    RESULTS_NAME,
-    TABLE_NAME,
-    fingerprint,
-    read_record,
-    read_results,
-    write_results,
-)
+from transformer.outputs import PICTURE_NAME, REPORT_NAME, TABLE_NAME, fingerprint, read_record
 from transformer.tasks.task import TaskFile
 from transformer.tfidf import TITLE, first_try
 
@@ -80,15 +61,17 @@ def write_report(run, candidates, output, baseline):
     answers = {name: each.answers for name, each in candidates.items()}
     results = {name: results_of(task, each) for name, each in answers.items()}
     samples = {name: resampled_results(task, each) for name, each in answers.items()}
-    measured = Measured(results, samples, *(measure_speed(candidates, each, evaluator) for each in (length, None)))
-    rows, table = rows_of(task, candidates, measured), table_of(task, candidates, measured)
-    said = summary(task, rows)
+    seconds = (measure_speed(candidates, each, evaluator) for each in (length, None))
+    measured = comparison.Measured(results, samples, *seconds)
+    rows = comparison.rows_of(task, candidates, measured)
+    table = comparison.table_of(rows, list(candidates))
+    said = comparison.summary(task, rows)
     conditions = f"{length} tokens, {conditions_of(evaluator.processes)}"
     luck = "".join(f" {chance}" for each in student.answers if (chance := task.kind.chance(task, each)))
     notes = f"latency and throughput: {conditions}\n{said}{luck}"
-    print(f"\n{format_table(table, len(candidates))}\n{notes}\n", flush=True)
+    print(f"\n{comparison.format_table(table, len(candidates))}\n{notes}\n", flush=True)
     steps, picture = training_steps(student.folder), output / PICTURE_NAME
-    drawn = drawing.save_panels(picture, [*make_panels(task, candidates, measured, steps), *panels(task, rows)])
+    drawn = drawing.save_panels(picture, make_panels(task, candidates, measured, steps))
     models = [[name, f"`{each.folder}`", describe(each.model)] for name, each in candidates.items() if not each.texts]
     heading, tables = task.kind.answer_tables(task, answers, results)
     others = {name: each for name, each in candidates.items() if name not in ("student", TITLE, *EXPORTED)}
@@ -294,7 +277,7 @@ def general_student(folder):
 def make_panels(task, candidates, measured, steps):
     """The picture's panels: scores, answers, dev score by step, and the losses of each step, latest step first."""
     results, samples = measured.results, measured.samples
-    names = [name for name in candidates if name not in EXPORTED]  # which have pictures of their own
+    names = [name for name in candidates if name not in EXPORTED]  # which would crowd it
     scores = {metric: {name: results[name][metric] for name in names} for metric in results["student"]}
     ends = {metric: {name: interval(samples[name][metric]) for name in names} for metric in scores}
     panels = [partial(drawing.bars, title="dev scores, 95% intervals", groups=scores, intervals=ends)]
@@ -321,7 +304,7 @@ def make_panels(task, candidates, measured, steps):
 def sum_up_seeds(output_dir, seeds, following=None):
     """--seeds: write mean and deviation of the scores in seed_N to eval_results.txt. `following`: the next command."""
     folders = {f"seed {seed}": output_dir / f"seed_{seed}" for seed in map(int, seeds.split(","))}
-    runs = {title: read_results(folder / RESULTS_NAME) for title, folder in folders.items()}
+    runs = {title: outputs.read_results(folder / outputs.RESULTS_NAME) for title, folder in folders.items()}
     names = [name for name in next(iter(runs.values())) if name != "global_step"]
     columns = {name: np.array([results[name] for results in runs.values()]) for name in names}
     means = {name: values.mean().item() for name, values in columns.items()}
@@ -330,6 +313,6 @@ def sum_up_seeds(output_dir, seeds, following=None):
     for title, results in {**runs, "mean": means, "deviation": deviations}.items():
         logging.info("%-12s %s", title, format_results({name: results[name] for name in names}))
     deviations = {f"{name}_deviation": value for name, value in deviations.items()}
-    write_results(output_dir / RESULTS_NAME, {**means, "seeds": seeds, **deviations})
+    outputs.write_results(output_dir / outputs.RESULTS_NAME, {**means, "seeds": seeds, **deviations})
     if following:
         logging.info("next: %s", following)

@@ -13,18 +13,7 @@ from typing import NamedTuple
 
 from transformer import downloads, flags
 from transformer.files import UserError, without_secrets
-from transformer.flags import (
-    BASELINE,
-    EVALUATION,
-    EVALUATIONS,
-    FINETUNE,
-    INTERMEDIATE,
-    PREDICTION,
-    SWITCHES,
-    TASK,
-    flags_of,
-    model,
-)
+from transformer.flags import EVALUATION, EVALUATIONS, FINETUNE, INTERMEDIATE, PREDICTION, TASK, flags_of, model
 
 
 def read_command_line(doc, step, argv=None):
@@ -50,8 +39,8 @@ def default_text(flag, step):
     first = next(iter(values.values()))
     text = "off" if first is None else " ".join(first) if isinstance(first, list) else str(first)
     text += ", or the task's own" if step in flag.by_task else ""
-    others = (f"; with --{SWITCHES[each]} {value}" for each, value in values.items() if value not in (None, first))
-    return f" ({text}{''.join(others)})"
+    others = {flags.SWITCHES[each]: value for each, value in values.items() if value not in (None, first)}
+    return f" ({text}{''.join(f'; with --{switch} {value}' for switch, value in others.items())})"
 
 
 DEFAULTS = {name: flag.value_at(INTERMEDIATE) for name, flag in flags_of(INTERMEDIATE).items()}
@@ -221,7 +210,7 @@ class Settings(Mapping):
             kept["step"] = self.step
         sources = [(name, value) for name, value in given.items() if rows[name].type is model]
         sources += [("train_corpus", file) for file in given.get("train_corpus", ())]
-        script = self.step if self.step in (FINETUNE, BASELINE) else flags.SCRIPTS[self.step].removesuffix(".py")
+        script = self.step if self.step in (FINETUNE, flags.BASELINE) else flags.SCRIPTS[self.step].removesuffix(".py")
         overwrite = bool(self.overwrite_output)
         return Provenance(script, kept, counted, sources, overwrite, self.data_url, self.command_of)
 
@@ -267,7 +256,7 @@ class Settings(Mapping):
             heirs = {name for name, flag in flags_of(step).items() if FINETUNE in flag.heirs}
             return command(step, {name: self._given[name] for name in self._given if name in heirs} | changes)
         # The flags that belong to certain steps.
-        modes = {*SWITCHES.values(), *EVALUATIONS, "baseline", "overwrite_output"}
+        modes = {*flags.SWITCHES.values(), *EVALUATIONS, "baseline", "overwrite_output"}
         layers = ({name: layer[name] for name in layer if name not in modes} for layer in (self._given, self._header))
         given, header = layers
         meant = settings_for(step, given, header, self._task)
@@ -348,7 +337,7 @@ def read_header(header, rows, source="HEADER"):
 def command(step, values):
     """The command of a step with these flags, ready to paste."""
     script = shlex.quote(flags.at_root(flags.SCRIPTS[step]))
-    words = ["python", script, *([f"--{SWITCHES[step]}"] if step in SWITCHES else [])]
+    words = ["python", script, *([f"--{flags.SWITCHES[step]}"] if step in flags.SWITCHES else [])]
     for name, value in values.items():
         if value is not None and value is not False:  # 0 is a value
             each = [] if value is True else value if isinstance(value, list) else [value]

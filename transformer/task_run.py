@@ -10,14 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from transformer.checkpoint import (
-    WEIGHTS_NAME,
-    check_float,
-    check_positions,
-    check_vocabulary,
-    label_names,
-    stored_outputs,
-)
+from transformer import checkpoint
+from transformer.checkpoint import WEIGHTS_NAME, label_names, stored_outputs
 from transformer.console import format_results
 from transformer.data import Sequences, joined
 from transformer.evaluation import Candidate, Evaluator
@@ -113,10 +107,10 @@ class TaskRun:
         torch.manual_seed(self.schedule.seed)  # random weights must not depend on what ran before
         model = self.task.kind.model.from_pretrained(folder, fresh, **overrides)
         if trains:
-            check_float(model.config, folder)
+            checkpoint.check_float(model.config, folder)
         tokenizer = tokenizer or BertTokenizer.from_pretrained(folder, self.reading.do_lower_case)
-        check_vocabulary(model.config, tokenizer, folder)
-        check_positions(model.config, self.reading.max_seq_length, folder)
+        checkpoint.check_vocabulary(model.config, tokenizer, folder)
+        checkpoint.check_positions(model.config, self.reading.max_seq_length, folder)
         return model.to(self.here.device), tokenizer
 
     def load_finished(self, folder, **overrides):
