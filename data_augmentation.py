@@ -7,8 +7,7 @@ In Chinese text, characters are first joined into the words that the vectors kno
 longer one gets neighbours.
 
 Reads:   <glue_dir>/<task>/train.tsv (.csv, .jsonl), a BERT with a masked-LM head, GloVe vectors (text)
-Writes:  <glue_dir>/<task>/train_aug.tsv (.csv, .jsonl): the header, then each row followed by its variants; for vectors
-         of more than 16 MB also a binary copy, <glove_embs>.npz, which loads faster
+Writes:  <glue_dir>/<task>/train_aug.tsv (.csv, .jsonl): the header, then each row followed by its variants
 
 The output depends on the inputs, the flags and the seed, but not on --batch_size, the number of processes or an
 interruption. For this reason --precision defaults to fp32: in bf16 and fp16, candidates with nearly equal scores can
@@ -102,7 +101,7 @@ def main():
             # Only the first process reads the record and writes the files, so the others ask it.
             progress = here.from_first(lambda: find_progress(output))
             model, tokenizer = load_masked_lm(bert, here.device)
-            vectors = WordVectors(settings.glove_embs, settings.glove_words, keep_copy=here.first)
+            vectors = WordVectors(settings.glove_embs, settings.glove_words)
             proposer = CandidateProposer(model, tokenizer, vectors, settings.M, here, settings.batch_size)
             del vectors  # lets the proposer free them after `prepare`
             total = prepare(proposer, train_file, progress["rows"], settings.limit, here)

@@ -1,4 +1,4 @@
-"""Word vectors: what is read from text and what is refused, the binary copy, the nearest words."""
+"""Word vectors: what is read from text and what is refused, the nearest words."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 
 from transformer import vectors
 from transformer.file_utils import UserError
-from transformer.vectors import WordVectors, read_copy
+from transformer.vectors import WordVectors
 
 
 def test_neighbours_are_the_nearest_by_cosine_without_the_word(tmp_path):
@@ -196,59 +196,14 @@ def test_the_first_line_of_word2vec_s_text_is_passed_over(tmp_path):
     assert WordVectors(tmp_path / "narrow.txt").words == ["1", "w"]  # vectors of one number
 
 
-@pytest.fixture
-def large_vectors(tmp_path, monkeypatch):
-    """A text of vectors that counts as large, with words that come twice."""
-    monkeypatch.setattr(vectors, "CACHED_BYTES", 1)
+def test_only_the_first_words_are_read(tmp_path, monkeypatch):
     path = random_vectors(tmp_path / "vectors.txt")
     with open(path, "a") as file:
         file.write("w3 1 2 3 4 5\n词语 5 4 3 2 1\n")
-    return path
-
-
-def test_a_large_text_of_vectors_gets_a_binary_copy(large_vectors, monkeypatch):
-    first = WordVectors(large_vectors)
-    assert large_vectors.with_name("vectors.txt.npz").is_file()
-    monkeypatch.setattr(vectors, "read_vectors", None)  # not called again
-    second = WordVectors(large_vectors)
-    assert second.words == first.words and second.index == first.index
-    assert np.array_equal(second.vectors, first.vectors) and second.chinese_words == {"词语"}
-    assert second.neighbours(["w5"], 4) == first.neighbours(["w5"], 4)
-
-
-def test_only_the_first_words_are_read(large_vectors, monkeypatch):
-    every = WordVectors(large_vectors)
+    every = WordVectors(path)
+    assert len(every.words) == 302 and every.chinese_words == {"词语"}
     monkeypatch.setattr(vectors, "TEXT_BLOCK", 100)  # several blocks
     for count in (1, 7, 302, 303):
-        some = WordVectors(large_vectors, count)
+        some = WordVectors(path, count)
         assert some.words == every.words[:count] and np.array_equal(some.vectors, every.vectors[:count])
-        again = WordVectors(large_vectors, count)  # from the copy
-        assert again.words == some.words and np.array_equal(again.vectors, some.vectors)
-    assert WordVectors(large_vectors).words == every.words  # a copy of fewer words does not stand for all
-
-
-def test_a_small_one_gets_none(tmp_path):
-    WordVectors(random_vectors(tmp_path / "vectors.txt"))
-    assert [path.name for path in tmp_path.iterdir()] == ["vectors.txt"]
-
-
-@pytest.mark.parametrize("damage", ["changed text", "cut", "no archive", "empty", "other arrays", "a folder"])
-def test_a_copy_that_is_of_no_use_is_made_anew_without_a_word(large_vectors, damage):
-    copied = large_vectors.with_name("vectors.txt.npz")
-    WordVectors(large_vectors)
-    data = copied.read_bytes()
-    if damage == "changed text":
-        random_vectors(large_vectors, count=200)
-    elif damage == "other arrays":
-        np.savez(copied, other=np.zeros(3))
-    elif damage == "a folder":  # nor can it be written
-        copied.unlink()
-        copied.mkdir()
-    else:
-        copied.write_bytes({"cut": data[: len(data) // 2], "no archive": b"x" * len(data), "empty": b""}[damage])
-    words = WordVectors(large_vectors).words
-    assert len(words) == (200 if damage == "changed text" else 302)
-    status = large_vectors.stat()
-    source = (status.st_size, status.st_mtime_ns, vectors.COPY_FORMAT, 0)
-    assert damage == "a folder" or read_copy(copied, source) is not None
-    assert damage == "a folder" or WordVectors(large_vectors).words == words
+    assert [each.name for each in tmp_path.iterdir()] == ["vectors.txt"]

@@ -32,11 +32,11 @@ def without_secrets(text):
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="w", durable=True):
+def atomic_write(path, mode="w"):
     """Open a temporary file that replaces `path` when the block ends without an error; a kill leaves the old file.
 
-    `mode` is "w" (UTF-8, "\\n" line ends) or "wb". `durable`: wait until the data is on the disk, so that a power cut
-    leaves the old file or the new one. Text that UTF-8 lacks, as in odd file names, is written as \\udcff, which JSON
+    `mode` is "w" (UTF-8, "\\n" line ends) or "wb". It waits until the data is on the disk, so that a power cut leaves
+    the old file or the new one, too. Text that UTF-8 lacks, as in odd file names, is written as \\udcff, which JSON
     reads back. Raises UserError when `path` cannot be written (disk full, no such folder).
     """
     path = Path(path)
@@ -46,9 +46,8 @@ def atomic_write(path, mode="w", durable=True):
     try:
         with open(temporary, mode, **text) as file:
             yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch.save covers a failed write with an error of its own; np.save's has a message only.

@@ -18,35 +18,17 @@ from transformer.files import UserError
 def read_array(path, dtypes, ndim=1):
     """The array in a .npy file, mapped, not read. Raises ValueError for other dtypes, dimensions or sizes, OSError."""
     with open(path, "rb") as file:
-        _check_header(file, os.stat(path).st_size, dtypes, ndim)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def read_arrays(path, described):
-    """The arrays in an .npz file that np.savez wrote, {name: array}. `described`: {name: (dtypes, dimensions)}. Raises
-    ValueError, OSError, KeyError or zipfile.BadZipFile for other files."""
-    with zipfile.ZipFile(path) as archive:
-        for name, (dtypes, ndim) in described.items():
-            part = archive.getinfo(f"{name}.npy")
-            if part.compress_type or part.file_size > os.stat(path).st_size:
-                raise ValueError(f"{name} is compressed")
-            with archive.open(part) as file:
-                _check_header(file, part.file_size, dtypes, ndim)
-    with np.load(path, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in described}
-
-
-def _check_header(file, size, dtypes, ndim):
-    """Raise ValueError where an open .npy file of `size` bytes holds anything but one array of these kinds."""
-    try:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-    except Exception as error:  # NumPy raises many kinds for a damaged header
-        raise ValueError("no array of NumPy's in it") from error
-    if dtype not in dtypes or len(shape) != ndim or math.prod(shape) * dtype.itemsize != size - file.tell():
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        except Exception as error:  # NumPy raises many kinds for a damaged header
+            raise ValueError("no array of NumPy's in it") from error
+        size = os.stat(path).st_size - file.tell()
+    if dtype not in dtypes or len(shape) != ndim or math.prod(shape) * dtype.itemsize != size:
         wanted = " or ".join(map(str, dtypes))
         raise ValueError(f"an array {shape} of {dtype}, expected {ndim} dimensions of {wanted} that fill the file")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def read_tensors(path):

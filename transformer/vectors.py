@@ -1,7 +1,6 @@
-"""Word vectors: read from text (GloVe's or word2vec's format), cached in binary, and searched for the nearest words."""
+"""Word vectors: read from text (GloVe's or word2vec's format) and searched for the nearest words."""
 
 import contextlib
-import os
 import re
 from pathlib import Path
 
@@ -9,13 +8,10 @@ import numpy as np
 import torch
 
 from transformer.downloads import advice_on
-from transformer.files import UserError, atomic_write
-from transformer.tensor_file import read_arrays
+from transformer.files import UserError
 from transformer.tokenization import CJK
 
 TEXT_BLOCK = 8 << 20  # bytes of text parsed at once
-COPY_FORMAT = 2  # copies of another format are replaced: their normalization rounds differently
-CACHED_BYTES = 16 << 20  # texts of this size or more get a binary copy
 COSINES = 16 << 20  # computed at once: 64 MB
 SPARE = 16  # additional neighbours that are compared in float64
 
@@ -26,23 +22,15 @@ NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 class WordVectors:
     """Normalized word vectors and their nearest neighbours by cosine.
 
-    `path`: the text; `limit`: read only so many words, 0 = all; `keep_copy`: write a binary copy beside a large text.
-    Raises UserError: a missing or empty file, not UTF-8, a line without numbers or with another count of them.
+    `path`: the text; `limit`: read only so many words, 0 = all. Raises UserError: a missing or empty file, not UTF-8, a
+    line without numbers or with another count of them.
     """
 
-    def __init__(self, path, limit=0, keep_copy=True):
+    def __init__(self, path, limit=0):
         if not Path(path).is_file():
             advice = advice_on(path)
             raise UserError(f"{path}: no such file" + (f"; {advice}" if advice else ""))
-        status = os.stat(path)
-        source = (status.st_size, status.st_mtime_ns, COPY_FORMAT, limit)
-        found = read_copy(f"{path}.npz", source)
-        self.words, self.vectors = found or read_vectors(path, limit)
-        if found is None and keep_copy and status.st_size >= CACHED_BYTES:
-            words = np.frombuffer("\n".join(self.words).encode(), dtype=np.uint8)
-            # No copy in a folder that cannot be written.
-            with contextlib.suppress(UserError, OSError), atomic_write(f"{path}.npz", "wb", durable=False) as file:
-                np.savez(file, source=np.array(source), words=words, vectors=self.vectors)
+        self.words, self.vectors = read_vectors(path, limit)
         self.index = {word: row for row, word in enumerate(self.words) if word}
         self.chinese_words = frozenset(filter(CHINESE_WORD.fullmatch, (w for w in self.words if not w.isascii())))
 
@@ -142,13 +130,3 @@ def parse_numbers(lines):
     with contextlib.suppress(ValueError), np.errstate(over="ignore"):
         numbers = np.loadtxt(lines, delimiter=" ", comments=None, ndmin=2).astype(np.float32)  # infinity if too large
         return numbers if np.isfinite(numbers).all() else None
-
-
-def read_copy(path, source):
-    """(words, vectors) of the binary copy of a text; None if it is missing, damaged, or made from another text."""
-    kinds = {"source": ([np.int64], 1), "words": ([np.uint8], 1), "vectors": ([np.float32], 2)}
-    with contextlib.suppress(Exception):  # a damaged one raises all kinds of errors
-        copy = read_arrays(path, kinds)
-        words, vectors = copy["words"].tobytes().decode().split("\n"), copy["vectors"]
-        if copy["source"].tolist() == list(source) and len(words) == len(vectors) and np.isfinite(vectors).all():
-            return words, vectors
