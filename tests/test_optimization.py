@@ -67,7 +67,7 @@ def test_three_numbers_converge():
     torch.testing.assert_close(weights.detach(), target, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", filter(None, SCHEDULES))
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "unclipped"])
 def test_twenty_steps_equal_the_plain_update_in_every_group(schedule, max_grad_norm):
     parameters = make_parameters((3, 5), (7,), (2, 3, 5), (1,), (11, 2))
@@ -99,7 +99,9 @@ def test_twenty_steps_equal_the_plain_update_in_every_group(schedule, max_grad_n
     ],
 )
 def test_each_schedule_at_its_corners(schedule, halfway_in, at_its_end, halfway_down, at_the_end):
-    rate = SCHEDULES[schedule]
+    def rate(progress, warmup):
+        return SCHEDULES[schedule](warmup, 1).get_lr(progress)
+
     assert rate(0.0, 0.2) == (1.0 if schedule == "none" else 0.0)
     assert rate(0.1, 0.2) == pytest.approx(halfway_in)
     assert rate(0.2, 0.2) == pytest.approx(at_its_end)
@@ -226,7 +228,7 @@ def test_a_misspelt_setting_is_refused():
         BertAdam([{"params": make_parameters((3,)), "weight_dacay": 0.0}], 0.1)
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, None])
+@pytest.mark.parametrize("schedule", SCHEDULES)
 def test_without_a_total_the_rate_is_constant_and_no_model_freezes(schedule):
     [weights] = make_parameters((3,))
     for _ in range(2):

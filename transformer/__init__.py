@@ -6,29 +6,16 @@ Importing it loads nothing. Names imported from the package itself have the sign
 
 import importlib
 
-_HOMES = dict.fromkeys(("CONFIG_NAME", "WEIGHTS_NAME"), "checkpoint")
-_HOMES |= {"cached_path": "downloads", "load_vocab": "tokenization", "BertAdam": "optimization"}
-_HOMES |= dict.fromkeys(
-    (
-        "BasicTokenizer",
-        "BertConfig",
-        "BertForMaskedLM",
-        "BertForNextSentencePrediction",
-        "BertForPreTraining",
-        "BertModel",
-        "BertTokenizer",
-        "ConstantLR",
-        "PYTORCH_PRETRAINED_BERT_CACHE",
-        "SCHEDULES",
-        "TinyBertForPreTraining",
-        "TinyBertForSequenceClassification",
-        "WarmupConstantSchedule",
-        "WarmupCosineSchedule",
-        "WarmupLinearSchedule",
-        "WordpieceTokenizer",
-    ),
-    "published",
-)
+_NAMES = {
+    "checkpoint": "CONFIG_NAME WEIGHTS_NAME",
+    "downloads": "cached_path",
+    "optimization": "BertAdam ConstantLR SCHEDULES WarmupConstantSchedule WarmupCosineSchedule WarmupLinearSchedule",
+    "published": "BasicTokenizer BertConfig BertForMaskedLM BertForNextSentencePrediction BertForPreTraining BertModel "
+    "BertTokenizer PYTORCH_PRETRAINED_BERT_CACHE TinyBertForPreTraining TinyBertForSequenceClassification "
+    "WordpieceTokenizer",
+    "tokenization": "load_vocab",
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOMES)
 
 

@@ -8,34 +8,55 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 
-def constant(progress, warmup):
-    return 1.0
+class ConstantLR:
+    """A factor of the learning rate by step: 1. `warmup`: fraction of the run's `t_total` steps in which those below
+    rise from 0, -1 = none; t_total: -1 = always 1. Raises ValueError for another warm-up."""
+
+    def __init__(self, warmup=0.002, t_total=-1):
+        if not 0 <= warmup < 1 and warmup != -1:
+            raise ValueError(f"warmup is {warmup}, expected from 0 up to 1, or -1")
+        self.warmup, self.t_total = max(warmup, 0.0), t_total
+
+    def get_lr(self, step, nowarn=False):
+        return self.rate(step / self.t_total) if self.t_total > 0 else 1.0
+
+    def rate(self, progress):
+        return 1.0
 
 
-def warmup_constant(progress, warmup):
+class WarmupConstantSchedule(ConstantLR):
     """A linear rise during the warm-up, then 1."""
-    return progress / warmup if progress < warmup else 1.0
+
+    def rate(self, progress):
+        return progress / self.warmup if progress < self.warmup else self.later(progress)
+
+    def later(self, progress):
+        return 1.0
 
 
-def warmup_linear(progress, warmup):
+class WarmupLinearSchedule(WarmupConstantSchedule):
     """A linear rise during the warm-up, then a linear fall to 0 at the end."""
-    return progress / warmup if progress < warmup else max((progress - 1.0) / (warmup - 1.0), 0.0)
+
+    def later(self, progress):
+        return max((progress - 1.0) / (self.warmup - 1.0), 0.0)
 
 
-def warmup_cosine(progress, warmup):
+class WarmupCosineSchedule(WarmupConstantSchedule):
     """A linear rise during the warm-up, then half a cosine down to 0 at the end."""
-    rest = min((progress - warmup) / (1.0 - warmup), 1.0)
-    return progress / warmup if progress < warmup else 0.5 * (1.0 + math.cos(math.pi * rest))
+
+    def later(self, progress):
+        return 0.5 * (1.0 + math.cos(math.pi * min((progress - self.warmup) / (1.0 - self.warmup), 1.0)))
 
 
-SCHEDULES = {"none": constant, **{each.__name__: each for each in (warmup_constant, warmup_linear, warmup_cosine)}}
+SCHEDULES = {None: ConstantLR, "none": ConstantLR, "warmup_constant": WarmupConstantSchedule}
+SCHEDULES |= {"warmup_linear": WarmupLinearSchedule, "warmup_cosine": WarmupCosineSchedule}
 
 
 class BertAdam(Optimizer):
     """The reference's optimizer, applied to all tensors of a group at once; a step clips the gradients in place.
 
     Args: lr: peak rate; warmup: fraction of the run's `t_total` steps, -1 = none; t_total: -1 = a constant rate;
-    schedule: a name in SCHEDULES, None = "none", or an object whose get_lr(step) is the factor; b1, b2, e: Adam's betas
+    schedule: a name in SCHEDULES, or an object whose get_lr(step) is the factor; b1, b2, e: Adam's betas
     and epsilon; max_grad_norm: of each tensor, 0 = no clipping. A group may have its own values, by the names in
     `defaults`. Raises ValueError for a value out of range, TypeError for an unknown name.
     """
@@ -53,12 +74,11 @@ class BertAdam(Optimizer):
         weight_decay=0.01,
         max_grad_norm=1.0,
     ):
-        schedule = "none" if schedule is None else schedule
         if not hasattr(schedule, "get_lr") and schedule not in SCHEDULES:
-            raise ValueError(f"schedule {schedule!r} is not one of {', '.join(SCHEDULES)}")
+            raise ValueError(f"schedule {schedule!r} is not one of {', '.join(filter(None, SCHEDULES))}")
+        ConstantLR(warmup)  # checks it
         for name, value, fits, expected in (
             ("lr", lr, lr >= 0, "0 or more"),
-            ("warmup", warmup, 0 <= warmup < 1 or warmup == -1, "from 0 up to 1, or -1"),
             ("b1", b1, 0 <= b1 < 1, "from 0 up to 1"),
             ("b2", b2, 0 <= b2 < 1, "from 0 up to 1"),
             ("e", e, e >= 0, "0 or more"),
@@ -81,12 +101,10 @@ class BertAdam(Optimizer):
         return [self._rate(group) for group in self.param_groups for _ in group["params"]]
 
     def _rate(self, group):
-        schedule, step, t_total = group["schedule"], group["step"], group["t_total"]
-        if isinstance(schedule, str):
-            factor = SCHEDULES[schedule](step / t_total, max(group["warmup"], 0.0)) if t_total > 0 else 1.0
-        else:
-            factor = schedule.get_lr(step)
-        return group["lr"] * factor
+        schedule = group["schedule"]
+        if not hasattr(schedule, "get_lr"):
+            schedule = SCHEDULES[schedule](group["warmup"], group["t_total"])
+        return group["lr"] * schedule.get_lr(group["step"])
 
     def advance_to(self, step):
         """Make the next step number `step`, even if some steps before it made no update."""

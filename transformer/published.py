@@ -14,7 +14,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import nn
 
-from transformer import configuration, modeling, optimization, tokenization
+from transformer import configuration, modeling, tokenization
 from transformer.checkpoint import CONFIG_NAME, load_state_dict, read_state, rename_key, report_keys
 from transformer.downloads import cache_folder, model_folder
 from transformer.files import atomic_write, make_folder
@@ -339,36 +339,3 @@ class BertTokenizer:
         for name in ("strip_accents", "tokenize_chinese_chars"):  # what tokenizer_config.json says
             setattr(tokenizer.basic_tokenizer, name, getattr(found.basic_tokenizer, name))
         return tokenizer
-
-
-# --- schedules
-
-
-class ConstantLR:
-    """A factor of the learning rate by step. `warmup`: fraction of the run's `t_total` steps; t_total -1: always 1."""
-
-    rate = staticmethod(optimization.constant)
-
-    def __init__(self, warmup=0.002, t_total=-1):
-        if not 0 <= warmup < 1 and warmup != -1:
-            raise ValueError(f"warmup is {warmup}, expected from 0 up to 1, or -1")
-        self.warmup, self.t_total = max(warmup, 0.0), t_total
-
-    def get_lr(self, step, nowarn=False):
-        return self.rate(step / self.t_total, self.warmup) if self.t_total > 0 else 1.0
-
-
-class WarmupConstantSchedule(ConstantLR):
-    rate = staticmethod(optimization.warmup_constant)
-
-
-class WarmupLinearSchedule(ConstantLR):
-    rate = staticmethod(optimization.warmup_linear)
-
-
-class WarmupCosineSchedule(ConstantLR):
-    rate = staticmethod(optimization.warmup_cosine)
-
-
-SCHEDULES = {None: ConstantLR, "none": ConstantLR, "warmup_constant": WarmupConstantSchedule}
-SCHEDULES |= {"warmup_linear": WarmupLinearSchedule, "warmup_cosine": WarmupCosineSchedule}
