@@ -147,30 +147,21 @@ def prediction_loss(student_logits, teacher_logits, temperature=1.0):
 
 
 def transformer_losses(
-    student,
-    student_output,
-    teacher_output,
-    mapping,
-    weights,
-    attention=attention_loss,
-    hidden=hidden_loss,
-    relations=None,
+    student, own, wanted, mapping, weights, attention=attention_loss, hidden=hidden_loss, relations=()
 ):
     """L_attn and L_hidn of every mapped layer. Their sum is equation 6 without the prediction layer.
 
-    Args: student: the model, for its projection W_h; student_output, teacher_output: BertOutput; mapping: {m: g(m)} of
-    `layer_map`; weights: `loss_weights`; relations(m, g): a loss in place of `attention` of two layers' scores.
-    Returns {"att_loss/m": scalar for each mapped layer m, "rep_loss/m": likewise, and for the embeddings, m = 0}.
+    Args: student: the model, for its projection W_h; own, wanted: the student's and the teacher's BertOutput; mapping:
+    {m: g(m)} of `layer_map`; weights: `loss_weights`; relations: (number of heads, attention mask) where `attention`
+    compares queries, keys and values, () where it compares scores. Returns {"att_loss/m": scalar for each mapped layer
+    m, "rep_loss/m": likewise, and for the embeddings, m = 0}.
     """
-
-    def loss_of_scores(m, g):
-        return attention(student_output.attention_scores[m - 1], teacher_output.attention_scores[g - 1], weights.pairs)
-
-    loss_of_layer = relations or loss_of_scores
-    losses = {f"att_loss/{m}": loss_of_layer(m, g) for m, g in mapping.items() if m}
-    in_teacher_width = student.project(student_output.hidden_states)
+    of_student, of_teacher = (each.projections if relations else each.attention_scores for each in (own, wanted))
+    more = relations or (weights.pairs,)
+    losses = {f"att_loss/{m}": attention(of_student[m - 1], of_teacher[g - 1], *more) for m, g in mapping.items() if m}
+    in_teacher_width = student.project(own.hidden_states)
     for m, g in mapping.items():
-        losses[f"rep_loss/{m}"] = hidden(in_teacher_width[m], teacher_output.hidden_states[g], weights.tokens)
+        losses[f"rep_loss/{m}"] = hidden(in_teacher_width[m], wanted.hidden_states[g], weights.tokens)
     return losses
 
 
@@ -200,7 +191,7 @@ class TransformerLearner(nn.Module):
     def forward(self, batch):
         mask = batch["attention_mask"]
         inputs = batch["input_ids"], batch["token_type_ids"], mask
-        relations = self.attention is relation_loss
+        relations = (self.num_relation_heads, mask) if self.attention is relation_loss else ()
         # Scores, or queries, keys and values, only of layers whose losses are wanted: the others run faster.
         compared = "projection_layers" if relations else "score_layers"
         wanted_of_teacher = {"score_layers": (), compared: {g - 1 for m, g in self.mapping.items() if m}}
@@ -214,21 +205,8 @@ class TransformerLearner(nn.Module):
             teacher = self.teacher.bert(*inputs, **wanted_of_teacher, depth=last)
         student = self.student.bert(*inputs, **wanted_of_student)
         weights = loss_weights(mask, self.matching.pad_to_max_length)
-
-        def loss_of_relations(m, g):
-            compared = student.projections[m - 1], teacher.projections[g - 1]
-            return self.attention(*compared, self.num_relation_heads, mask)
-
-        losses = transformer_losses(
-            self.student,
-            student,
-            teacher,
-            self.mapping,
-            weights,
-            self.attention,
-            self.hidden,
-            loss_of_relations if relations else None,
-        )
+        kinds = self.attention, self.hidden, relations
+        losses = transformer_losses(self.student, student, teacher, self.mapping, weights, *kinds)
         factors = {"att_loss": self.matching.attention_weight, "rep_loss": self.matching.hidden_weight}
         return {name: value * factors[name.split("/")[0]] for name, value in losses.items()}
 

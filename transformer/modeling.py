@@ -345,14 +345,10 @@ class TinyBertForSequenceClassification(BertPreTrainedModel):
         return config
 
 
-class TinyBertForTokenClassification(BertPreTrainedModel):
+class TinyBertForTokenClassification(TinyBertForSequenceClassification):
     """Encoder and a classifier of each token."""
 
-    architecture, head = "BertForTokenClassification", "classifier"
-
-    def add_heads(self, config):
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+    architecture = "BertForTokenClassification"
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=()):
         """Returns (logits (B, L, C), BertOutput)."""

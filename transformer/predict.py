@@ -66,7 +66,7 @@ def answer_texts(run, student, source, output_dir):
     there = " (in place of an earlier file)" if path and path.exists() else ""
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(atomic_write(path)) if path else sys.stdout
-        bar = opened.enter_context(tqdm(unit="row", total=count_lines(source) if path else None, disable=None))
+        bar = opened.enter_context(tqdm(unit="row", disable=None))
         file.write(tab_separated([*task.text_columns, *task.kind.answer_columns(task, labels)]))
         while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
             sequences = task.kind.encode(chunk, tokenizer, run.reading.lengths, labels)
@@ -80,12 +80,6 @@ def answer_texts(run, student, source, output_dir):
     if path:
         logging.info("%d answers: %s%s", answered, path, there)
         upload([path], run.provenance.data_url)
-
-
-def count_lines(path):
-    """The number of line ends in a file, for the progress bar."""
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def tab_separated(cells):

@@ -63,13 +63,14 @@ class Table:
 
     unit = "line"  # what the numbers of rows count
     quoting = ""  # what a row with too many columns may lack
+    objects = False  # whether a row is an object, which has keys and no header
 
     def __init__(self, path):
         self.path = path
         _, first = next(self._rows(), (0, None))
         if first is None:
             raise UserError(f"{path}: the file is empty")
-        self.names, self.header = list(first), self.line(first)
+        self.names, self.header = list(first), None if self.objects else self.line(first)
 
     @functools.cached_property
     def first(self):
@@ -77,7 +78,7 @@ class Table:
         return next(iter(self), (0, None))[1]
 
     def key(self, name):
-        return self.names.index(name)
+        return name if self.objects else self.names.index(name)
 
     def find(self, *columns):
         """The name in this table of the first of `columns` that is there, in upper or lower case; None without one."""
@@ -152,12 +153,7 @@ class Columns(Table):
     """CoNLL's layout: a token a line, its tag in the last of its columns, an empty line after each sentence. A row is a
     sentence, {"tokens": [...], "tags": [...]}, without "tags" where there is one column."""
 
-    def __init__(self, path):
-        super().__init__(path)
-        self.header = None
-
-    def key(self, name):
-        return name
+    objects = True
 
     @staticmethod
     def _split(text):
@@ -191,12 +187,7 @@ class Columns(Table):
 class JsonLines(Table):
     """An object per line; `names` are the fields of the first one."""
 
-    def __init__(self, path):
-        super().__init__(path)
-        self.header = None
-
-    def key(self, name):
-        return name
+    objects = True
 
     def _rows(self):
         for number, text in read_lines(self.path):

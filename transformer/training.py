@@ -274,10 +274,7 @@ class TrainingRun:
         """Remove the state of a run that is complete, and draw its curves."""
         if self.processes.first:
             (self.folder / STATE_NAME).unlink(missing_ok=True)
-            try:
-                self.history.draw()
-            except Exception as error:  # a broken matplotlib must not fail a finished run
-                logger.warning("no %s: %s", self.history.curves.name, error)
+            self.history.draw()
 
 
 class Guard:
