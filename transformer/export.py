@@ -6,7 +6,6 @@ that the student no longer has. Shapes: B batch, L tokens, C head outputs.
 
 import contextlib
 import copy
-import functools
 import importlib.util
 import io
 import logging
@@ -58,18 +57,14 @@ def export(run, student, place, forms):
                 WRITERS[form](written, folder)
                 written.config.save_pretrained(folder, model.architecture)
                 tokenizer.save_pretrained(folder, model.config.max_position_embeddings)
-                output.finish(f"{form}: {', '.join(sizes(folder))}")
+                files = [folder / name for name in WITH_WEIGHTS if (folder / name).is_file()]
+                sizes = (f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in files)
+                output.finish(f"{form}: {', '.join(sizes)}")
 
 
 def find_missing(form):
     """The packages that a form takes and that are not installed."""
     return [name for name in FORMS[form][1] if importlib.util.find_spec(name) is None]
-
-
-def sizes(folder):
-    """The files with weights in an export's folder and their sizes, for the log."""
-    files = (folder / name for name in WITH_WEIGHTS)
-    return [f"{file.name} {file.stat().st_size / 1e6:.1f} MB" for file in files if file.is_file()]
 
 
 class LogitsOf(nn.Module):
@@ -178,48 +173,39 @@ def exported(run, student):
             continue
         candidates |= {"int8": run.candidate(folder)} if form == "int8" else {}
         for title, name in PROGRAMS[form].items():
+            file = folder / name
             try:
-                candidates[title] = candidate_of(folder / name, run, student)
+                runner = Runner(call_of(file), student.model)
+                answers, size = run.evaluator.answers(run.task, runner, student.dev), file.stat().st_size
+                candidates[title] = Candidate(folder, runner, student.tokenizer, student.dev, answers, size)
             except Exception as error:  # PyTorch and onnxruntime raise many kinds of errors for a damaged file
                 if out_of_memory(error):
                     raise
-                told = f"{folder / name}: missing, damaged or another model ({type(error).__name__})"
+                told = f"{file}: missing, damaged or another model ({type(error).__name__})"
                 raise UserError(f"{told}; {again}") from error
     return candidates
 
 
 def call_of(path):
-    """What a `Runner` calls, of an exported file."""
+    """What a `Runner` calls, of an exported file: (input ids, token types, attention mask), on the CPU, to logits."""
     if path.suffix == ".onnx":
-        return functools.partial(run_onnx, onnx_session(path))
-    with silence():
-        script = torch.jit.load(path)
-    return lambda ids, types, mask: whole(script(ids, mask, types))
+        import onnxruntime
 
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-def candidate_of(file, run, student):
-    """The `Candidate` of an export in one file. `student`: what it was made from."""
-    runner = Runner(call_of(file), student.model)
-    answers = run.evaluator.answers(run.task, runner, student.dev)
-    return Candidate(file.parent, runner, student.tokenizer, student.dev, answers, file.stat().st_size)
+        def outputs_of(*inputs):
+            arrays = [each.numpy() for each in inputs]
+            return tuple(map(torch.from_numpy, session.run(None, dict(zip(INPUTS, arrays, strict=True)))))
 
+    else:
+        with silence():
+            outputs_of = torch.jit.load(path)
 
-def onnx_session(path):
-    """An onnxruntime session on the CPU, with as many threads as PyTorch has."""
-    import onnxruntime
+    def call(ids, types, mask):
+        outputs = outputs_of(ids, mask, types)  # whole or in parts, see `LogitsOf`
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return torch.stack(outputs, dim=-1) if outputs[1:] else outputs[0]
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def run_onnx(session, input_ids, token_type_ids, attention_mask):
-    """A session's logits, (B, C) or (B, L, C)."""
-    arrays = dict(zip(INPUTS, (input_ids.numpy(), attention_mask.numpy(), token_type_ids.numpy()), strict=True))
-    return whole(tuple(map(torch.from_numpy, session.run(None, arrays))))
-
-
-def whole(outputs):
-    """The logits that `LogitsOf` gives whole or in parts."""
-    several = isinstance(outputs, tuple) and len(outputs) > 1
-    return torch.stack(outputs, dim=-1) if several else outputs[0] if isinstance(outputs, tuple) else outputs
+    return call

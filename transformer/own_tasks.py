@@ -130,7 +130,7 @@ def find_file(folder, stem):
 def describe_task(name, folder, train, dev_fraction=None):
     """The `Task` of a folder: from task.json, and where that is silent from the training file."""
     where = folder / DESCRIPTION
-    said = read_description(where)
+    said = check_description(read_json(where) if where.is_file() else {}, where)
     table = open_table(train) if train else None
     claimed = next((kind for kind in KINDS if kind.claims(said, table)), None)
     texts, label = find_columns(said, folder, train, table, claimed or CLASSIFICATION)
@@ -198,13 +198,8 @@ def find_columns(said, folder, train, table, kind):
     return texts, label
 
 
-def read_description(path):
-    """The content of task.json, {} without one. Raises UserError for an unknown key or an invalid value."""
-    return check_description(read_json(path) if path.is_file() else {}, path)
-
-
 def check_description(said, path):
-    """The same content, checked. `path`: where it stands, for errors."""
+    """The content of a task.json. Raises UserError for an unknown key or an invalid value. `path`: where it stands."""
     if unknown := [key for key in said if key not in KEYS]:
         raise UserError(f"{path}: {unknown[0]!r} is no key here; expected {', '.join(KEYS)}")
     check(said, KEYS | ({"text": PAIR} if isinstance(said.get("text"), list) else {}), path)

@@ -21,7 +21,7 @@ from transformer.files import atomic_write, make_folder
 from transformer.json_file import read_json
 
 PYTORCH_PRETRAINED_BERT_CACHE = cache_folder(None)
-SPECIAL_TOKENS = tuple(tokenization.SPECIAL_TOKENS.values())
+WHOLE = tuple(tokenization.SPECIAL_TOKENS.values())  # the tokens that stay whole
 
 
 # --- configuration
@@ -146,10 +146,13 @@ class _Folders:
         return cls(config, *inputs, **kwargs)
 
 
-def _checked(config):
+def _checked(config, fit_size=None):
+    """A copy of a configuration of this module, with a projection onto `fit_size`."""
     if not isinstance(config, BertConfig):
         raise ValueError(f"expected a transformer.BertConfig, got {type(config).__name__}")
-    return copy.copy(config)
+    config = copy.copy(config)
+    config.fit_size = fit_size
+    return config
 
 
 class BertModel(_Folders, _Encoder):
@@ -164,9 +167,7 @@ class _WithHead(_Folders, modeling.BertPreTrainedModel):
     """An encoder `bert` and a head."""
 
     def __init__(self, config):
-        config = _checked(config)
-        config.fit_size = None
-        super().__init__(config)
+        super().__init__(_checked(config))
 
 
 def _cross_entropy(scores, labels):
@@ -224,9 +225,7 @@ class TinyBertForPreTraining(_Folders, modeling.TinyBertForPreTraining):
     """Student of general distillation. `fit_size`: the teacher's width."""
 
     def __init__(self, config, fit_size=768):
-        config = _checked(config)
-        config.fit_size = fit_size
-        super().__init__(config)
+        super().__init__(_checked(config, fit_size))
 
     def forward(
         self, input_ids, token_type_ids=None, attention_mask=None, masked_lm_labels=None, next_sentence_label=None
@@ -240,11 +239,11 @@ class TinyBertForSequenceClassification(_Folders, modeling.TinyBertForSequenceCl
     """Teacher or student of task distillation. `fit_size`: the teacher's width."""
 
     def __init__(self, config, num_labels, fit_size=768):
-        config = _checked(config)
+        config = _checked(config, fit_size)
         if len(config.__dict__.get("id2label") or ()) != num_labels:  # names of another task's classes
             config.__dict__.pop("id2label", None)
             config.__dict__.pop("label2id", None)
-        config.num_labels, config.fit_size = num_labels, fit_size
+        config.num_labels = num_labels
         super().__init__(config)
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, labels=None, is_student=False):
@@ -261,12 +260,12 @@ class TinyBertForSequenceClassification(_Folders, modeling.TinyBertForSequenceCl
 class BasicTokenizer(tokenization.BasicTokenizer):
     """Splits text into words and punctuation marks; `never_split`: tokens that stay as they are."""
 
-    def __init__(self, do_lower_case=True, never_split=SPECIAL_TOKENS):
+    def __init__(self, do_lower_case=True, never_split=WHOLE):
         super().__init__(do_lower_case)
         self.never_split = tuple(never_split)
         # Special tokens stay whole anywhere, others only between spaces: they may be parts of words.
         alone = {token: rf"(?<!\S){re.escape(token)}(?!\S)" for token in self.never_split}
-        whole = [re.escape(token) if token in SPECIAL_TOKENS else pattern for token, pattern in alone.items()]
+        whole = [re.escape(token) if token in WHOLE else pattern for token, pattern in alone.items()]
         self._whole = re.compile(f"({'|'.join(whole) or '(?!)'})")
 
     def tokenize(self, text):
@@ -290,13 +289,7 @@ class BertTokenizer:
     `do_basic_tokenize`: False where the text is split into words already; `basic_only`: words, not pieces."""
 
     def __init__(
-        self,
-        vocab_file,
-        do_lower_case=True,
-        max_len=None,
-        do_basic_tokenize=True,
-        basic_only=False,
-        never_split=SPECIAL_TOKENS,
+        self, vocab_file, do_lower_case=True, max_len=None, do_basic_tokenize=True, basic_only=False, never_split=WHOLE
     ):
         self.vocab = vocab_file if isinstance(vocab_file, dict) else tokenization.load_vocab(vocab_file)
         self.ids_to_tokens = {token_id: token for token, token_id in self.vocab.items()}
