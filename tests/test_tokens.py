@@ -143,7 +143,7 @@ def test_losses_are_means_over_sentences_of_means_over_tokens():
     assert TOKENS.row_losses(student, targets, examples).tolist() == pytest.approx(
         [gold[:3].mean().item(), gold[3:].mean().item()]
     )
-    assert TOKENS.gold_loss(student, targets, examples).item() == pytest.approx(
+    assert TOKENS.gold_loss(student, targets, examples=examples).item() == pytest.approx(
         (gold[:3].mean() + gold[3:].mean()).item() / 2
     )
     student.requires_grad_()

@@ -3,7 +3,6 @@
 Shapes: N examples, B batch, L tokens, C head outputs.
 """
 
-import functools
 import itertools
 import math
 import time
@@ -67,10 +66,6 @@ class Evaluator:
         with torch.inference_mode(), self.processes.autocast():
             outputs = head_outputs(model, batch)
         return outputs.float()
-
-    def batch_outputs(self, model, batch):
-        """Head outputs (P, C) for one batch, on the CPU in float32. Waits for the device."""
-        return self.run(model, batch).cpu()
 
     def losses(self, learner, sequences):
         """A learner's losses on a data set: {kind: mean over the examples}."""
@@ -184,9 +179,11 @@ def measure_speed(candidates, length, evaluator):
             if each.texts and length:
                 continue
             model = each.model.eval()
-            run = model.predict if each.texts else functools.partial(evaluator.batch_outputs, model)
             batches = itertools.cycle(timed_batches(each, batch_size, length))
-            calls[name] = lambda run=run, batches=batches: run(next(batches))
+            if each.texts:
+                calls[name] = lambda model=model, batches=batches: model.predict(next(batches))
+            else:  # .cpu() waits for the device
+                calls[name] = lambda model=model, batches=batches: evaluator.run(model, next(batches)).cpu()
         seconds[batch_size] = time_by_turns(calls)
     return seconds
 

@@ -130,7 +130,9 @@ class TrainingRun:
                 # Before the update, while the weights are still those from before a bad loss.
                 guard.note(indices, losses, look=logging_now)
                 self.history.add_step(losses, len(indices), sequences.lengths[indices].sum())
-                self.sums, self.summed = add_losses(self.sums, sum_by_kind(losses)), self.summed + 1
+                for name, loss in sum_by_kind(losses).items():
+                    self.sums[name] = self.sums.get(name, 0) + loss
+                self.summed += 1
                 rate = self.optimizer.get_lr()[0]  # of this step: the update advances it
                 self.update()
                 bar.update()
@@ -347,11 +349,6 @@ class Guard:
         self.run.save_state()
         logger.info("stopped at step %d; the same command goes on from here", self.run.step)
         sys.exit(128 + self.signal)
-
-
-def add_losses(sums, losses):
-    """{name: sum of both}; the losses, scalar tensors, stay on their device."""
-    return {name: sums.get(name, 0) + value for name, value in losses.items()}
 
 
 def step_seed(seed, step, rank):

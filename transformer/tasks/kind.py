@@ -138,9 +138,10 @@ class Kind:
         target = None if row.label is None else self.target(row.label, labels)
         builder.add(ids, len(ids) - sum(token_types), target)
 
-    def gold_loss(self, outputs, targets):
-        """The loss of head outputs (P, C) on gold targets (P,): a scalar, the mean over the examples."""
-        raise NotImplementedError
+    def gold_loss(self, outputs, targets, **examples):
+        """The loss of head outputs (P, C) on gold targets (P,): a scalar, the mean over the examples. A kind has a
+        definition of its own of this or of `row_losses`."""
+        return self.row_losses(outputs, targets, **examples).mean()
 
     def row_losses(self, outputs, targets):
         """`gold_loss` of each example, (N,)."""

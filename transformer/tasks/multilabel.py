@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from transformer import drawing
 from transformer.tasks.classification import MANY, Classification, shown_names
-from transformer.tasks.kind import LABEL_COLUMNS
+from transformer.tasks.kind import LABEL_COLUMNS, Kind
 
 WORST, DRAWN = 10, 6  # with more classes than MANY, the classes in the report's table; the most in a picture
 
@@ -52,6 +52,7 @@ class MultiLabel(Classification):
     separated = True
     target_type = np.float32
     label_types = str | int | float | list
+    gold_loss = Kind.gold_loss
 
     def claims(self, said, table):
         first = table.first if table else None
@@ -80,9 +81,6 @@ class MultiLabel(Classification):
 
     def target(self, label, labels):
         return [float(each in label) for each in labels]
-
-    def gold_loss(self, outputs, targets):
-        return self.row_losses(outputs, targets).mean()
 
     def row_losses(self, outputs, targets):
         return F.binary_cross_entropy_with_logits(outputs.float(), targets, reduction="none").mean(dim=1)

@@ -211,9 +211,6 @@ class Spans(Kind):
             answered = [0, *range(len(question) + 2, len(ids) - 1)]
             builder.add(ids, len(question) + 2, target, answered, number)
 
-    def gold_loss(self, outputs, targets, examples):
-        return self.row_losses(outputs, targets, examples).mean()
-
     def row_losses(self, outputs, targets, examples):
         # Each example has one start and one end.
         found = log_softmax(outputs, examples)

@@ -71,7 +71,8 @@ class Task:
         """``text: `text`; label: `label`; 3 classes: no, yes, maybe; 212 rows``."""
         texts = ", ".join(f"`{name}`" for name in self.text_columns)
         more = ", ..." if len(self.labels) > MOST_SHOWN else ""
-        classes = f"{len(self.labels)} classes: {', '.join(map(_shown, self.labels[:MOST_SHOWN]))}{more}"
+        shown = (label if label.strip() else repr(label) for label in self.labels[:MOST_SHOWN])
+        classes = f"{len(self.labels)} classes: {', '.join(shown)}{more}"
         parts = [f"text: {texts}; label: `{self.label_column}`"]
         parts.append(classes if self.labels else type(self.kind).__name__.lower())
         parts += [f"any number of them a row, with {self.separator!r} between"] if self.separator else []
@@ -156,10 +157,6 @@ def label_order(task, names):
         if set(by_name) == set(map(plain, names)):
             return tuple(by_name[plain(name)] for name in names)
     return task.labels  # the names say nothing about this task's classes
-
-
-def _shown(label):
-    return label if label.strip() else repr(label)
 
 
 def is_dev_row(texts, fraction):

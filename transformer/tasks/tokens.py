@@ -83,7 +83,7 @@ class Tokens(Classification):
     label_types = list | str
     per_token = True
     texts, shortest = ("tokens",), 3
-    made = Kind.made
+    made, gold_loss = Kind.made, Kind.gold_loss
     suffix = ".conll"
 
     def claims(self, said, table):
@@ -135,9 +135,6 @@ class Tokens(Classification):
     def row_losses(self, outputs, targets, examples):
         losses = F.cross_entropy(outputs.float(), targets, reduction="none")
         return mean_by_example(losses, examples)
-
-    def gold_loss(self, outputs, targets, examples):
-        return self.row_losses(outputs, targets, examples).mean()
 
     def prediction_loss(self, student_outputs, teacher_outputs, temperature, examples):
         # Equation 10 for each token. The mean over a sentence's tokens first: sentences then count alike, and a batch
