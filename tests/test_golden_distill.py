@@ -35,7 +35,7 @@ def build(model_class, config_name, tensors, prefix, **overrides):
         key if key.startswith(("bert.", "cls.", "classifier.", "fit_dense.")) else f"bert.{key}": value
         for key, value in state.items()
     }
-    missing, _ = read_state(model, state, prefix)
+    missing = read_state(model, state, prefix)
     assert not [key for key in missing if key.startswith("bert.")]
     return model
 

@@ -51,26 +51,20 @@ def check_shape(key, value, wanted, source):
         raise UserError(f"{source}: {key} has shape {tuple(value.shape)}, {CONFIG_NAME} asks for {tuple(wanted)}")
 
 
-def read_state(model, state, source):
-    """Copy a state dict into a model. Returns (missing, unexpected) keys. Raises UserError where shapes differ."""
+def read_state(model, state, source, fresh=()):
+    """Copy a state dict into a model, and log the weights that it lacks and those that are not used. Raises UserError
+    where shapes differ, or a part of the encoder is missing: initialized at random, it would produce nonsense. `fresh`:
+    key prefixes of weights that it lacks on purpose. Returns the keys that it lacks, but for heads of pre-training."""
     own = model.state_dict()
     known = {key: value.to(own[key].dtype) for key, value in state.items() if key in own}
     for key, value in known.items():
         check_shape(key, value, own[key].shape, source)
-    # The decoder is the word embedding; some checkpoints hold a copy of it, which adds nothing.
-    tied = "cls.predictions.decoder."
-    missing = [key for key in model.load_state_dict(known, strict=False).missing_keys if not key.startswith(tied)]
-    unexpected = [key for key in state if key not in own and not key.startswith(tied)]
-    return missing, unexpected
-
-
-def report_keys(source, missing, unexpected, fresh=()):
-    """Log the weights that the checkpoint lacks and those of it that are not used. Raises UserError where a part of the
-    encoder is missing: initialized at random, it would produce nonsense."""
     # The projection is of use to some trainings only, and made anew there; so are the heads of pre-training, which
     # augmentation looks for itself.
-    missing = [key for key in missing if not key.startswith(("fit_dense", "cls.", *fresh))]
-    unexpected = [key for key in unexpected if not key.startswith(("fit_dense", "cls."))]
+    elsewhere = ("fit_dense", "cls.")
+    missing = model.load_state_dict(known, strict=False).missing_keys
+    missing = [key for key in missing if not key.startswith((*elsewhere, *fresh))]
+    unexpected = [key for key in state if key not in own and not key.startswith(elsewhere)]
     gaps = [key for key in missing if key.startswith(("bert.embeddings.", "bert.encoder."))]
     if gaps:
         more = f" and {len(gaps) - 1} more keys" if len(gaps) > 1 else ""
@@ -80,6 +74,7 @@ def report_keys(source, missing, unexpected, fresh=()):
         if names:
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             logging.info("%s: %s: %s%s", source, title, ", ".join(names[:4]), more)
+    return missing
 
 
 def save_weights(state, path):

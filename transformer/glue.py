@@ -18,7 +18,7 @@ ENTAILMENT = ("entailment", "not_entailment")
 MNLI_LABELS = ("contradiction", "entailment", "neutral")
 ACCEPTABLE = ("unacceptable", "acceptable")
 EQUIVALENT = ("not_equivalent", "equivalent")
-DUPLICATE = ("not_duplicate", "duplicate")
+ALIKE = ("not_duplicate", "duplicate")
 ACC_F1 = ("acc", "f1")
 COLUMNS = ("source", "label", "mark", "sentence")  # CoLA's train and dev files have no header
 MNLI_DEV = ("dev_matched.tsv", "dev_mismatched.tsv")
@@ -35,16 +35,7 @@ GLUE = (
     # The GLUE site accepts scores from 0 to 5 only.
     Task("STS-B", SENTENCES, "score", (), REGRESSION.offered, epochs=20, kind=REGRESSION, score_range=(0, 5)),
     # Some rows of the official QQP files are short; they are skipped and counted.
-    Task(
-        "QQP",
-        QUESTIONS,
-        "is_duplicate",
-        metrics=ACC_F1,
-        tries=10,
-        epochs=5,
-        label_names=DUPLICATE,
-        skip_short_rows=True,
-    ),
+    Task("QQP", QUESTIONS, "is_duplicate", metrics=ACC_F1, tries=10, epochs=5, label_names=ALIKE, skip_short_rows=True),
     # Matched and mismatched are two dev sets; the first one selects the model.
     Task("MNLI", SENTENCES, "gold_label", MNLI_LABELS, tries=10, epochs=5, dev_files=MNLI_DEV, test_files=MNLI_TEST),
     # Its second dev and test sets alone. The reference has the name too.

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transformer.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_state_dict, read_state, report_keys, save_weights
+from transformer.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_state_dict, read_state, save_weights
 from transformer.checkpoint import SAFE_WEIGHTS_NAME as SAFE_WEIGHTS_NAME  # these, because older code imports them here
 from transformer.checkpoint import check_vocabulary as check_vocabulary
 from transformer.checkpoint import describe as describe
@@ -277,7 +277,7 @@ class BertPreTrainedModel(nn.Module):
             state = {key: value for key, value in state.items() if not key.startswith("fit_dense")}
         config.check_sizes(state, folder)
         model = cls(config)
-        report_keys(folder, *read_state(model, state, folder), fresh)
+        read_state(model, state, folder, fresh)
         return model
 
     @classmethod

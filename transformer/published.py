@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from transformer import configuration, modeling, tokenization
-from transformer.checkpoint import CONFIG_NAME, load_state_dict, read_state, rename_key, report_keys
+from transformer.checkpoint import CONFIG_NAME, load_state_dict, read_state, rename_key
 from transformer.downloads import cache_folder, model_folder
 from transformer.files import atomic_write, make_folder
 from transformer.json_file import read_json
@@ -134,7 +134,7 @@ class _Folders:
         model = cls._make(config, inputs, kwargs)
         # The encoder alone has its keys without the prefix that checkpoints have.
         prefixed = model if hasattr(model, "bert") else nn.ModuleDict({"bert": model})
-        report_keys(folder, *read_state(prefixed, state, folder))
+        read_state(prefixed, state, folder)
         return model
 
     @classmethod
