@@ -1,8 +1,11 @@
 """The comparison of a student with its teacher, its exports and its baselines: one table, shown in several ways."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from transformer import drawing
 
 RATIOS = {  # the student in relation to the teacher, for each kind of row
     "size": lambda teacher, student: f"{teacher / student:.1f}x smaller",
@@ -125,3 +128,15 @@ def markdown(lines, numbers=True):
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     head, *rows = ["|" + "".join(f" {cell} |" if cell else " |" for cell in line) for line in lines]
     return "\n".join([head, "|---" + ("|---:" if numbers else "|---") * (len(lines[0]) - 1) + "|", *rows])
+
+
+def panels(task, rows):
+    """The pictures of score against size and against latency."""
+    by_title, metric = {row.title: row.values for row in rows}, task.metrics[0]
+    scores = by_title[f"dev {metric}"]
+    found = []
+    for title in ("size on disk, MB", "latency p50, batch of 1, own lengths, ms"):
+        points = {name: (value, scores[name]) for name, value in by_title.get(title, {}).items()}
+        labels = {"title": f"dev {metric} against {title.split(',')[0]}", "x": title, "y": f"dev {metric}"}
+        found.append(partial(drawing.points, places=points, **labels))
+    return found

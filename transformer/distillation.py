@@ -147,21 +147,29 @@ def prediction_loss(student_logits, teacher_logits, temperature=1.0):
 
 
 def transformer_losses(
-    student, own, wanted, mapping, weights, attention=attention_loss, hidden=hidden_loss, relations=()
+    student,
+    student_output,
+    teacher_output,
+    mapping,
+    weights,
+    attention=attention_loss,
+    hidden=hidden_loss,
+    relations=(),
 ):
     """L_attn and L_hidn of every mapped layer. Their sum is equation 6 without the prediction layer.
 
-    Args: student: the model, for its projection W_h; own, wanted: the student's and the teacher's BertOutput; mapping:
-    {m: g(m)} of `layer_map`; weights: `loss_weights`; relations: (number of heads, attention mask) where `attention`
-    compares queries, keys and values, () where it compares scores. Returns {"att_loss/m": scalar for each mapped layer
-    m, "rep_loss/m": likewise, and for the embeddings, m = 0}.
+    Args: student: the model, for its projection W_h; student_output, teacher_output: BertOutput; mapping: {m: g(m)} of
+    `layer_map`; weights: `loss_weights`; relations: (number of heads, attention mask) where `attention` compares
+    queries, keys and values, () where it compares scores. Returns {"att_loss/m": scalar for each mapped layer m,
+    "rep_loss/m": likewise, and for the embeddings, m = 0}.
     """
-    of_student, of_teacher = (each.projections if relations else each.attention_scores for each in (own, wanted))
+    compared = "projections" if relations else "attention_scores"
+    of_student, of_teacher = getattr(student_output, compared), getattr(teacher_output, compared)
     more = relations or (weights.pairs,)
     losses = {f"att_loss/{m}": attention(of_student[m - 1], of_teacher[g - 1], *more) for m, g in mapping.items() if m}
-    in_teacher_width = student.project(own.hidden_states)
+    in_teacher_width = student.project(student_output.hidden_states)
     for m, g in mapping.items():
-        losses[f"rep_loss/{m}"] = hidden(in_teacher_width[m], wanted.hidden_states[g], weights.tokens)
+        losses[f"rep_loss/{m}"] = hidden(in_teacher_width[m], teacher_output.hidden_states[g], weights.tokens)
     return losses
 
 

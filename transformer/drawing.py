@@ -150,3 +150,18 @@ def scatter(axis, title, gold, scores, limits):
     axis.set(title=title, xlabel="gold score", ylabel="answer", xlim=limits, ylim=limits, aspect="equal")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
+
+
+def points(axis, title, places, x, y):
+    """Draw named points, {name: (x, y)}, on a logarithmic x axis. x, y: the axes' labels."""
+    from matplotlib import ticker
+
+    for name, place in places.items():
+        axis.plot(*place, "o", label=name, alpha=0.7)
+    axis.margins(x=0.25, y=0.3)  # room for the legend, also with two points
+    axis.set(title=title, xlabel=x, ylabel=y, xscale="log")
+    axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")

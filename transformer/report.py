@@ -71,7 +71,9 @@ def write_report(run, candidates, output, baseline):
     notes = f"latency and throughput: {conditions}\n{said}{luck}"
     print(f"\n{comparison.format_table(table, len(candidates))}\n{notes}\n", flush=True)
     steps, picture = training_steps(student.folder), output / PICTURE_NAME
-    drawn = drawing.save_panels(picture, make_panels(task, candidates, measured, steps))
+    drawn = drawing.save_panels(
+        picture, [*make_panels(task, candidates, measured, steps), *comparison.panels(task, rows)]
+    )
     models = [[name, f"`{each.folder}`", describe(each.model)] for name, each in candidates.items() if not each.texts]
     heading, tables = task.kind.answer_tables(task, answers, results)
     others = {name: each for name, each in candidates.items() if name not in ("student", TITLE, *EXPORTED)}
@@ -277,7 +279,7 @@ def general_student(folder):
 def make_panels(task, candidates, measured, steps):
     """The picture's panels: scores, answers, dev score by step, and the losses of each step, latest step first."""
     results, samples = measured.results, measured.samples
-    names = [name for name in candidates if name not in EXPORTED]  # which would crowd it
+    names = [name for name in candidates if name not in EXPORTED]  # which have pictures of their own
     scores = {metric: {name: results[name][metric] for name in names} for metric in results["student"]}
     ends = {metric: {name: interval(samples[name][metric]) for name in names} for metric in scores}
     panels = [partial(drawing.bars, title="dev scores, 95% intervals", groups=scores, intervals=ends)]
