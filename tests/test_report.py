@@ -230,8 +230,9 @@ def test_a_log_tells_how_much_work_a_training_was(tmp_path):
 # --- the table
 
 
-def make_table(folder, models):
-    """The report's table of models, {name: (parameters, {metric: value}, [seconds of a batch of 1])}."""
+def make_table(folder, models, *dev):
+    """The report's table of models, {name: (parameters, {metric: value}, [seconds of a batch of 1])}. `dev`: as in a
+    `Candidate`."""
     candidates = {}
     for name, (parameters, _, _) in models.items():
         (folder / name).mkdir()
@@ -239,7 +240,7 @@ def make_table(folder, models):
             file.truncate(4 * parameters)
         counts = {"": parameters, "bert.embeddings": parameters // 4}
         model = types.SimpleNamespace(num_parameters=lambda part="", counts=counts: counts[part])
-        candidates[name] = Candidate(folder / name, model, TOKENIZER, [], [ANSWERS])
+        candidates[name] = Candidate(folder / name, model, TOKENIZER, dev, [ANSWERS])
     seconds = {
         size: {name: [size * value for value in times] for name, (_, _, times) in models.items()} for size in (1, 32)
     }
@@ -307,6 +308,16 @@ def test_percentiles_and_throughput_come_from_the_timings(tmp_path):
         ["latency p95, batch of 1, ms", "96.00"],
         ["sentences per second, batch of 1", f"{101 / 5.151:,.0f}"],
     ]
+
+
+def test_speed_is_that_of_windows_where_rows_are_read_in_several(tmp_path):
+    rows = make_sequences([7, 4, 5])
+    windows = replace(rows, rows=np.array([0, 0, 1]))
+    assert windows.count_rows(np.array([0, 1])) == 1 and rows.count_rows(np.array([0, 1])) == 2
+    for name, sequences, unit in (("a", rows, "sentences"), ("b", windows, "windows")):
+        (tmp_path / name).mkdir()
+        table = make_table(tmp_path / name, {"student": (100, {}, [0.002])}, ("dev.json", sequences))
+        assert table[6] == [f"{unit} per second, batch of 1", "500"]
 
 
 def test_a_report_tells_which_models_it_has_columns_for(tmp_path):

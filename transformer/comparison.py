@@ -52,13 +52,14 @@ def rows_of(task, candidates, measured):
         rows.append(Row(f"dev {metric}, 95% interval", "{0[0]:.3f} to {0[1]:.3f}", None, ends))
     rows += [agreement_row(task, candidates, "teacher")] if "teacher" in candidates else []
     rows += [agreement_row(task, candidates, "student")] if set(EXPORTED) & set(candidates) else []
+    unit = "windows" if candidates["student"].in_windows else "sentences"
     for whose, seconds in (("", measured.seconds), (", own lengths", measured.own_seconds)):
         for size, timed in seconds.items():
             for percent in (50, 95):
                 latencies = {name: float(np.percentile(times, percent)) * 1000 for name, times in timed.items()}
                 rows.append(Row(f"latency p{percent}, batch of {size}{whose}, ms", "{:.2f}", "time", latencies))
             rates = {name: size / float(np.mean(times)) for name, times in timed.items()}
-            rows.append(Row(f"sentences per second, batch of {size}{whose}", "{:,.0f}", "rate", rates))
+            rows.append(Row(f"{unit} per second, batch of {size}{whose}", "{:,.0f}", "rate", rates))
     return rows
 
 
@@ -81,6 +82,7 @@ def summary(task, rows):
     metric = task.metrics[0]
     scores, sizes = by_title[f"dev {metric}"], by_title["size on disk, MB"]
     times = by_title["latency p50, batch of 1, ms"]
+    unit = "window" if "windows per second, batch of 1" in by_title else "text"
     parts = [f"The student's {metric} on dev is {scores['student']:.4f}"]
     if "teacher" in scores:
         kept, smaller, faster = (
@@ -88,9 +90,9 @@ def summary(task, rows):
             for kind, values in (("score", scores), ("size", sizes), ("time", times))
         )
         parts += [kept] if kept else []
-        parts.append(f"with {sizes['student']:.1f} MB ({smaller}) and {times['student']:.2f} ms a text ({faster})")
+        parts.append(f"with {sizes['student']:.1f} MB ({smaller}) and {times['student']:.2f} ms a {unit} ({faster})")
     else:
-        parts.append(f"with {sizes['student']:.1f} MB and {times['student']:.2f} ms a text")
+        parts.append(f"with {sizes['student']:.1f} MB and {times['student']:.2f} ms a {unit}")
     text = ", ".join(parts)
     if forms := [name for name in EXPORTED if name in scores]:
         small, fast = min(forms, key=sizes.get), min(forms, key=times.get)

@@ -43,7 +43,11 @@ class Sequences:
     @property
     def num_rows(self):
         """The number of rows that the sequences come from."""
-        return len(self) if self.rows is None else len(np.unique(self.rows))
+        return self.count_rows(slice(None))
+
+    def count_rows(self, indices):
+        """The number of rows that the sequences at `indices` come from."""
+        return len(np.unique((np.arange(len(self)) if self.rows is None else self.rows)[indices]))
 
     def head(self, count):
         """The first `count` sequences, or all of them if there are fewer."""

@@ -122,6 +122,11 @@ class Candidate(NamedTuple):
     size: int | None = None  # bytes; None = those of the folder's weights
     texts: list | None = None  # the dev texts, of a model that reads these instead of `dev`
 
+    @property
+    def in_windows(self):
+        """Whether some dev rows are too long for one sequence: batches then consist of windows over them."""
+        return any(each.num_rows < len(each) for _, each in self.dev)
+
     def bytes(self):
         return self.size or sum(file.stat().st_size for file in weights_files(self.folder))
 

@@ -138,6 +138,7 @@ def explanation(task, candidates, measured, conditions, luck):
         f"{conditions}, without padding. Own lengths: dev rows in the order of their file, padded to the longest of a "
         f"batch."
     )
+    text += " A row is read in one window or several; speed is that of windows." * candidates["student"].in_windows
     more = read_effort(candidates["student"].folder / HISTORY_NAME)["unlabelled"]
     extent = "epochs, on the rows with labels," if more else "steps on the same rows"
     for name in [name for name in BASELINES if name in candidates]:

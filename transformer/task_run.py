@@ -203,7 +203,7 @@ class TaskRun:
         if kept is not None:
             return kept.to(here.device)
         rows = np.unique(np.concatenate(data.plan.batches(0)[1][: data.plan.total_steps]))
-        logging.info("teacher's logits of %d rows", len(rows))
+        logging.info("teacher's logits of %d rows", data.train.count_rows(rows))
         if here.teacher_precision:  # of a copy, because the report compares the teacher as it is
             teacher = set_precision(copy.deepcopy(teacher), here)
         mine, outputs = rows[here.rank :: here.world_size], torch.zeros(shape)
