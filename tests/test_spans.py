@@ -460,6 +460,13 @@ def test_the_official_layout_and_json_lines_are_read_alike(tmp_path):
             assert [row[2:] for row in rows_in(tmp_path, name)] == [row[2:] for row in official]
 
 
+@pytest.mark.parametrize("columns", [{"is_impossible": True}, {"answers": None}, {"is_impossible": True, "answers": []}])
+def test_a_question_without_an_answer_needs_no_list_of_them_even_as_the_first(tmp_path, columns):
+    task = make_folder(tmp_path, squad({"context": "x", "qas": [{"id": "q7", "question": "y?", **columns}]}, PARAGRAPH))
+    assert task.kind is SPANS and [row.label for row in rows_in(tmp_path)] == [(), (("good", 7),), ()]
+    assert rows_in(tmp_path)[0].columns["answers"] == []  # which augmentation writes
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
@@ -471,7 +478,8 @@ def test_the_official_layout_and_json_lines_are_read_alike(tmp_path):
         (squad({"context": "x", "qas": [{**asked("q7"), "answers": "x"}]}), "question q7: label 'x', expected a list"),
         (squad({"context": "x", "qas": [{**asked("q7"), "answers": {"text": ["x"], "answer_start": []}}]}),
          "question q7: label .*, expected a list"),
-        (squad({"context": "x", "qas": [{**asked("q7"), "answers": None}]}), "label None, expected a list of"),
+        (squad(PARAGRAPH, {"context": "x", "qas": [{"id": "q7", "question": "x?", "is_impossible": False}]}),
+         "question q7: label None, expected a list of"),
         (squad(PARAGRAPH, {"context": "x", "qas": [asked("2")]}), "question 2: its id occurs twice, expected it once$"),
         (squad({"context": "x", "qas": [asked("q7", question=5)]}), "question q7: question is 5, expected a text$"),
         (squad({"context": "x", "qas": [asked(5)]}), "question 5: id is 5, expected a text that is not empty$"),
@@ -638,6 +646,9 @@ def test_models_learn_and_are_measured_with_their_thresholds(folder):
         assert "| questions of `dev.json` | rows | f1, teacher | exact, teacher |" in report
         assert "\n| with an answer | " in report and "\n| question | text | gold |" in report
         assert "of the rows of dev.json have no answer" in report
+        assert "windows per second" in report and " ms a window (" in report
+    rows = len((folder / "glue/qa/train_aug.jsonl").read_text().splitlines())
+    assert f"teacher's logits of {rows} rows\n" in (folder / "5/log.txt").read_text()
 
 
 @pytest.mark.slow

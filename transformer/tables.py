@@ -246,6 +246,8 @@ class Squad(JsonLines):
                         raise UserError(f"{self.path} question {found['id']}: its id occurs twice, expected it once")
                     seen.add(found["id"])
                     kept = {key: found[key] for key in ("answers", "is_impossible") if key in found}
+                    if kept.get("answers") is None and ("answers" in kept or kept.get("is_impossible") is True):
+                        kept["answers"] = []
                     row = {"id": found["id"], "question": found["question"], "context": paragraph["context"], **kept}
                     self._check_characters(f"{row['question']}{row['context']}", found["id"])
                     yield found["id"], row
