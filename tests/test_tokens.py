@@ -205,6 +205,9 @@ def test_sentences_are_read_from_columns_and_from_lists(tmp_path, name, text):
          r"line 2: field 'tokens' is \[\"a\", \{\}\], expected text or a number, or a list of them"),
         ("train.conll", "a B-X\nb O\n\nc\n", "train.conll line 4: 1 columns, expected 2"),
         ("train.conll", "a B-X\n\nb\t\nc O\n", r"line 3: label \['', 'O'\], expected tags, none of them empty"),
+        ("train.txt", "a good film\nit is a bad one\n", "train.txt line 2: 5 columns, expected 3; a .txt file here has a "
+         "token and its tag on each line, in CoNLL's layout; texts with labels go into .tsv, .csv or .jsonl$"),
+        ("train.txt", "good\nbad\n", "train.txt line 1: a .txt file here has a token and its tag on each line"),
         ("train.conll", "a\nb\n", "train.conll line 1: no column for the label .*found tokens"),
         ("train.conll", "\n\n", "train.conll: the file is empty"),
         ("train.conll", "a O\n\nb O\n", "every row has the label 'O'; expected two labels or more"),

@@ -20,6 +20,8 @@ from transformer.json_file import Field, check, check_depth, parse_json, read_js
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".conll", ".txt")  # .json: an object a line too, or one of SQuAD's files
 
 LONGEST_ROW = 1 << 24  # bytes
+NOT_TEXTS = "a .txt file here has a token and its tag on each line, in CoNLL's layout; texts with labels go into .tsv, "
+NOT_TEXTS += ".csv or .jsonl"
 DOCUMENT_START = "-DOCSTART-"  # in CoNLL's files the token of a line that is no sentence
 
 # (name, character, suffix of the files that have it between their columns)
@@ -155,6 +157,10 @@ class Columns(Table):
 
     objects = True
 
+    @property
+    def misnamed(self):
+        return NOT_TEXTS if Path(self.path).suffix == ".txt" else ""
+
     @staticmethod
     def _split(text):
         # Not split(), which takes a no-break space inside a token for the end of a column.
@@ -172,7 +178,8 @@ class Columns(Table):
             if columns and columns[0] != DOCUMENT_START:
                 width = width or len(columns)
                 if len(columns) != width:
-                    raise UserError(f"{self.path} line {number}: {len(columns)} columns, expected {width}")
+                    told = [f"{len(columns)} columns, expected {width}", self.misnamed]
+                    raise UserError(f"{self.path} line {number}: {'; '.join(filter(None, told))}")
                 start = start or number
                 found.append((columns[0], columns[-1])[:width])
             elif found:
