@@ -16,10 +16,12 @@ from seqeval import metrics
 from tiny import NOUNS, ROOT, call_script, make_teacher, make_tokenizer
 
 from data_augmentation import augment_rows
+from transformer.evaluation import Evaluator
 from transformer.files import UserError
 from transformer.modeling import BertConfig, TinyBertForTokenClassification
 from transformer.outputs import read_results
 from transformer.own_tasks import find_task, stored_task
+from transformer.processes import Processes
 from transformer.settings import Lengths
 from transformer.tables import open_table
 from transformer.tasks.classification import CLASSIFICATION
@@ -90,6 +92,9 @@ def test_every_word_is_answered_once_inside_a_window_that_holds_it():
     # In the middle of a long text a word is answered with a fourth of the room on either side of it.
     for first, last, begin, end in list(windows([1] * 100, 20))[1:-1]:
         assert begin - first >= 5 and last - end >= 5
+
+
+SMALL = BertConfig(vocab_size=99, num_labels=3, hidden_size=12, num_hidden_layers=1, num_attention_heads=2)
 
 
 def encode(rows, length, labels=("O", "B-X", "I-X"), limit=None):
@@ -205,8 +210,8 @@ def test_sentences_are_read_from_columns_and_from_lists(tmp_path, name, text):
          r"line 2: field 'tokens' is \[\"a\", \{\}\], expected text or a number, or a list of them"),
         ("train.conll", "a B-X\nb O\n\nc\n", "train.conll line 4: 1 columns, expected 2"),
         ("train.conll", "a B-X\n\nb\t\nc O\n", r"line 3: label \['', 'O'\], expected tags, none of them empty"),
-        ("train.txt", "a good film\nit is a bad one\n", "train.txt line 2: 5 columns, expected 3; a .txt file here has a "
-         "token and its tag on each line, in CoNLL's layout; texts with labels go into .tsv, .csv or .jsonl$"),
+        ("train.txt", "a good film\nit is a bad one\n", "train.txt line 2: 5 columns, expected 3; a .txt file here "
+         "has a token and its tag on each line, in CoNLL's layout; texts with labels go into .tsv, .csv or .jsonl$"),
         ("train.txt", "good\nbad\n", "train.txt line 1: a .txt file here has a token and its tag on each line"),
         ("train.conll", "a\nb\n", "train.conll line 1: no column for the label .*found tokens"),
         ("train.conll", "\n\n", "train.conll: the file is empty"),
@@ -260,6 +265,17 @@ def test_a_text_a_line_is_cut_into_words_marks_and_characters(tmp_path):
     assert [row.texts[0] for row in unlabelled_rows(path, TASK)] == expected
     sequences = encode(read_rows(path, TASK), 31)
     assert sequences.labels is None and np.diff(sequences.answer_offsets).tolist() == [8, 4, 3]
+
+
+@pytest.mark.parametrize("texts", [["", "a film", "\u200b", "bad", ""], [" ", ""]])
+def test_a_line_without_words_has_no_labels_and_keeps_its_place(tmp_path, texts):
+    (tmp_path / "texts.txt").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    labels, model = ("O", "B-X", "I-X"), TinyBertForTokenClassification(SMALL)
+    sequences = encode(read_rows(tmp_path / "texts.txt", TASK), 31)
+    outputs = Evaluator(2, Processes(torch.device("cpu"))).outputs(model, sequences)
+    found = TOKENS.answer_rows(TASK, outputs, sequences, labels)
+    assert [len(answer.split()) for answer, _ in found] == [len(text.strip("\u200b").split()) for text in texts]
+    assert all((sure == "") == (answer == "") for answer, sure in found)
 
 
 # --- augmentation

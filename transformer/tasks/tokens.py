@@ -123,9 +123,10 @@ class Tokens(Classification):
 
     def add_row(self, builder, number, row, tokenizer, lengths, labels):
         unknown = [tokenizer.vocab["[UNK]"]]  # a token of control characters has no pieces, but a label
-        words = [tokenizer.ids(token) or unknown for token in row.texts[0].split(" ")]
+        words = [tokenizer.ids(token) or unknown for token in row.texts[0].split(" ") if token]
         room = lengths.max_seq_length - 2
-        for first, last, begin, end in windows(list(map(len, words)), room):
+        # An empty line, which nothing is answered about, has its place among the answers.
+        for first, last, begin, end in list(windows(list(map(len, words)), room)) or [(0, 0, 0, 0)]:
             starts = np.concatenate([[1], 1 + np.cumsum(list(map(len, words[first:last])))])
             pieces = [piece for word in words[first:last] for piece in word][:room]
             ids, _ = tokenizer.encode_pair(pieces)
@@ -176,7 +177,8 @@ class Tokens(Classification):
         names = self.id2label(task, labels)
         highest = by_row(outputs.softmax(dim=1).max(dim=1).values.numpy(), sequences)
         answers = self.predictions(task, outputs, sequences, list(names.values()))
-        return [[answer, f"{row.min():.4f}"] for answer, row in zip(answers, highest, strict=True)]
+        lowest = [f"{row.min():.4f}" if len(row) else "" for row in highest]
+        return [list(pair) for pair in zip(answers, lowest, strict=True)]
 
     def answer_text(self, task, answer):
         return " ".join(task.titles[index] for index in answer)
@@ -273,7 +275,8 @@ def mean_by_example(losses, examples):
 def by_row(values, sequences):
     """The parts of `values` (P, ...) that belong to each row, a list."""
     which, _ = sequences.outputs_of(np.arange(len(sequences)))
-    return np.split(values, np.cumsum(np.bincount(sequences.rows[which]))[:-1])
+    counts = np.bincount(sequences.rows[which], minlength=sequences.rows[-1] + 1)  # 0 for an empty line
+    return np.split(values, np.cumsum(counts)[:-1])
 
 
 TOKENS = Tokens()
