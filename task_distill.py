@@ -42,7 +42,7 @@ from transformer.finetuning import finetune, longer_tuning, ready_teacher, recor
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
 from transformer.outputs import BASELINE_FOLDER, RESULTS_NAME, read_record
-from transformer.own_tasks import find_task, stored_task
+from transformer.own_tasks import as_trained, find_task, stored_task
 from transformer.predict import check_source, predict
 from transformer.quantization import set_precision
 from transformer.settings import Matching, read_command_line, settings_for, task_step
@@ -86,6 +86,8 @@ def read_settings(argv=None):
         task = task if asked.asked_for("student_model") else replace(task, name=asked.task_name)
     else:
         task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name), asked.dev_fraction)
+        first = next(settings_for(step, given, HEADER, task.settings).each_seed())
+        task = as_trained(task, first.student_model) if step == EVALUATION else task
     return settings_for(step, given, HEADER, task.settings), task
 
 

@@ -12,7 +12,7 @@ from tiny import VOCABULARY, call_script, make_tokenizer, names
 from transformer import predict
 from transformer.files import UserError
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
-from transformer.own_tasks import stored_task
+from transformer.own_tasks import as_trained, find_task, stored_task
 from transformer.tasks.regression import REGRESSION
 from transformer.tokenization import BertTokenizer
 
@@ -192,5 +192,6 @@ def test_a_task_in_the_config_that_is_none_is_told_in_one_line(tmp_path, told):
     model = make_model(tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"task": told}))
-    with pytest.raises(UserError, match="config.json: task"):
-        stored_task(model)
+    for read in (stored_task, lambda folder: as_trained(find_task("SST-2"), folder)):
+        with pytest.raises(UserError, match="config.json: task"):
+            read(model)

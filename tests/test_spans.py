@@ -26,7 +26,7 @@ from transformer.files import UserError
 from transformer.flags import EVALUATION, INTERMEDIATE
 from transformer.modeling import BertConfig, TinyBertForQuestionAnswering
 from transformer.outputs import read_results
-from transformer.own_tasks import describe_task, find_task, stored_task
+from transformer.own_tasks import as_trained, describe_task, find_task, stored_task
 from transformer.processes import Processes
 from transformer.settings import Lengths, settings_for
 from transformer.task_run import TaskRun
@@ -523,7 +523,13 @@ def test_a_model_knows_its_windows_and_a_task_json_may_name_them(tmp_path, name)
     (tmp_path / "task.json").write_text(json.dumps(lengths))
     train = tmp_path / "train.jsonl"
     train.write_text('{"question": "who ?", "context": "a film", "answers": []}\n')
-    for task in (stored_task(tmp_path), describe_task(name, tmp_path, train)):
+    described = describe_task(name, tmp_path, train)
+    assert as_trained(described, tmp_path / "none") == described  # where there is no model, and so nothing to tell
+    other = replace(described, max_seq_length=99, windows={"doc_stride": 9, "max_query_length": 5})
+    del config.task["max_query_length"]
+    (tmp_path / "model").mkdir()
+    config.save_pretrained(tmp_path / "model", SPANS.model.architecture)
+    for task in (stored_task(tmp_path), described, as_trained(other, tmp_path / "model")):
         assert lengths.items() <= {**settings_for(EVALUATION, {}, task=task.settings)}.items()
     assert TOKENS.lengths == ("max_seq_length",)  # whose windows no flag changes
 

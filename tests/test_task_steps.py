@@ -70,6 +70,27 @@ def test_a_next_command_never_writes_into_its_student_s_folder(tmp_path):
     assert words[words.index("--output_dir") + 1] == "5_task_distill_out_prediction"
 
 
+def test_a_finished_model_is_evaluated_at_the_length_of_its_training_whatever_its_task_says_now(tmp_path):
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student/config.json").write_text('{"task": {"name": "reviews", "max_seq_length": 31}}')
+    shutil.copytree(tmp_path / "student", tmp_path / "seeds/seed_3")
+    (tmp_path / "reviews").mkdir()
+    (tmp_path / "reviews/train.tsv").write_text("text\tlabel\ngood\t1\nbad\t0\n")
+    (tmp_path / "reviews/task.json").write_text('{"max_seq_length": 99}')
+    own = ["--task_name", "reviews", "--data_dir", str(tmp_path / "reviews"), "--student_model"]
+
+    def length(*flags):
+        settings, _ = task_distill.read_settings([*own, *flags])
+        [first] = [each.max_seq_length for each in settings.each_seed()]
+        return first
+
+    for mode in ("--do_eval", "--do_predict", "--do_export=int8"):
+        assert length(str(tmp_path / "student"), mode) == 31
+    assert length(str(tmp_path / "seeds"), "--do_eval", "--seeds", "3") == 31
+    assert length(str(tmp_path / "student"), "--do_eval", "--max_seq_length", "55") == 55
+    assert length(str(tmp_path / "none"), "--do_eval") == length(str(tmp_path / "student")) == 99
+
+
 def test_the_log_begins_with_the_first_row_as_text_and_as_numbers(pipeline):
     for name, row in (("4", "train_aug.tsv"), ("teacher/SST-2", "train.tsv"), ("3", None)):
         lines = [line[10:] for line in (pipeline.folder / name / "log.txt").read_text(encoding="utf-8").splitlines()]

@@ -98,14 +98,11 @@ def find_task(name, folder=None, dev_fraction=None):
 def stored_task(folder):
     """The `Task` of a finished model by its own config.json: one of GLUE's rows, or a task without files. A classifier
     from elsewhere has one text, called text. Raises UserError for a folder without a model."""
-    config, where = BertConfig.from_pretrained(folder), Path(folder) / CONFIG_NAME
-    said = config.__dict__.get("task", {})
-    if not isinstance(said, dict):
-        raise UserError(f"{where}: task is {said!r}, expected one object, as in {DESCRIPTION}")
-    said = {key: value for key, value in said.items() if "threshold" not in key}  # those `Task.as_in` takes
-    name, kind = str(said.pop("name", Path(folder).resolve().name)), next(kind for kind in KINDS if kind.made(config))
+    config = BertConfig.from_pretrained(folder)
+    name, said = told_by(config.__dict__.get("task", {}), folder)
+    kind = next(kind for kind in KINDS if kind.made(config))
     length = min(kind.max_seq_length, config.max_position_embeddings)
-    said = {"text": kind.texts, "label": "label", "max_seq_length": length} | check_description(said, f"{where}: task")
+    said = {"text": kind.texts, "label": "label", "max_seq_length": length} | said
     row = (TASKS | OTHERS).get(name.lower())
     if row and row.num_labels == config.num_labels:
         return replace(row, **lengths_of(said))
@@ -114,6 +111,24 @@ def stored_task(folder):
     own = {**lengths_of(said), "other_columns": {"text": "sentence", "tokens": "text"}}
     own |= {"separator": said.get("separator", SEPARATOR)} if kind.separated else {}
     return Task(name, texts, said["label"], labels, kind.offered, kind=kind, **own)
+
+
+def as_trained(task, folder):
+    """The task with the lengths that a finished model was trained with, where `folder` has one that tells them."""
+    path = Path(folder) / CONFIG_NAME
+    _, said = told_by(read_json(path).get("task", {}) if path.is_file() else {}, folder)
+    lengths = lengths_of(said)
+    return replace(task, **lengths | {"windows": task.windows | lengths["windows"]})
+
+
+def told_by(said, folder):
+    """(name, description as in a task.json) of a model's task. `said`: what its config.json tells, see `Task.card`."""
+    where = f"{Path(folder) / CONFIG_NAME}: task"
+    if not isinstance(said, dict):
+        raise UserError(f"{where} is {said!r}, expected one object, as in {DESCRIPTION}")
+    said = {key: value for key, value in said.items() if "threshold" not in key}  # those `Task.as_in` takes
+    name = str(said.pop("name", Path(folder).resolve().name))
+    return name, check_description(said, where)
 
 
 def lengths_of(said):
