@@ -13,7 +13,10 @@ from transformer import predict
 from transformer.files import UserError
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification
 from transformer.own_tasks import as_trained, find_task, stored_task
+from transformer.tasks.classification import CLASSIFICATION
 from transformer.tasks.regression import REGRESSION
+from transformer.tasks.spans import SPANS
+from transformer.tasks.tokens import TOKENS
 from transformer.tokenization import BertTokenizer
 
 TEXTS = ["a good film", "", 'the "plot" is dull , and the song is very , very poor .', "warm", "unknown"]
@@ -47,15 +50,15 @@ def write(folder, name, text):
     return folder / name
 
 
-def make_model(folder, num_labels=2, **values):
-    """A random classifier from elsewhere, without a record."""
+def make_model(folder, num_labels=2, kind=CLASSIFICATION, **values):
+    """A random model from elsewhere for a kind of task, without a record."""
     config = BertConfig(
         vocab_size=len(VOCABULARY), hidden_size=12, num_hidden_layers=1, num_attention_heads=2, **values
     )
     config.__dict__.setdefault("id2label", {index: f"LABEL_{index}" for index in range(num_labels)})
     config.num_labels = num_labels
     folder.mkdir()
-    TinyBertForSequenceClassification(config).save_pretrained(folder)
+    kind.model(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return folder
 
@@ -166,6 +169,72 @@ def test_a_classifier_from_elsewhere_answers_too(tmp_path):
     header, *rows = answer(model, write(tmp_path, "t.txt", "good\nbad\n"), tmp_path / "out")
     assert header == ["text", "label", "0", "1", "2"] and [row[0] for row in rows] == ["good", "bad"]
     assert len(answer(model, write(tmp_path, "t.csv", "n,sentence\n1,good\n"), tmp_path / "out")) == 2
+
+
+@pytest.mark.parametrize(
+    "name, text, expected",
+    [
+        ("t.txt", "good film.\n\nbad\n", ["good film .", "", "bad"]),
+        ("t.jsonl", '{"tokens": ["New York", "is"]}\n{"tokens": ["bad"]}\n', ["New\u00a0York is", "bad"]),
+        ("t.csv", "text,n\na film.,1\n", ["a film."]),
+        ("t.conll", "a\nfilm\n\nbad\n", ["a film", "bad"]),
+    ],
+)
+def test_a_model_of_token_labels_from_elsewhere_answers_with_its_own_names(tmp_path, name, text, expected):
+    names_of = {0: "O", 1: "B-PER", 2: "I-PER"}
+    model = make_model(tmp_path / "model", 3, TOKENS, id2label=names_of)
+    header, *rows = answer(model, write(tmp_path, name, text), tmp_path / "out")
+    assert header == ["tokens", "labels", "lowest probability"] and [row[0] for row in rows] == expected
+    for tokens, labels, _ in rows:
+        assert len(labels.split()) == len(tokens.split(" ") if tokens else []) and {*labels.split()} <= {
+            *names_of.values()
+        }
+
+
+ASKED = {"question": "who ?", "context": "good film"}
+SQUAD = {
+    "data": [{"paragraphs": [{"context": "good film", "qas": [{"id": key, "question": "who ?"} for key in "ab"]}]}]
+}
+
+
+@pytest.mark.parametrize(
+    "name, text, ids",
+    [
+        ("t.json", json.dumps(SQUAD), ["a", "b"]),
+        ("t.jsonl", f"{json.dumps(ASKED | {'id': 7})}\n{json.dumps(ASKED)}\n", ["7", ""]),
+        ("t.csv", "context,Id,question\ngood film,x,who ?\n", ["x"]),
+        ("t.csv", "context,question\ngood film,who ?\n", None),
+        ("t.txt", "who ?\tgood film\n", None),
+    ],
+)
+def test_answers_to_questions_stand_beside_the_ids_of_their_file(tmp_path, name, text, ids):
+    model = make_model(tmp_path / "model", kind=SPANS)
+    header, *rows = answer(model, write(tmp_path, name, text), tmp_path / "out")
+    assert header == [*(["id"] if ids else []), "question", "context", "answer", "probability"]
+    assert ids is None or [row[0] for row in rows] == ids
+    assert all(row[-4:-2] == ["who ?", "good film"] and row[-2] in ("good", "film", "good film") for row in rows)
+
+
+def test_questions_in_a_table_without_answers_are_predicted_by_their_ids_too(tmp_path):
+    folder = tmp_path / "qa"
+    write(folder, "train.jsonl", json.dumps(ASKED | {"answers": []}))
+    write(folder, "test.csv", "id,context,question\nx,good film,who ?\ny,a song,who ?\n")
+    flags = ["--student_model", make_model(tmp_path / "model", kind=SPANS), "--output_dir", tmp_path]
+    process = call_script("task_distill.py", "--task_name", "qa", "--data_dir", folder, "--do_predict", *flags)
+    assert process.returncode == 0, process.stderr
+    assert list(json.loads((tmp_path / "predictions.json").read_text())) == ["x", "y"]
+
+
+@pytest.mark.parametrize("told", [{}, {"task": {"null_threshold": -99.0}}])
+def test_a_model_of_answers_without_a_threshold_for_none_is_told(tmp_path, told):
+    model, source = make_model(tmp_path / "model", kind=SPANS, **told), write(tmp_path, "t.txt", "who ?\tgood film\n")
+    process = call_script("task_distill.py", "--predict_file", source, "--student_model", model)
+    assert process.returncode == 0, process.stderr
+    warning = f'warning: {model}/config.json: has no threshold for "no answer", so every question gets an answer; '
+    warning += 'a model of SQuAD 2.0 may have "task": {"null_threshold": 0} there\n'
+    assert (warning in process.stdout) is (not told)
+    [_, row] = (model / "predictions.tsv").read_text().splitlines()
+    assert (row.split("\t")[2] == "") is bool(told)
 
 
 def test_answers_in_place_of_earlier_ones_are_told(tmp_path):

@@ -678,8 +678,8 @@ def test_predictions_are_in_the_official_layout_and_the_scores_are_theirs(folder
     )
     assert finished.returncode == 0, finished.stderr
     header, *lines = [line.split("\t") for line in (tmp_path / "predictions.tsv").read_text().splitlines()]
-    assert header == ["question", "context", "answer", "probability"]
-    assert [line[2] for line in lines] == list(found.values()) and all(0 < float(line[3]) <= 1 for line in lines)
+    assert header == ["id", "question", "context", "answer", "probability"]
+    assert {line[0]: line[3] for line in lines} == found and all(0 < float(line[4]) <= 1 for line in lines)
     (tmp_path / "texts.csv").write_text("context,question\nThe film is good.,film\n,film\n")
     finished = call_script("task_distill.py", *flags, "--predict_file", tmp_path / "texts.csv")
     assert finished.returncode == 0 and len((tmp_path / "predictions.tsv").read_text().splitlines()) == 3

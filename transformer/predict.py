@@ -63,23 +63,32 @@ def answer_texts(run, student, source, output_dir):
     if path and path.resolve() == Path(source).resolve():
         raise UserError(f"{source}: the answers would take its place; --output_dir writes elsewhere")
     rows = itertools.islice(read_rows(source, task), run.reading.limit)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{source}: no texts to answer")
+    rows, ids = itertools.chain([first], rows), ["id"] if task.kind.by_id and first.id is not None else []
     there = " (in place of an earlier file)" if path and path.exists() else ""
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(atomic_write(path)) if path else sys.stdout
-        bar = opened.enter_context(tqdm(unit="row", disable=None))
-        file.write(tab_separated([*task.text_columns, *task.kind.answer_columns(task, labels)]))
+        bar = opened.enter_context(tqdm(unit="row", total=count_lines(source) if path else None, disable=None))
+        file.write(tab_separated([*ids, *task.text_columns, *task.kind.answer_columns(task, labels)]))
         while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
             sequences = task.kind.encode(chunk, tokenizer, run.reading.lengths, labels)
             answers = task.kind.answer_rows(task, run.evaluator.outputs(model, sequences), sequences, labels)
-            file.writelines(tab_separated([*row.texts, *cells]) for row, cells in zip(chunk, answers, strict=True))
+            for row, cells in zip(chunk, answers, strict=True):
+                file.write(tab_separated([*(row.id or "" for _ in ids), *row.texts, *cells]))
             file.flush()
             answered += len(chunk)
             bar.update(len(chunk))
-        if not answered:
-            raise UserError(f"{source}: no texts to answer")
     if path:
         logging.info("%d answers: %s%s", answered, path, there)
         upload([path], run.provenance.data_url)
+
+
+def count_lines(path):
+    """The number of line ends in a file, for the progress bar."""
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def tab_separated(cells):

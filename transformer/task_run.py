@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from transformer import checkpoint
-from transformer.checkpoint import WEIGHTS_NAME, label_names, stored_outputs
+from transformer.checkpoint import CONFIG_NAME, WEIGHTS_NAME, label_names, stored_outputs
 from transformer.console import format_results
 from transformer.data import Sequences, joined
 from transformer.evaluation import Candidate, Evaluator
 from transformer.files import UserError, atomic_write
 from transformer.flags import AUGMENTATION, INTERMEDIATE, PREDICTION
+from transformer.json_file import read_json
 from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, fingerprint, read_record, write_results
 from transformer.own_tasks import DESCRIPTION
 from transformer.quantization import set_precision
@@ -130,7 +131,11 @@ class TaskRun:
         return self.load(folder, trains=False, **overrides)
 
     def warn_of_untrained(self, student):
-        """Warn where a student's last step trained no classifier, before its answers are shown."""
+        """Warn where a student's last step trained no classifier, or where it lacks what its kind of task wants, before
+        its answers are shown."""
+        config = Path(student) / CONFIG_NAME
+        if self.here.first and self.task.kind.untold and "task" not in read_json(config):
+            logging.warning("warning: %s: %s", config, self.task.kind.untold)
         if self.here.first and recorded(student, "step") == INTERMEDIATE:
             logging.warning(
                 "warning: the last step of %s was the intermediate one, which does not train the %s: its answers are "

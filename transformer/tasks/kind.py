@@ -41,6 +41,8 @@ class Kind:
     separated = False  # whether a row can have several labels, with `Task.separator` between
     per_token = False  # whether the head answers single tokens
     has_labels = True  # whether its answers are labels or numbers, which describe the task
+    untold = ""  # what to warn of where a model's config.json tells nothing of its task
+    by_id = False  # whether answers stand beside the ids of their rows, where a file has such
     texts = ("text",)  # the columns of a model's texts, where nothing tells them
     label_columns = LABEL_COLUMNS
     telling = slice(None)  # the texts whose equality makes rows alike: --dev_fraction keeps such rows together

@@ -147,7 +147,9 @@ class Spans(Kind):
     offered = ("f1", "exact")
     label_types = list | dict  # a list of objects
     per_token = True
-    has_labels = False
+    has_labels, by_id = False, True
+    untold = 'has no threshold for "no answer", so every question gets an answer; a model of SQuAD 2.0 may have '
+    untold += '"task": {"null_threshold": 0} there'
     texts, label_columns = ("question", "context"), ("answers",)
     telling = slice(1, None)  # a model must not know dev's contexts from other questions
     max_seq_length, shortest = 384, 4
@@ -249,7 +251,7 @@ class Spans(Kind):
 
     def prediction_file(self, predictions, rows):
         # The layout that the official scripts read.
-        keys = (str(row.columns.get("id", number)) for number, row in enumerate(rows))
+        keys = (str(number) if row.id is None else row.id for number, row in enumerate(rows))
         yield json.dumps(dict(zip(keys, predictions, strict=True)), ensure_ascii=False, indent=1) + "\n"
 
     def answer_columns(self, task, labels):

@@ -168,12 +168,14 @@ def is_dev_row(texts, fraction):
 
 
 class Row(NamedTuple):
-    """One row of a task file: line number, unchanged columns (a list; a dictionary for JSON Lines), texts and label."""
+    """One row of a task file: line number, unchanged columns (a list; a dictionary for JSON Lines), texts and label, and
+    what its column `id` says, None without one."""
 
     line: int
     columns: list | dict
     texts: tuple
     label: str | None
+    id: str | None = None
 
 
 class TaskFile:
@@ -207,6 +209,7 @@ class TaskFile:
                 raise UserError(f"{self.path} line 1: more than one column {name!r}")
         keys = [self.table.key(name) for name in found]
         self.text_keys, self.label_key = keys[: len(task.text_columns)], keys[-1]
+        self.id_key = self.table.key(name) if (name := self.table.find("id")) else None
 
     def __iter__(self):
         self.skipped = rows = 0
@@ -233,7 +236,8 @@ class TaskFile:
                     shown = shorten(repr(label), 200, placeholder=" ...")
                     raise UserError(f"{self.path} {self.table.unit} {line}: label {shown}, expected {error}") from None
             rows += 1
-            yield Row(line, columns, texts, label)
+            found = columns.get(self.id_key) if isinstance(columns, dict) else columns[self.id_key or 0]
+            yield Row(line, columns, texts, label, None if self.id_key is None or found is None else str(found))
         if not rows:
             advice = f" (--dev_fraction {self.task.dev_fraction:g})" if self.split else ""
             raise UserError(f"{self.title}: no rows{advice}")
