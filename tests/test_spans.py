@@ -45,7 +45,7 @@ def row_of(question, context, *answers):
     label = tuple((text, start) for (text, _), start in zip(answers, starts, strict=True))
     columns = {"id": "7", "question": question, "context": context}
     columns["answers"] = [{"text": text, "answer_start": start} for text, start in label]
-    return Row(1, columns, (question, context), label)
+    return Row(1, columns, (question, context), label, "7")
 
 
 def encode(rows, lengths=(19, 4, 5)):
