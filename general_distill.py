@@ -105,6 +105,8 @@ def main():
             learner = make_learner(student.to(here.device), teacher, matching, length)
             from_teacher = settings.init_student == "teacher" and not settings.continue_train
             distill(learner, epochs, tokenizer, schedule, batching, from_teacher, settings.keep_checkpoints, output)
+    if not settings.sample:
+        logging.info("the task there is SST-2; --task_name chooses another, of GLUE or a folder with your own data")
     here.leave()
 
 

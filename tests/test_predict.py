@@ -186,15 +186,13 @@ def test_a_model_of_token_labels_from_elsewhere_answers_with_its_own_names(tmp_p
     header, *rows = answer(model, write(tmp_path, name, text), tmp_path / "out")
     assert header == ["tokens", "labels", "lowest probability"] and [row[0] for row in rows] == expected
     for tokens, labels, _ in rows:
-        assert len(labels.split()) == len(tokens.split(" ") if tokens else []) and {*labels.split()} <= {
-            *names_of.values()
-        }
+        assert len(labels.split()) == len(tokens.split(" ") if tokens else [])
+        assert {*labels.split()} <= {*names_of.values()}
 
 
 ASKED = {"question": "who ?", "context": "good film"}
-SQUAD = {
-    "data": [{"paragraphs": [{"context": "good film", "qas": [{"id": key, "question": "who ?"} for key in "ab"]}]}]
-}
+QUESTIONS = [{"id": key, "question": "who ?"} for key in "ab"]
+SQUAD = {"data": [{"paragraphs": [{"context": "good film", "qas": QUESTIONS}]}]}
 
 
 @pytest.mark.parametrize(

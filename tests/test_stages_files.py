@@ -24,6 +24,7 @@ def test_each_script_names_the_command_of_the_next_stage(pipeline):
         "intermediate": ["task_distill.py"],
         "prediction": ["task_distill.py"],
     }
+    assert re.search("next: .*\n.* the task there is SST-2; --task_name chooses another", pipeline.printed["general"])
     assert " --pred_distill " in hints["intermediate"][0] and " --do_eval " in hints["prediction"][0]
     assert f"--student_model {pipeline.folder / '4'}" in hints["intermediate"][0]
 

@@ -168,14 +168,13 @@ def is_dev_row(texts, fraction):
 
 
 class Row(NamedTuple):
-    """One row of a task file: line number, unchanged columns (a list; a dictionary for JSON Lines), texts and label, and
-    what its column `id` says, None without one."""
+    """One row of a task file: line number, unchanged columns (a list; a dictionary for JSON Lines), texts and label."""
 
     line: int
     columns: list | dict
     texts: tuple
     label: str | None
-    id: str | None = None
+    id: str | None = None  # what its column `id` says
 
 
 class TaskFile:
