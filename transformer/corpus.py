@@ -50,6 +50,9 @@ def corpus_files(names, cache_dir=None):
             if not addresses:
                 raise UserError(f"{name}: no corpus files in it ({', '.join(SUFFIXES)})")
         files += [cached_path(address, cache_dir) for address in addresses]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file")
     return files
 
 
