@@ -67,7 +67,7 @@ def test_three_numbers_converge():
     torch.testing.assert_close(weights.detach(), target, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("schedule", filter(None, SCHEDULES))
+@pytest.mark.parametrize("schedule", list(filter(None, SCHEDULES)))
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipped", "unclipped"])
 def test_twenty_steps_equal_the_plain_update_in_every_group(schedule, max_grad_norm):
     parameters = make_parameters((3, 5), (7,), (2, 3, 5), (1,), (11, 2))
