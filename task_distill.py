@@ -33,15 +33,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from transformer import console, distillation, finetuning, outputs, processes, report, vocabulary
+from transformer import console, distillation, outputs, processes, report, vocabulary
 from transformer.checkpoint import describe, label_names
 from transformer.downloads import model_folder, upload
 from transformer.evaluation import Candidate, results_of
 from transformer.export import export
-from transformer.finetuning import finetune, longer_tuning, ready_teacher, recorded_tuning, teacher_to_compare
+from transformer.finetuning import (
+    finetune,
+    longer_tuning,
+    ready_teacher,
+    recorded_tuning,
+    teacher_to_compare,
+    train_baseline,
+)
 from transformer.flags import BASELINE, EVALUATION, FINETUNE, INTERMEDIATE, OUTPUTS, PREDICTION, at_root
 from transformer.modeling import BertConfig
-from transformer.outputs import BASELINE_FOLDER, RESULTS_NAME, read_record
 from transformer.own_tasks import as_trained, find_task, stored_task
 from transformer.predict import check_source, predict
 from transformer.quantization import set_precision
@@ -86,8 +92,9 @@ def read_settings(argv=None):
         task = task if asked.asked_for("student_model") else replace(task, name=asked.task_name)
     else:
         task = find_task(asked.task_name, asked.data_dir or at_root(asked.task_name), asked.dev_fraction)
-        first = next(settings_for(step, given, HEADER, task.settings).each_seed())
-        task = as_trained(task, first.student_model) if step == EVALUATION else task
+        if step == EVALUATION:
+            first = next(settings_for(step, given, HEADER, task.settings).each_seed())
+            task = as_trained(task, first.student_model)
     return settings_for(step, given, HEADER, task.settings), task
 
 
@@ -109,7 +116,7 @@ def main():
         if own.baseline:
             # A fair baseline trains as its student did. With --do_eval the student's record has those settings.
             compared, recorded = (student, prediction_of(student, task)) if own.do_eval else (output_dir, {})
-            folders = {"student_model": str(compared), "output_dir": str(output_dir / BASELINE_FOLDER)}
+            folders = {"student_model": str(compared), "output_dir": str(output_dir / outputs.BASELINE_FOLDER)}
             training = own.for_step(BASELINE, recorded, data_url=None, **folders)
             if own.do_eval:
                 training.log()
@@ -231,7 +238,7 @@ def evaluate(run, teacher, student, output_dir, baseline):
     """--do_eval: write the student's eval_results.txt and the report, with the teacher where one knows the task."""
     if output_dir.resolve() != student.resolve():
         outputs.check_apart(output_dir, [("data_dir", run.folder)])
-    run.warn_of_untrained(student)
+    run.warn_of_answers(student)
     teacher = teacher and teacher_to_compare(teacher, run)
     candidates = {"teacher": run.candidate(teacher)} if teacher else {}
     candidates["student"] = run.candidate(student)
@@ -239,26 +246,26 @@ def evaluate(run, teacher, student, output_dir, baseline):
         trained = train_baselines(student, student, output_dir, baseline)
         candidates |= {name: run.candidate(folder) for name, folder in trained.items()}
     if run.here.first:
-        answers, path = candidates["student"].answers, student / RESULTS_NAME
+        answers, path = candidates["student"].answers, student / outputs.RESULTS_NAME
         # The losses and the step of these weights, from their training.
         trained = outputs.read_results(path) if path.is_file() else {}
         trained = {name: value for name, value in trained.items() if re.search("^global_step$|loss$", name)}
         results = results_of(run.task, answers) | {"eval_loss": answers[0].loss}
-        outputs.write_results(output_dir / RESULTS_NAME, {**results, **trained, **results})
+        outputs.write_results(output_dir / outputs.RESULTS_NAME, {**results, **trained, **results})
         written = report.write_report(run, candidates, output_dir, bool(baseline))
-        upload([output_dir / RESULTS_NAME, *written], run.provenance.data_url)
+        upload([output_dir / outputs.RESULTS_NAME, *written], run.provenance.data_url)
     run.here.barrier()
 
 
 def train_baselines(student, begun, output_dir, run):
     """Train the student's two baselines, without distillation: from random weights and, where it is found, from the
     general student, looked for from the folder `begun` on. Returns {column of the report: folder}."""
-    found = {"baseline": finetuning.train_baseline(student, output_dir / BASELINE_FOLDER, run)}
+    found = {"baseline": train_baseline(student, output_dir / outputs.BASELINE_FOLDER, run)}
     # A finished student without a record of its steps cannot tell which general student it began as.
     find = functools.partial(report.general_student, begun)
     known = begun != student or prediction_of(student, run.task)
     if known and (general := run.here.from_first(find)):
-        folder = finetuning.train_baseline(student, output_dir / outputs.GENERAL_BASELINE_FOLDER, run, general)
+        folder = train_baseline(student, output_dir / outputs.GENERAL_BASELINE_FOLDER, run, general)
         found["general baseline"] = folder
     else:
         logging.info("%s: its general student is not found, so there is no baseline from it", begun)
@@ -267,7 +274,7 @@ def train_baselines(student, begun, output_dir, run):
 
 def prediction_of(student, task):
     """The recorded settings of the prediction step that made the student; {} for other students."""
-    settings = read_record(student).get("settings", {})
+    settings = outputs.read_record(student).get("settings", {})
     return settings if (settings.get("step"), settings.get("task_name")) == (PREDICTION, task.name) else {}
 
 

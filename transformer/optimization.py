@@ -98,7 +98,7 @@ class BertAdam(Optimizer):
 
     def get_lr(self):
         """The rates of the next step, one for each tensor in the order of the groups."""
-        return [self._rate(group) for group in self.param_groups for _ in group["params"]]
+        return [rate for group in self.param_groups for rate in [self._rate(group)] * len(group["params"])]
 
     def _rate(self, group):
         schedule = group["schedule"]

@@ -23,7 +23,7 @@ CHUNK_ROWS = 4096  # rows in memory at a time; sorted by length, they share batc
 def predict(run, student, output_dir, source=None):
     """Answer the texts of the file `source`, see `answer_texts`; without one the test files of the run's task and of
     other tasks that its models do, if they are there: MNLI's models also answer the diagnostic set AX."""
-    run.warn_of_untrained(student)
+    run.warn_of_answers(student)
     if source:
         return answer_texts(run, student, source, output_dir)
     model, tokenizer = run.load_finished(student)
@@ -66,7 +66,7 @@ def answer_texts(run, student, source, output_dir):
     first = next(rows, None)
     if first is None:
         raise UserError(f"{source}: no texts to answer")
-    rows, ids = itertools.chain([first], rows), ["id"] if task.kind.by_id and first.id is not None else []
+    rows, ids = itertools.chain([first], rows), [] if first.id is None else ["id"]
     there = " (in place of an earlier file)" if path and path.exists() else ""
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(atomic_write(path)) if path else sys.stdout

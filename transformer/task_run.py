@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from transformer import checkpoint
-from transformer.checkpoint import CONFIG_NAME, WEIGHTS_NAME, label_names, stored_outputs
 from transformer.console import format_results
 from transformer.data import Sequences, joined
 from transformer.evaluation import Candidate, Evaluator
@@ -117,7 +116,7 @@ class TaskRun:
     def load_finished(self, folder, **overrides):
         """(model trained on the task, tokenizer). Raises UserError where its head does not fit the task."""
         task = self.task
-        outputs = stored_outputs(folder, task.kind.head)
+        outputs = checkpoint.stored_outputs(folder, task.kind.head)
         if outputs != task.num_labels:
             if not outputs:
                 raise UserError(f"{folder}: has no {task.kind.head}; give a model that was trained on the task")
@@ -130,10 +129,10 @@ class TaskRun:
             raise UserError(f"{told}; train it again with --overwrite_output")
         return self.load(folder, trains=False, **overrides)
 
-    def warn_of_untrained(self, student):
+    def warn_of_answers(self, student):
         """Warn where a student's last step trained no classifier, or where it lacks what its kind of task wants, before
         its answers are shown."""
-        config = Path(student) / CONFIG_NAME
+        config = Path(student) / checkpoint.CONFIG_NAME
         if self.here.first and self.task.kind.untold and "task" not in read_json(config):
             logging.warning("warning: %s: %s", config, self.task.kind.untold)
         if self.here.first and recorded(student, "step") == INTERMEDIATE:
@@ -156,7 +155,7 @@ class TaskRun:
     def candidate(self, folder):
         """Load a model trained on the task and answer the dev sets: a `Candidate` for the report."""
         model, tokenizer = self.load_finished(folder)
-        dev = self.read(self.task.dev_files, tokenizer, label_order(self.task, label_names(model.config)))
+        dev = self.read(self.task.dev_files, tokenizer, label_order(self.task, checkpoint.label_names(model.config)))
         return Candidate(Path(folder), model, tokenizer, dev, self.evaluator.answers(self.task, model, dev))
 
     def output(self, folder, inputs, next_command=None):
@@ -167,7 +166,7 @@ class TaskRun:
             del files[DESCRIPTION]
         if self.reading.unlabelled:
             files["unlabelled"] = list(map(Path, self.reading.unlabelled))
-        return Output(Path(folder) / WEIGHTS_NAME, self.provenance, inputs | files, self.here, next_command)
+        return Output(Path(folder) / checkpoint.WEIGHTS_NAME, self.provenance, inputs | files, self.here, next_command)
 
     def begin(self, output, data, tokenizer):
         """Begin an output of training. A new log begins with the first row on its way from text to numbers."""
@@ -228,7 +227,7 @@ def check_order(run, step, student, command_of):
         return
     record = read_record(student)
     last = record["settings"].get("step", record["script"]) if record else None
-    untouched = last == "general_distill" or not (last or stored_outputs(student, run.task.kind.head))
+    untouched = last == "general_distill" or not (last or checkpoint.stored_outputs(student, run.task.kind.head))
     if step == PREDICTION and untouched:
         english = "this is the prediction step, but %s has had no intermediate step"
         chinese = "这是预测层蒸馏，而该学生还没有做过中间层蒸馏"

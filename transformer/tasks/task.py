@@ -174,7 +174,12 @@ class Row(NamedTuple):
     columns: list | dict
     texts: tuple
     label: str | None
-    id: str | None = None  # what its column `id` says
+    id: str | None = None  # what its column `id` says, where the kind of task wants it
+
+
+def cell(columns, key):
+    """What stands in one of a row's columns; None where an object has no such key."""
+    return columns.get(key) if isinstance(columns, dict) else columns[key]
 
 
 class TaskFile:
@@ -208,7 +213,8 @@ class TaskFile:
                 raise UserError(f"{self.path} line 1: more than one column {name!r}")
         keys = [self.table.key(name) for name in found]
         self.text_keys, self.label_key = keys[: len(task.text_columns)], keys[-1]
-        self.id_key = self.table.key(name) if (name := self.table.find("id")) else None
+        name = self.table.find("id") if task.kind.by_id else None
+        self.id_key = self.table.key(name) if name else None
 
     def __iter__(self):
         self.skipped = rows = 0
@@ -235,8 +241,8 @@ class TaskFile:
                     shown = shorten(repr(label), 200, placeholder=" ...")
                     raise UserError(f"{self.path} {self.table.unit} {line}: label {shown}, expected {error}") from None
             rows += 1
-            found = columns.get(self.id_key) if isinstance(columns, dict) else columns[self.id_key or 0]
-            yield Row(line, columns, texts, label, None if self.id_key is None or found is None else str(found))
+            found = None if self.id_key is None else cell(columns, self.id_key)
+            yield Row(line, columns, texts, label, None if found is None else str(found))
         if not rows:
             advice = f" (--dev_fraction {self.task.dev_fraction:g})" if self.split else ""
             raise UserError(f"{self.title}: no rows{advice}")
@@ -250,7 +256,7 @@ class TaskFile:
 
     def _value(self, columns, key, line, kinds):
         """A text, or a list of them where `kinds` has lists. JSON Lines may have 1, 2.5 and true for a text."""
-        value = columns.get(key) if isinstance(columns, dict) else columns[key]
+        value = cell(columns, key)
         if isinstance({}, kinds):
             return value  # objects, which the kind checks
         parts = value if isinstance(value, list) else [value]
