@@ -35,6 +35,7 @@ from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification  # noqa: E402
 from transformer.own_tasks import find_task  # noqa: E402
 from transformer.quantization import set_precision  # noqa: E402
+from transformer.settings import Lengths  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
 
 BATCH, LENGTH = 32, 128
@@ -66,7 +67,7 @@ def read_data(args, work):
         path, metrics = pregenerated_epochs(args.epoch)[0]
         return read_epoch(path, metrics, tokenizer, LENGTH)
     task = find_task("SST-2")
-    return task.kind.encode(TaskFile(args.train_tsv, task), tokenizer, LENGTH, task.labels)
+    return task.kind.encode(TaskFile(args.train_tsv, task), tokenizer, Lengths(LENGTH), task.labels)
 
 
 def start(args, teacher_precision=None):
