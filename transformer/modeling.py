@@ -25,6 +25,23 @@ from transformer.json_file import read_json
 from transformer.quantization import quantize
 
 
+class Dropout(nn.Dropout):
+    """As PyTorch's. On a CPU it draws 16 bits a value, which takes a tenth of the time; so the probability is rounded
+    to a 65,536th."""
+
+    def forward(self, values):
+        return dropout(values, self.p) if self.training else values
+
+
+def dropout(values, probability):
+    if not 0 < probability < 1 or values.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(values, probability)
+    words = torch.empty(-(-values.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None)
+    numbers = words.view(torch.int16)[: values.numel()].view(values.shape)  # from -32,768 on
+    kept = numbers >= round(probability * (1 << 16)) - (1 << 15)
+    return values * kept.to(values.dtype).div_(1 - probability)
+
+
 class BertEmbeddings(nn.Module):
     """Sum of word, position and segment embeddings, normalised."""
 
@@ -35,7 +52,7 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids, token_type_ids):
         hidden = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)  # (B, L, D)
@@ -54,20 +71,26 @@ class BertSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout_prob = config.attention_probs_dropout_prob
 
-    def forward(self, hidden, mask_bias, want_scores=False, want_projections=False):
-        """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None. Returns the context
-        (B, L, D), the scores (B, H, L, L) and (query, key, value), (B, L, D) each; the last two None unless wanted."""
-        projections = self.query(hidden), self.key(hidden), self.value(hidden)  # (B, L, D) each; below (B, H, L, d)
+    def forward(self, hidden, mask_bias, want_scores=False, want_projections=False, asking=None):
+        """`mask_bias` (B, 1, 1, L): 0 at real keys, the lowest number at padding, or None; asking (B, Q, D): the hidden
+        states whose queries are wanted, None = all, Q = L. Returns the context (B, Q, D), the scores (B, H, Q, L) and
+        (query, key, value), (B, L, D) each; the last two None unless wanted."""
+        asking = hidden if asking is None else asking
+        projections = self.query(asking), self.key(hidden), self.value(hidden)  # (B, L, D) each; below (B, H, L, d)
         query, key, value = (each.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for each in projections)
         dropout_prob, scores = self.dropout_prob if self.training else 0.0, None
-        if want_scores:
+        if want_scores or (dropout_prob and hidden.device.type == "cpu"):  # there the fused kernel has no dropout
             # The scores are returned without the mask: each loss chooses which pairs of positions count.
             scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, H, L, L)
             probs = F.softmax(scores if mask_bias is None else scores + mask_bias, dim=-1)
-            context = F.dropout(probs, dropout_prob, training=self.training) @ value  # (B, H, L, d)
+            context = dropout(probs, dropout_prob) @ value  # (B, H, L, d)
         else:  # the fused kernel never writes scores to memory
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_bias, dropout_p=dropout_prob)
-        return context.transpose(1, 2).flatten(2), scores, projections if want_projections else None
+        return (
+            context.transpose(1, 2).flatten(2),
+            scores if want_scores else None,
+            projections if want_projections else None,
+        )
 
 
 class BertResidualOutput(nn.Module):
@@ -77,7 +100,7 @@ class BertResidualOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(input_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden, residual):
         return self.LayerNorm(self.dropout(self.dense(hidden)) + residual)
@@ -89,9 +112,9 @@ class BertAttention(nn.Module):
         self.self = BertSelfAttention(config)
         self.output = BertResidualOutput(config, config.hidden_size)
 
-    def forward(self, hidden, mask_bias, want_scores, want_projections):
-        context, scores, projections = self.self(hidden, mask_bias, want_scores, want_projections)
-        return self.output(context, hidden), scores, projections
+    def forward(self, hidden, mask_bias, want_scores, want_projections, asking):
+        context, scores, projections = self.self(hidden, mask_bias, want_scores, want_projections, asking)
+        return self.output(context, asking), scores, projections
 
 
 class BertIntermediate(nn.Module):
@@ -111,8 +134,9 @@ class BertLayer(nn.Module):
         self.intermediate = BertIntermediate(config)
         self.output = BertResidualOutput(config, config.intermediate_size)
 
-    def forward(self, hidden, mask_bias, want_scores=False, want_projections=False):
-        attended, scores, projections = self.attention(hidden, mask_bias, want_scores, want_projections)
+    def forward(self, hidden, mask_bias, want_scores=False, want_projections=False, asking=None):
+        asking = hidden if asking is None else asking
+        attended, scores, projections = self.attention(hidden, mask_bias, want_scores, want_projections, asking)
         return self.output(self.intermediate(attended), attended), scores, projections
 
 
@@ -151,17 +175,26 @@ class BertModel(nn.Module):
         self.pooler = BertPooler(config)
 
     def forward(
-        self, input_ids, token_type_ids=None, attention_mask=None, score_layers=None, projection_layers=(), depth=None
+        self,
+        input_ids,
+        token_type_ids=None,
+        attention_mask=None,
+        score_layers=None,
+        projection_layers=(),
+        depth=None,
+        first_only=False,
     ):
         """Args: input_ids (B, L); token_type_ids (B, L), None = all 0; attention_mask (B, L), 1 at real tokens and 0 at
         padding, None = no padding; score_layers: the layers (from 0) whose attention scores are wanted, None = all;
         projection_layers: those whose queries, keys and values are wanted; depth: the number of layers to run, None =
-        all. A layer without scores runs fused attention, which is faster and stores no (L, L) matrix."""
+        all; first_only: of the last layer, only the hidden state of [CLS] is wanted, (B, 1, D), which the pooler reads.
+        A layer without scores runs fused attention, which is faster and stores no (L, L) matrix."""
         hidden, mask_bias = self.embed(input_ids, token_type_ids, attention_mask)
         hidden_states, attention_scores, all_projections = [hidden], [], []
         for index, layer in enumerate(self.encoder.layer[:depth]):
             want_scores = score_layers is None or index in score_layers
-            hidden, scores, projections = layer(hidden, mask_bias, want_scores, index in projection_layers)
+            asking = hidden[:, :1] if first_only and index == len(self.encoder.layer) - 1 else None
+            hidden, scores, projections = layer(hidden, mask_bias, want_scores, index in projection_layers, asking)
             hidden_states.append(hidden)
             attention_scores.append(scores)
             all_projections.append(projections)
@@ -326,12 +359,13 @@ class TinyBertForSequenceClassification(BertPreTrainedModel):
     architecture, head = CLASSIFIER, "classifier"
 
     def add_heads(self, config):
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, input_ids, token_type_ids=None, attention_mask=None, score_layers=()):
-        """Returns (logits (B, C), BertOutput). `score_layers`: as in BertModel.forward, but none by default."""
-        output = self.bert(input_ids, token_type_ids, attention_mask, score_layers)
+        """Returns (logits (B, C), BertOutput). `score_layers`: as in BertModel.forward, but none by default. Without
+        scores the last layer runs for [CLS] only."""
+        output = self.bert(input_ids, token_type_ids, attention_mask, score_layers, first_only=score_layers == ())
         # The reference has a ReLU here; Hugging Face teachers are trained without it and score lower with it.
         pooled = F.relu(output.pooled) if self.config.pooled_relu else output.pooled
         return self.classifier(self.dropout(pooled)), output

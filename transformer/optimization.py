@@ -132,7 +132,11 @@ class BertAdam(Optimizer):
             # Each tensor by its own norm, as in the reference, not all by their common norm.
             norms = torch.stack(torch._foreach_norm(grads))
             scales = (group["max_grad_norm"] / (norms + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(grads, list(scales.unbind()))
+            clipped = list(zip(grads, scales.unbind(), strict=True))
+            if norms.device.type == "cpu":  # most need no pass over their memory; on a GPU looking would wait
+                clipped = [(grad, scale) for grad, scale in clipped if scale < 1]
+            if clipped:
+                torch._foreach_mul_(*map(list, zip(*clipped, strict=True)))
         # AdamW divides the moments by 1 - beta^step. An infinite step makes that 1: no bias correction.
         never = [torch.full((), math.inf, device=params[0].device)] * len(params)  # made on the device, not copied
         beta1, beta2 = group["betas"]

@@ -193,6 +193,6 @@ def keep_freed_memory():
     # Tensors of a few MiB would cost a page fault per 4 KiB in every step: half of the CPU time on short batches.
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries stay as they are
         mallopt = ctypes.CDLL(None).mallopt
-        mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
-        mallopt(mmap_threshold, 32 << 20)  # the highest value that glibc accepts
+        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        mallopt(mmap_max, 0)  # what is mapped for itself, such as an embedding's gradient, would be returned
         mallopt(trim_threshold, 512 << 20)

@@ -1,15 +1,13 @@
 """Candidates for words: from a masked language model for words of one piece, from word vectors for longer ones.
 
-Shapes: B batch, L length, D width, H heads, d = D / H, V vocabulary, N masked words, M candidates a word.
+Shapes: B batch, L length, D width, V vocabulary, N masked words, M candidates a word.
 """
 
 import logging
-import math
 import re
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from transformer.data import SequencesBuilder, id_typecode
 from transformer.tokenization import CJK
@@ -210,33 +208,14 @@ class CandidateProposer:
 
 
 def states_at(bert, positions, input_ids, token_type_ids=None, attention_mask=None):
-    """The last hidden state (B, D) of a BertModel at `positions` (B,), one in each sequence, with less work than in
-    BertModel.forward. The last layer has no dropout: for evaluation only."""
-    assert not bert.training
+    """The last hidden state (B, D) of a BertModel at `positions` (B,), one in each sequence: the last layer runs for
+    these only."""
     hidden, mask_bias = bert.embed(input_ids, token_type_ids, attention_mask)
     *layers, last = bert.encoder.layer
     for layer in layers:
         hidden, _, _ = layer(hidden, mask_bias)
-    asking = hidden[torch.arange(len(hidden), device=hidden.device), positions]  # (B, D)
-    attended = last.attention.output(context_of_one_query(last.attention.self, asking, hidden, mask_bias), asking)
-    return last.output(last.intermediate(attended), attended)
-
-
-def context_of_one_query(attention, asking, hidden, mask_bias):
-    """The context (B, D) of a BertSelfAttention for one query per sequence, from `asking` (B, D); keys and values come
-    from `hidden` (B, L, D).
-
-    A score is q (W_K h + b) = (W_K^T q) h + q b. The last term is the same for all keys, so softmax ignores it, and
-    W_K is applied to one q, not to L hidden states. Likewise W_V is applied to the mean of the hidden states.
-    """
-    heads = (attention.num_heads, -1)
-    query = attention.query(asking).unflatten(1, heads)  # (B, H, d)
-    key_weight, value_weight = (linear.weight.unflatten(0, heads) for linear in (attention.key, attention.value))
-    folded = torch.einsum("bhd,hde->bhe", query, key_weight)  # (B, H, D); the weights are (H, d, D)
-    scores = folded @ hidden.transpose(1, 2) / math.sqrt(query.shape[-1])  # (B, H, L)
-    probs = F.softmax(scores if mask_bias is None else scores + mask_bias[:, 0], dim=-1)
-    means = probs @ hidden  # (B, H, D)
-    return torch.einsum("bhe,hde->bhd", means, value_weight).flatten(1) + attention.value.bias
+    asking = hidden[torch.arange(len(hidden), device=hidden.device), positions][:, None]  # (B, 1, D)
+    return last(hidden, mask_bias, asking=asking)[0][:, 0]
 
 
 def batches(rows, lengths, tokens):

@@ -31,6 +31,7 @@ from transformer import processes  # noqa: E402
 from transformer.data import sorted_batches  # noqa: E402
 from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
 from transformer.epochs import pregenerated_epochs, read_epoch  # noqa: E402
+from transformer.evaluation import Evaluator  # noqa: E402
 from transformer.glue import TaskFile  # noqa: E402
 from transformer.modeling import BertConfig, TinyBertForSequenceClassification  # noqa: E402
 from transformer.own_tasks import find_task  # noqa: E402
@@ -93,16 +94,16 @@ def our_rate(args, work, data, teacher_precision=None):
     student, teacher = (model.to(here.device) for model in make_models(args))
     if teacher_precision:
         set_precision(teacher, here)
-    rows = np.random.default_rng(3).permutation(len(data))[: BATCH * args.steps]
     seconds_of_teacher = 0.0  # an example
     if work.startswith("prediction"):
-        teacher.eval()
-        started = time.monotonic()
-        with torch.inference_mode(), here.autocast():
-            for indices in sorted_batches(data.lengths[rows], BATCH):
-                batch = here.to_device(data.batch(rows[indices]))
-                teacher(batch["input_ids"], batch["token_type_ids"], batch["attention_mask"])[0].float().cpu()
         if work.endswith("first epoch"):
+            # All rows are sorted by length first, so a batch has one: as many batches as steps, short and long ones.
+            batches = sorted_batches(data.lengths, BATCH)
+            batches = batches[len(batches) // args.steps // 2 :: len(batches) // args.steps][: args.steps]
+            evaluator, rows = Evaluator(BATCH, here), np.concatenate(batches)
+            evaluator.outputs(teacher, data, rows)  # as in training, the first pass is not counted
+            started = time.monotonic()
+            evaluator.outputs(teacher, data, rows)
             seconds_of_teacher = (time.monotonic() - started) / len(rows)
         learner = PredictionLearner(student, torch.zeros(len(data), 2, device=here.device))
     else:
