@@ -6,7 +6,8 @@ Prints: a table in Markdown; weights are random, the work is the real one
     python tests/benchmarks/distillation.py --train_tsv SST-2/train.tsv --epoch 2_pregenerate_data --vocab vocab.txt
 
 Each measurement is a process of its own; the ways take turns and the medians of the rounds count. The share of the
-peak counts the arithmetic of real tokens only, against the fastest product of two large matrices here, in --precision.
+peak is the time in which the arithmetic of real tokens could be done, at the pace of the fastest product of two large
+matrices here, in --precision or, an int8 teacher's, in int8; of the time that it took.
 """
 
 import argparse
@@ -25,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402  (the path above comes first)
 import slow_distillation  # noqa: E402
 import torch  # noqa: E402
-from measuring import STUDENT, matrix_peak, operations, train  # noqa: E402
+from measuring import STUDENT, int8_peak, matrix_peak, operations, train  # noqa: E402
 
 from transformer import processes  # noqa: E402
 from transformer.data import sorted_batches  # noqa: E402
@@ -157,9 +158,11 @@ def main():
             output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
             found[way, work].append(json.loads(output.splitlines()[-1]))
     here = start(args)
-    peak = matrix_peak(here)
-    threads = torch.get_num_threads()
-    print(f"matrix peak {peak / 1e9:.0f} GFLOP/s on {here}; {threads} threads, {args.rounds} rounds\n")
+    peaks = {way: matrix_peak(here) for way in ways}
+    if INT8 in ways:
+        peaks[INT8] = int8_peak()
+    told = ", ".join(f"{way} {peak / 1e9:.0f}" for way, peak in peaks.items())
+    print(f"matrix peaks, GFLOP/s, on {here}: {told}; {torch.get_num_threads()} threads, {args.rounds} rounds\n")
     print("| work | way | examples/s | times the reference's | share of the peak | peak memory, GB |")
     print("|---|---|---|---|---|---|")
     for work in args.works:
@@ -168,7 +171,9 @@ def main():
         for way in ways:
             rate = statistics.median(run["rate"] for run in found[way, work])
             memory = max(run["memory"] for run in found[way, work])
-            share = rate * operations(args.layers, args.width, work, length) / peak
+            # A teacher in int8 has the int8 peak, its student that of --precision.
+            teacher, student = operations(args.layers, args.width, work, length)
+            share = rate * (teacher / peaks[way] + student / peaks["ours"])
             print(f"| {work} | {way} | {rate:.1f} | {rate / slow:.1f} | {share:.0%} | {memory:.2f} |")
 
 

@@ -221,8 +221,8 @@ def pair_tokens(text):
 def arithmetic(row, sizes, length):
     """Operations of one example of a row. An example of augmentation counts as its pairs, of 23 tokens on average."""
     if row.work != "augmentation":
-        return operations(sizes.layers, sizes.width, row.work, length)
-    pair = encoder(sizes.layers - 1, sizes.width, 4 * sizes.width, 23) + sizes.width * sizes.vocabulary
+        return sum(operations(sizes.layers, sizes.width, row.work, length))
+    pair = encoder(sizes.layers, sizes.width, 4 * sizes.width, 23, first_only=True) + sizes.width * sizes.vocabulary
     return 2 * pair * length / 23
 
 

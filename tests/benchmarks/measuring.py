@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from transformer import training
+from transformer.quantization import pack
 from transformer.settings import Batching, Schedule
 from transformer.training import Plan, TrainingRun
 
@@ -71,33 +72,49 @@ def train(learner, data, here, steps, batch_size, compiled=False):
     return last, sum(entry["seconds"] for entry in first) - last["seconds"]
 
 
-def encoder(layers, width, inner, length):
-    """Multiplications of the encoder's forward pass over one example of `length` tokens."""
-    return layers * (4 * width * width + 2 * width * inner) * length + layers * 2 * length * length * width
+def encoder(layers, width, inner, length, first_only=False):
+    """Multiplications of the encoder's forward pass over one example of `length` tokens. `first_only`: the last layer
+    runs for [CLS] alone, though with all keys and values."""
+    linear, products = 4 * width * width + 2 * width * inner, 2 * length * width  # of a token
+    saved = (length - 1) * (linear - 2 * width * width + products) if first_only else 0
+    return layers * length * (linear + products) - saved
 
 
 def operations(layers, width, work, length):
-    """Floating-point operations of one example of `length` tokens: forward 2, forward and backward 6 a weight. `layers`
-    and `width` are the teacher's; the student is STUDENT."""
-    teacher, student = encoder(layers, width, 4 * width, length), encoder(*STUDENT, length)
+    """(teacher's, student's) floating-point operations of one example of `length` tokens: forward 2, forward and
+    backward 6 a weight. `layers` and `width` are the teacher's; the student is STUDENT."""
+    layerwise = work in ("general", "intermediate")
+    teacher = encoder(layers, width, 4 * width, length, not layerwise)
+    student = encoder(*STUDENT, length, not layerwise)
     if work in ("fine-tuning", "logits"):
-        return (6 if work == "fine-tuning" else 2) * teacher
+        return (6 if work == "fine-tuning" else 2) * teacher, 0
     if work == "answers":
-        return 2 * student
+        return 0, 2 * student
     if work == "prediction, later epochs":
-        return 6 * student
-    projection = 0 if work.startswith("prediction") else (STUDENT[0] + 1) * STUDENT[1] * width * length
-    return 2 * teacher + 6 * (student + projection)
+        return 0, 6 * student
+    projection = (STUDENT[0] + 1) * STUDENT[1] * width * length if layerwise else 0
+    return 2 * teacher, 6 * (student + projection)
 
 
 def matrix_peak(here, size=None, seconds=3.0):
     """Operations a second of the fastest product of two matrices on this device in this precision."""
     size = size or (2048 if here.device.type == "cpu" else 8192)
     a, b = torch.randn(2, size, size, device=here.device).to(here.dtype)
+    return 2 * size**3 / fastest(lambda: a @ b, seconds)
+
+
+def int8_peak(size=2048, seconds=3.0):
+    """The same of a CPU's int8 kernel, float32 numbers in and out."""
+    a, b = torch.randn(2, size, size)
+    packed = pack(a, a.abs().amax(1) / 127)
+    return 2 * size**3 / fastest(lambda: torch.ops.quantized.linear_dynamic(b, packed, reduce_range=True), seconds)
+
+
+def fastest(product, seconds):
+    """The fewest seconds of a product of two matrices, repeated for so long."""
     best, stop = float("inf"), time.monotonic() + seconds
     while time.monotonic() < stop:
         started = time.monotonic()
-        product = a @ b
-        product[0, 0].item()  # waits for the device
+        product()[0, 0].item()  # waits for the device
         best = min(best, time.monotonic() - started)
-    return 2 * size**3 / best
+    return best
