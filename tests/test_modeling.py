@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import pickle
 import zipfile
 
@@ -29,6 +30,7 @@ from transformer.modeling import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    Dropout,
     TinyBertForPreTraining,
     TinyBertForSequenceClassification,
 )
@@ -209,6 +211,43 @@ def test_projections_come_from_the_layers_asked_for_and_are_what_the_scores_are_
         assert_close(query @ key.transpose(2, 3) / 2, output.attention_scores[index], 1e-5)
         for one, other in zip(fused.projections[index], output.projections[index], strict=True):
             assert_close(one, other, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_drops_its_share_and_keeps_the_mean(probability, dtype):
+    values = torch.ones(1001, 999, dtype=dtype, requires_grad=True)
+    torch.manual_seed(3)
+    dropped = Dropout(probability)(values)
+    assert dropped.dtype == dtype and dropped.shape == values.shape
+    assert (dropped == 0).float().mean().item() == pytest.approx(probability, abs=0.002)
+    kept = dropped.detach().unique()
+    assert len(kept) == 2 and kept[1].item() == pytest.approx(1 / (1 - probability), rel=0.01)
+    dropped.sum().backward()
+    assert torch.equal(values.grad, dropped)  # of ones, the gradient is what each was multiplied by
+    torch.manual_seed(3)
+    assert torch.equal(Dropout(probability)(values), dropped)
+    for axis in (0, 1):  # no row or column has more zeros than chance
+        assert (dropped == 0).float().mean(axis).std().item() < 1.2 * math.sqrt(probability * (1 - probability) / 999)
+
+
+def test_dropout_of_nothing_of_all_and_in_evaluation():
+    values = torch.randn(3, 5, requires_grad=True)
+    assert torch.equal(Dropout(0.0)(values), values) and torch.equal(Dropout(0.4).eval()(values), values)
+    assert torch.equal(Dropout(1.0)(values), torch.zeros(3, 5))
+    assert Dropout(0.4)(values[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_last_layer_for_the_first_position_alone_is_that_of_all(layers):
+    model = make_model(BertModel, num_hidden_layers=layers).double()
+    inputs = make_inputs()
+    whole, first = model(**inputs), model(**inputs, first_only=True)
+    assert first.hidden_states[-1].shape == (5, 1, 12)
+    assert_close(first.hidden_states[-1], whole.hidden_states[-1][:, :1], 1e-12)
+    assert_close(first.pooled, whole.pooled, 1e-12)
+    for one, other in zip(first.hidden_states[:-1], whole.hidden_states[:-1], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_fused_and_plain_attention_drop_the_same_share_while_training():

@@ -26,10 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402  (the path above comes first)
 import slow_distillation  # noqa: E402
 import torch  # noqa: E402
-from measuring import STUDENT, int8_peak, matrix_peak, operations, train  # noqa: E402
+from measuring import STUDENT, even_batches, int8_peak, matrix_peak, operations, train  # noqa: E402
 
 from transformer import processes  # noqa: E402
-from transformer.data import sorted_batches  # noqa: E402
 from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
 from transformer.epochs import pregenerated_epochs, read_epoch  # noqa: E402
 from transformer.evaluation import Evaluator  # noqa: E402
@@ -98,10 +97,7 @@ def our_rate(args, work, data, teacher_precision=None):
     seconds_of_teacher = 0.0  # an example
     if work.startswith("prediction"):
         if work.endswith("first epoch"):
-            # All rows are sorted by length first, so a batch has one: as many batches as steps, short and long ones.
-            batches = sorted_batches(data.lengths, BATCH)
-            batches = batches[len(batches) // args.steps // 2 :: len(batches) // args.steps][: args.steps]
-            evaluator, rows = Evaluator(BATCH, here), np.concatenate(batches)
+            evaluator, rows = Evaluator(BATCH, here), np.concatenate(even_batches(data.lengths, BATCH, args.steps))
             evaluator.outputs(teacher, data, rows)  # as in training, the first pass is not counted
             started = time.monotonic()
             evaluator.outputs(teacher, data, rows)
@@ -135,7 +131,7 @@ def parse_args():
     parser.add_argument("--layers", type=int, default=12, help="of the teacher")
     parser.add_argument("--width", type=int, default=768, help="of the teacher")
     parser.add_argument("--heads", type=int, default=12, help="of both")
-    parser.add_argument("--steps", type=int, default=12, help="steps of a measurement of ours, after as many others")
+    parser.add_argument("--steps", type=int, default=12, help="steps of a measurement of ours, done twice")
     parser.add_argument("--slow_steps", type=int, default=2, help="steps of a measurement of the reference's way")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=WORKS)
