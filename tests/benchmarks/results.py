@@ -1,0 +1,202 @@
+"""The table of real results: tasks x students x seeds, each made by the suite's own commands.
+
+Reads:   a teacher, the epoch files of stage 2 made with it, a folder for each task
+Writes:  everything under --output; results.md and (with matplotlib) results.png there
+Prints:  the table, of what is finished
+
+    python tests/benchmarks/results.py --teacher_model minilm --pregenerated_data 2_pregenerate_data --tasks SST-2 TREC
+
+A run takes hours. One that was stopped goes on where it was; --table only reads what is there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from transformer import drawing  # noqa: E402  (the path above comes first)
+from transformer.outputs import RESULTS_NAME, read_results  # noqa: E402
+
+# Flags of fine-tuning, the intermediate and the prediction step. The rates are those that worked with MiniLM.
+RECIPES = {
+    "SST-2": (
+        "--num_train_epochs 1 --learning_rate 5e-5 --eval_step 700",
+        "--num_train_epochs 1 --learning_rate 3e-4 --eval_step 1000",
+        "--num_train_epochs 1 --learning_rate 3e-4 --eval_step 300",
+    ),
+    "MRPC": (
+        "--num_train_epochs 5 --learning_rate 5e-5",
+        "--num_train_epochs 4 --learning_rate 3e-4 --eval_step 1000",
+        "--num_train_epochs 3 --learning_rate 1e-4",
+    ),
+    "TREC": (
+        "--num_train_epochs 4 --learning_rate 1e-4",
+        "--num_train_epochs 10 --learning_rate 3e-4 --eval_step 1000",
+        "--num_train_epochs 4 --learning_rate 3e-5 --eval_step 80",
+    ),
+    "SST-5": (
+        "--num_train_epochs 2 --learning_rate 5e-5",
+        "--num_train_epochs 2 --learning_rate 3e-4 --eval_step 1000",
+        "--num_train_epochs 2 --learning_rate 5e-5",
+    ),
+}
+METRICS = {"MRPC": "f1"}  # of other tasks the accuracy
+# Layers and width; the inner width is four times that, but of the published student's.
+STUDENTS = {"3x312": (3, 312, 1200), "4x312": (4, 312, 1200), "2x192": (2, 192, 768)}
+GENERAL = "--num_train_epochs 1 --learning_rate 3e-4"
+MAPS = {(4, 6): "2,3,5,6"}  # where the teacher's layers are not a multiple of the student's
+COLUMNS = "task", "student", "teacher's", "student's", "deviation", "share", "without distillation", "minutes"
+
+
+class Places:
+    """Where each result is, under the folder --output."""
+
+    def __init__(self, output):
+        self.output = Path(output)
+
+    def general(self, student):
+        return self.output / "general" / student
+
+    def teacher(self, task):
+        return self.output / "teachers" / task
+
+    def mid(self, task, student):
+        return self.output / "intermediate" / task / student
+
+    def student(self, task, student):
+        return self.output / "students" / task / student
+
+
+def run(script, *flags):
+    """Run a script of the suite, which goes on where it stopped and leaves alone what is finished."""
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    print("+", " ".join(command[1:]), flush=True)
+    subprocess.run(command, check=True)
+
+
+def layer_map(teacher, student):
+    layers = json.loads((Path(teacher) / "config.json").read_text(encoding="utf-8"))["num_hidden_layers"]
+    mapped = MAPS.get((STUDENTS[student][0], layers))
+    return ["--layer_map", mapped] if mapped else []
+
+
+def make_general(args, places, student):
+    """The general student of a size."""
+    template = json.loads((ROOT / "student_model" / "config.json").read_text(encoding="utf-8"))
+    names = "num_hidden_layers", "hidden_size", "intermediate_size"
+    folder = places.output / "sizes" / student
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {**template, **dict(zip(names, STUDENTS[student], strict=True))}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    models = ["--teacher_model", args.teacher_model, "--student_model", folder, *layer_map(args.teacher_model, student)]
+    lengths = ["--pregenerated_data", args.pregenerated_data, "--max_seq_length", args.max_seq_length]
+    run("general_distill.py", *models, *lengths, *GENERAL.split(), *args.more, "--output_dir", places.general(student))
+
+
+def make_students(args, places, task, student):
+    """The task's students of a size, one for each seed, and their baselines."""
+    tuning, layers, answers = (recipe.split() for recipe in RECIPES[task])
+    data = ["--task_name", task, "--data_dir", args.data / task]
+    if not (places.teacher(task) / "eval_results.txt").is_file():
+        tuned = ["--teacher_model", args.teacher_model, "--output_dir", places.teacher(task)]
+        run("task_distill.py", *data, "--do_finetune", *tuned, *tuning)
+    shared = [*data, "--teacher_model", places.teacher(task), "--seeds", args.seeds, *args.more]
+    mid, general = places.mid(task, student), places.general(student)
+    mapped = layer_map(args.teacher_model, student)
+    run("task_distill.py", *shared, "--student_model", general, "--output_dir", mid, *mapped, *layers)
+    into = ["--student_model", mid, "--output_dir", places.student(task, student)]
+    run("task_distill.py", *shared, "--pred_distill", "--baseline", *into, *answers)
+
+
+def seconds(folder):
+    """The training time that a folder's log tells."""
+    lines = (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(json.loads(line).get("seconds", 0.0) for line in lines)
+
+
+def read_row(places, task, student):
+    """A row of the table by column, of the seeds that are finished; None without one."""
+    metric = METRICS.get(task, "acc")
+    scores, baselines, times = [], [], []
+    for folder in sorted(places.student(task, student).glob("seed_*")):
+        if (folder / "report.json").is_file():
+            scores.append(read_results(folder / RESULTS_NAME)[metric])
+            table = {row["title"]: row for row in json.loads((folder / "report.json").read_text())["table"]}
+            baselines.append(table[f"dev {metric}"].get("baseline", np.nan))
+            times.append(seconds(folder) + seconds(places.mid(task, student) / folder.name))
+    if not scores:
+        return None
+    teacher, mean = read_results(places.teacher(task) / RESULTS_NAME)[metric], np.mean(scores)
+    deviation = np.std(scores, ddof=1) if len(scores) > 1 else np.nan
+    name = f"{task}, {metric}, {len(scores)} seeds"
+    found = name, student, teacher, mean, deviation, mean / teacher, np.mean(baselines), np.mean(times) / 60
+    return dict(zip(COLUMNS, found, strict=True))
+
+
+def as_markdown(rows):
+    forms = "{}", "{}", "{:.4f}", "{:.4f}", "{:.4f}", "{:.1%}", "{:.4f}", "{:.1f}"
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    for row in rows:
+        lines.append(
+            "| " + " | ".join(form.format(row[name]) for form, name in zip(forms, COLUMNS, strict=True)) + " |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows, path):
+    """A panel of shares of the teacher's score for each task, a bar with its deviation for each student."""
+
+    def panel(axis, task):
+        own = [row for row in rows if row["task"] == task]
+        names = [row["student"] for row in own]
+        for offset, name in ((-0.2, "student's"), (0.2, "without distillation")):
+            heights = [row[name] / row["teacher's"] for row in own]
+            errors = [row["deviation"] / row["teacher's"] if offset < 0 else 0.0 for row in own]
+            axis.bar(np.arange(len(own)) + offset, heights, 0.4, yerr=errors, label=name, capsize=3)
+        axis.axhline(1.0, color="0.4", linewidth=1)
+        axis.set(title=task, ylabel="share of the teacher's score", ylim=(0.5, 1.06))
+        axis.set_xticks(range(len(names)), names)
+        axis.legend(loc="lower right")
+
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    return drawing.save_panels(path, [lambda axis, task=task: panel(axis, task) for task in tasks])
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher_model", type=Path, required=True, help="a BERT that was not fine-tuned")
+    parser.add_argument(
+        "--pregenerated_data", type=Path, required=True, help="folder of stage 2, made with the teacher"
+    )
+    parser.add_argument("--max_seq_length", type=int, default=64, help="of the general distillation")
+    parser.add_argument("--data", type=Path, default=Path("."), help="where the tasks' folders are")
+    parser.add_argument("--tasks", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--output", type=Path, default=Path("results"))
+    parser.add_argument("--table", action="store_true", help="only read what is there")
+    parser.add_argument("more", nargs="*", help="after --: more flags for all distillations")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    places = Places(args.output)
+    for student in () if args.table else args.students:
+        make_general(args, places, student)
+        for task in args.tasks:
+            make_students(args, places, task, student)
+    rows = [row for task in args.tasks for student in args.students if (row := read_row(places, task, student))]
+    (places.output / "results.md").write_text(as_markdown(rows), encoding="utf-8")
+    draw(rows, places.output / "results.png")
+    print(as_markdown(rows), end="")
+
+
+if __name__ == "__main__":
+    main()
