@@ -48,6 +48,7 @@ from transformer.instances import InstanceMaker, InstanceSettings
 from transformer.modeling import (
     BertConfig,
     BertForMaskedLM,
+    Dropout,
     TinyBertForPreTraining,
     TinyBertForSequenceClassification,
     label_names,
@@ -649,3 +650,10 @@ def test_36_an_upload_goes_to_a_folder_or_to_s3_and_nowhere_else(tmp_path):
     assert (tmp_path / "copies" / "file").read_text() == "made"
     with pytest.raises(UserError, match="expected a folder or s3"):
         upload(tmp_path / "file", "obs://bucket/folder")
+
+
+def test_37_on_a_cpu_dropout_s_probability_is_rounded():
+    values = torch.ones(1 << 20)
+    assert (Dropout(0.4 / (1 << 16))(values) != 0).all()
+    assert (Dropout(1 / (1 << 16))(values) == 0).sum().item() == pytest.approx(16, abs=15)
+    assert (Dropout(0.1)(values) == 0).float().mean().item() == pytest.approx(0.1, abs=0.002)
