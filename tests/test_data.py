@@ -154,6 +154,17 @@ def test_evaluation_starts_with_the_longest_examples():
     assert (np.diff(lengths[order]) <= 0).all()
 
 
+def test_filled_batches_have_at_most_the_first_one_s_tokens():
+    lengths = make_lengths(501)
+    batches = sorted_batches(lengths, 8, filled=True)
+    order = np.concatenate(batches)
+    assert sorted(order.tolist()) == list(range(501)) and (np.diff(lengths[order]) <= 0).all()
+    room = 8 * lengths.max()
+    assert len(batches[0]) == 8 and len(batches[-2]) > 16
+    assert all(len(batch) * lengths[batch].max() <= room for batch in batches)
+    assert sorted_batches([], 8, filled=True) == [] and len(sorted_batches([0, 0], 8, filled=True)) == 1
+
+
 # --- pregenerated epochs
 
 

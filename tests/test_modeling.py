@@ -236,6 +236,7 @@ def test_dropout_of_nothing_of_all_and_in_evaluation():
     assert torch.equal(Dropout(0.0)(values), values) and torch.equal(Dropout(0.4).eval()(values), values)
     assert torch.equal(Dropout(1.0)(values), torch.zeros(3, 5))
     assert Dropout(0.4)(values[:0]).shape == (0, 5)
+    assert Dropout(1 - 1e-6)(torch.ones(1 << 20)).count_nonzero() < 64
 
 
 @pytest.mark.parametrize("layers", [1, 3])
@@ -250,7 +251,7 @@ def test_the_last_layer_for_the_first_position_alone_is_that_of_all(layers):
         assert torch.equal(one, other)
 
 
-def test_fused_and_plain_attention_drop_the_same_share_while_training():
+def test_attention_drops_the_same_share_with_scores_and_without():
     config = BertConfig(**{**SIZES, "attention_probs_dropout_prob": 0.5, "hidden_dropout_prob": 0.0})
     attention = make_model(BertModel).encoder.layer[0].attention.self
     attention.dropout_prob = config.attention_probs_dropout_prob

@@ -197,7 +197,13 @@ def epoch_batches(lengths, batch_size, seed, epoch, bucketed=True):
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def sorted_batches(lengths, batch_size):
-    """Batches for evaluation, the longest examples first: if memory is too small, it runs out at once."""
-    order = np.argsort(-np.asarray(lengths), kind="stable")
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+def sorted_batches(lengths, batch_size, filled=False):
+    """Batches for evaluation, the longest examples first: if memory is too small, it runs out at once. `filled`: later
+    batches have as many tokens as the first one, and so more and more examples."""
+    lengths = np.maximum(lengths, 1)
+    order, batches = np.argsort(-lengths, kind="stable"), []
+    while len(order):
+        size = batch_size * lengths.max() // lengths[order[0]] if filled else batch_size
+        batches.append(order[:size])
+        order = order[size:]
+    return batches

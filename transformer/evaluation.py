@@ -44,14 +44,14 @@ class Evaluator:
     batch_size: int
     processes: Processes
 
-    def outputs(self, model, sequences, rows=None, progress=False):
+    def outputs(self, model, sequences, rows=None, progress=False, filled=False):
         """Head outputs (P, C) for all examples, or those in `rows`, on the CPU in float32; P = N, but where single
-        tokens are answered."""
+        tokens are answered. `filled`: in larger batches, see `sorted_batches`."""
         model.eval()
         rows = np.arange(len(sequences)) if rows is None else rows
         _, wanted = sequences.outputs_of(rows)
         outputs, found, places = torch.zeros(wanted.max(initial=-1) + 1, model.config.num_labels), [], []
-        batches = sorted_batches(sequences.lengths[rows], self.batch_size)
+        batches = sorted_batches(sequences.lengths[rows], self.batch_size, filled and sequences.pad_to is None)
         for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
             batch = sequences.batch(rows[indices])
             places.append(batch["outputs"])

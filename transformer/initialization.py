@@ -73,7 +73,7 @@ def collect(teacher, layers, batches):
         states, mask_bias = bert.embed(ids, batch["token_type_ids"], mask)  # (B, L, D)
         hidden[0].add(states[real].float())
         for g, layer in enumerate(bert.encoder.layer[: max(hidden)], 1):
-            between, _, _ = layer.attention(states, mask_bias, False, False, asking=states)  # (B, L, D)
+            between, _, _ = layer.attention(states, mask_bias)  # (B, L, D)
             active = layer.intermediate(between)  # (B, L, I)
             states = layer.output(active, between)
             for moments, values in ((hidden, states), (attended, between), (units, active)):

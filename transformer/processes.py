@@ -194,5 +194,5 @@ def keep_freed_memory():
     with contextlib.suppress(OSError, AttributeError, TypeError):  # other C libraries stay as they are
         mallopt = ctypes.CDLL(None).mallopt
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
-        mallopt(mmap_max, 0)  # what is mapped for itself, such as an embedding's gradient, would be returned
+        mallopt(mmap_max, 0)  # a block mapped on its own, such as an embedding's gradient, would be returned
         mallopt(trim_threshold, 512 << 20)

@@ -39,8 +39,9 @@ class Int8Embedding(Int8):
 
 
 class Int8Linear(Int8):
-    def __init__(self, linear):
+    def __init__(self, linear, engine=None):
         super().__init__(linear.weight)
+        self.engine = engine  # of PyTorch's, None = its own choice
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         self.packed = self.sums = None  # the matrix in the layout of the CPU's kernel, and the sums of its rows
         self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "packed", None))
@@ -49,11 +50,11 @@ class Int8Linear(Int8):
         on_cpu = hidden.device.type == "cpu"
         if on_cpu and self.packed is None and torch.backends.quantized.engine != "none":
             matrix = self.matrix()
-            self.packed, self.sums = pack(matrix, self.scale), matrix.sum(1)
+            self.packed, self.sums = pack(matrix, self.scale, self.engine), matrix.sum(1)
         if not on_cpu or self.packed is None:
             return F.linear(hidden, self.matrix().to(hidden.dtype), self.bias)
         # The kernel has one range for all tokens. Each token is stretched to 0..1, so that the range is that of each.
-        hidden = hidden.detach().float()
+        hidden = hidden.detach().float()  # some kernels cannot be recorded
         low = hidden.amin(-1, keepdim=True)
         width = (hidden.amax(-1, keepdim=True) - low).clamp_min(torch.finfo(torch.float32).tiny)
         # Activations get 7 bits: with 8 the sums of a CPU without VNNI instructions overflow.
@@ -62,27 +63,29 @@ class Int8Linear(Int8):
         return product if self.bias is None else product.add_(self.bias)
 
 
-def pack(matrix, scale):
-    """The object that PyTorch's int8 kernel takes for a linear map."""
-    engine = torch.backends.quantized.engine
+def pack(matrix, scale, engine=None):
+    """The object that PyTorch's int8 kernel takes for a linear map. `engine`: the kernel's name, None or where there is
+    none of that name PyTorch's own choice."""
+    chosen = torch.backends.quantized.engine
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.quantize_per_tensor")  # the only type of weight that it takes
         zeros = torch.zeros(len(scale), dtype=torch.long)
         quantized = torch.quantize_per_channel(matrix, scale, zeros, 0, torch.qint8)
     try:
-        if engine in ("x86", "fbgemm"):
-            torch.backends.quantized.engine = "onednn"  # a tenth faster than what "x86" chooses without VNNI
+        if engine in torch.backends.quantized.supported_engines:
+            torch.backends.quantized.engine = engine
         return torch.ops.quantized.linear_prepack(quantized, None)
     finally:
-        torch.backends.quantized.engine = engine
+        torch.backends.quantized.engine = chosen
 
 
-def quantize(model, embeddings=True):
-    """Replace the linear maps and, if wanted, the embeddings inside a model by int8 ones. Returns the model."""
+def quantize(model, embeddings=True, engine=None):
+    """Replace the linear maps and, if wanted, the embeddings inside a model by int8 ones. `engine`: see `pack`. Returns
+    the model."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, nn.Linear):
-                setattr(parent, name, Int8Linear(module))
+                setattr(parent, name, Int8Linear(module, engine))
             elif embeddings and isinstance(module, nn.Embedding):
                 setattr(parent, name, Int8Embedding(module.weight))
     return model
@@ -94,7 +97,10 @@ def set_precision(teacher, here):
         return here.narrow(teacher)
     logging.info("teacher in %s (--teacher_precision)", here.teacher_precision)
     if here.teacher_precision == INT8:
-        quantize(teacher.bert, embeddings=False)  # the embeddings cost no time, and errors there reach every layer
+        # The embeddings cost no time, and errors there reach every layer. oneDNN's kernel is a tenth faster than what
+        # PyTorch chooses without VNNI instructions, for hundreds of tokens; for a single text it is slower.
+        x86 = torch.backends.quantized.engine in ("x86", "fbgemm")
+        quantize(teacher.bert, embeddings=False, engine="onednn" if x86 else None)
     else:
         teacher.to(PRECISIONS[here.teacher_precision])
     for module in (teacher, teacher.bert):  # what is mixed around it, --precision, is the student's

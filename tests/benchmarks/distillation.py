@@ -5,9 +5,9 @@ Prints: a table in Markdown; weights are random, the work is the real one
 
     python tests/benchmarks/distillation.py --train_tsv SST-2/train.tsv --epoch 2_pregenerate_data --vocab vocab.txt
 
-Each measurement is a process of its own; the ways take turns and the medians of the rounds count. The share of the
-peak is the time in which the arithmetic of real tokens could be done, at the pace of the fastest product of two large
-matrices here, in --precision or, an int8 teacher's, in int8; of the time that it took.
+Each measurement is a process of its own; the ways take turns and the medians of the rounds count. Share of the
+peak: the time that the arithmetic of real tokens would take at the pace of the fastest product of two large matrices
+(in --precision; an int8 teacher's in int8), divided by the time that it took.
 """
 
 import argparse
@@ -97,11 +97,12 @@ def our_rate(args, work, data, teacher_precision=None):
     seconds_of_teacher = 0.0  # an example
     if work.startswith("prediction"):
         if work.endswith("first epoch"):
-            evaluator, rows = Evaluator(BATCH, here), np.concatenate(even_batches(data.lengths, BATCH, args.steps))
-            evaluator.outputs(teacher, data, rows)  # as in training, the first pass is not counted
-            started = time.monotonic()
-            evaluator.outputs(teacher, data, rows)
-            seconds_of_teacher = (time.monotonic() - started) / len(rows)
+            evaluator, batches = Evaluator(BATCH, here), even_batches(data.lengths, BATCH, args.steps, filled=True)
+            for _ in range(2):  # as in training, the first time is not counted
+                started = time.monotonic()
+                for indices in batches:
+                    evaluator.run(teacher.eval(), data.batch(indices)).cpu()
+            seconds_of_teacher = (time.monotonic() - started) / sum(map(len, batches))
         learner = PredictionLearner(student, torch.zeros(len(data), 2, device=here.device))
     else:
         learner = TransformerLearner(student, teacher)
@@ -154,7 +155,7 @@ def main():
             output = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=os.environ).stdout
             found[way, work].append(json.loads(output.splitlines()[-1]))
     here = start(args)
-    peaks = {way: matrix_peak(here) for way in ways}
+    peaks = dict.fromkeys(ways, matrix_peak(here))
     if INT8 in ways:
         peaks[INT8] = int8_peak()
     told = ", ".join(f"{way} {peak / 1e9:.0f}" for way, peak in peaks.items())
@@ -167,7 +168,7 @@ def main():
         for way in ways:
             rate = statistics.median(run["rate"] for run in found[way, work])
             memory = max(run["memory"] for run in found[way, work])
-            # A teacher in int8 has the int8 peak, its student that of --precision.
+            # A teacher in int8 has the int8 peak, for its attention's products too; the student has that of "ours".
             teacher, student = operations(args.layers, args.width, work, length)
             share = rate * (teacher / peaks[way] + student / peaks["ours"])
             print(f"| {work} | {way} | {rate:.1f} | {rate / slow:.1f} | {share:.0%} | {memory:.2f} |")

@@ -48,10 +48,10 @@ def part(examples):
         found.examples, found.seconds = examples, time.monotonic() - started
 
 
-def even_batches(lengths, batch_size, count):
-    """`count` batches of sequences of like length, as the suite makes them, evenly from the longest to the shortest: so
-    that few of them have the mean length of all."""
-    batches = sorted_batches(lengths, batch_size)
+def even_batches(lengths, batch_size, count, filled=False):
+    """`count` batches of sequences of like length, as the suite makes them, evenly from the longest to the shortest, so
+    that the mean length of a few is that of all. `filled`: see `sorted_batches`."""
+    batches = sorted_batches(lengths, batch_size, filled)
     return [batches[int((number + 0.5) * len(batches) / count)] for number in range(count)]
 
 
@@ -93,7 +93,7 @@ def encoder(layers, width, inner, length, first_only=False):
 def operations(layers, width, work, length):
     """(teacher's, student's) floating-point operations of one example of `length` tokens: forward 2, forward and
     backward 6 a weight. `layers` and `width` are the teacher's; the student is STUDENT."""
-    layerwise = work in ("general", "intermediate")
+    layerwise = work.startswith(("general", "intermediate"))  # others need [CLS] only of the last layer
     teacher = encoder(layers, width, 4 * width, length, not layerwise)
     student = encoder(*STUDENT, length, not layerwise)
     if work in ("fine-tuning", "logits"):
@@ -116,7 +116,7 @@ def matrix_peak(here, size=None, seconds=3.0):
 def int8_peak(size=2048, seconds=3.0):
     """The same of a CPU's int8 kernel, float32 numbers in and out."""
     a, b = torch.randn(2, size, size)
-    packed = pack(a, a.abs().amax(1) / 127)
+    packed = pack(a, a.abs().amax(1) / 127, "onednn")
     return 2 * size**3 / fastest(lambda: torch.ops.quantized.linear_dynamic(b, packed, reduce_range=True), seconds)
 
 

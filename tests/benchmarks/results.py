@@ -1,15 +1,18 @@
 """The table of real results: tasks x students x seeds, each made by the suite's own commands.
 
-Reads:   a teacher, the epoch files of stage 2 made with it, a folder for each task
+Reads:   a teacher, a file of documents, a folder for each task
 Writes:  everything under --output; results.md and (with matplotlib) results.png there
 Prints:  the table, of what is finished
 
-    python tests/benchmarks/results.py --teacher_model minilm --pregenerated_data 2_pregenerate_data --tasks SST-2 TREC
+    python tests/benchmarks/results.py --teacher_model minilm --train_corpus documents.txt --tasks SST-2 TREC
 
-A run takes hours. One that was stopped goes on where it was; --table only reads what is there.
+A run takes hours. One that was stopped goes on where it was; --table only reads what is there. Each student is compared
+with its teacher and with the same student trained on the labels, from random weights and at the same rate. The minutes
+are those of the two steps' training: not the teacher's answers, not the evaluations.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -21,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from transformer import drawing  # noqa: E402  (the path above comes first)
-from transformer.outputs import RESULTS_NAME, read_results  # noqa: E402
+from transformer.comparison import markdown  # noqa: E402
+from transformer.history import HISTORY_NAME, read_effort  # noqa: E402
 
 # Flags of fine-tuning, the intermediate and the prediction step. The rates are those that worked with MiniLM.
 RECIPES = {
@@ -46,12 +50,12 @@ RECIPES = {
         "--num_train_epochs 2 --learning_rate 5e-5",
     ),
 }
-METRICS = {"MRPC": "f1"}  # of other tasks the accuracy
 # Layers and width; the inner width is four times that, but of the published student's.
 STUDENTS = {"3x312": (3, 312, 1200), "4x312": (4, 312, 1200), "2x192": (2, 192, 768)}
 GENERAL = "--num_train_epochs 1 --learning_rate 3e-4"
 MAPS = {(4, 6): "2,3,5,6"}  # where the teacher's layers are not a multiple of the student's
-COLUMNS = "task", "student", "teacher's", "student's", "deviation", "share", "without distillation", "minutes"
+COLUMNS = "task", "student", "seeds", "teacher's acc", "student's", "deviation", "share", "by labels", "minutes"
+LENGTH = 64  # tokens of a sequence in the general distillation
 
 
 class Places:
@@ -67,10 +71,10 @@ class Places:
         return self.output / "teachers" / task
 
     def mid(self, task, student):
-        return self.output / "intermediate" / task / student
+        return self.output / "intermediate" / f"{task}_{student}"
 
     def student(self, task, student):
-        return self.output / "students" / task / student
+        return self.output / "students" / f"{task}_{student}"
 
 
 def run(script, *flags):
@@ -95,7 +99,7 @@ def make_general(args, places, student):
     config = {**template, **dict(zip(names, STUDENTS[student], strict=True))}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     models = ["--teacher_model", args.teacher_model, "--student_model", folder, *layer_map(args.teacher_model, student)]
-    lengths = ["--pregenerated_data", args.pregenerated_data, "--max_seq_length", args.max_seq_length]
+    lengths = ["--pregenerated_data", places.output / "sequences", "--max_seq_length", LENGTH]
     run("general_distill.py", *models, *lengths, *GENERAL.split(), *args.more, "--output_dir", places.general(student))
 
 
@@ -103,9 +107,8 @@ def make_students(args, places, task, student):
     """The task's students of a size, one for each seed, and their baselines."""
     tuning, layers, answers = (recipe.split() for recipe in RECIPES[task])
     data = ["--task_name", task, "--data_dir", args.data / task]
-    if not (places.teacher(task) / "eval_results.txt").is_file():
-        tuned = ["--teacher_model", args.teacher_model, "--output_dir", places.teacher(task)]
-        run("task_distill.py", *data, "--do_finetune", *tuned, *tuning)
+    tuned = ["--teacher_model", args.teacher_model, "--output_dir", places.teacher(task)]
+    run("task_distill.py", *data, "--do_finetune", *tuned, *tuning)
     shared = [*data, "--teacher_model", places.teacher(task), "--seeds", args.seeds, *args.more]
     mid, general = places.mid(task, student), places.general(student)
     mapped = layer_map(args.teacher_model, student)
@@ -114,39 +117,29 @@ def make_students(args, places, task, student):
     run("task_distill.py", *shared, "--pred_distill", "--baseline", *into, *answers)
 
 
-def seconds(folder):
-    """The training time that a folder's log tells."""
-    lines = (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()
-    return sum(json.loads(line).get("seconds", 0.0) for line in lines)
-
-
 def read_row(places, task, student):
     """A row of the table by column, of the seeds that are finished; None without one."""
-    metric = METRICS.get(task, "acc")
     scores, baselines, times = [], [], []
     for folder in sorted(places.student(task, student).glob("seed_*")):
         if (folder / "report.json").is_file():
-            scores.append(read_results(folder / RESULTS_NAME)[metric])
-            table = {row["title"]: row for row in json.loads((folder / "report.json").read_text())["table"]}
-            baselines.append(table[f"dev {metric}"].get("baseline", np.nan))
-            times.append(seconds(folder) + seconds(places.mid(task, student) / folder.name))
+            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            (row,) = (row for row in report["table"] if row["title"] == "dev acc")
+            scores.append(row["student"])
+            baselines.append(row.get("baseline", np.nan))
+            steps = folder, places.mid(task, student) / folder.name
+            times.append(sum(read_effort(step / HISTORY_NAME)["seconds"] for step in steps) / 60)
     if not scores:
         return None
-    teacher, mean = read_results(places.teacher(task) / RESULTS_NAME)[metric], np.mean(scores)
-    deviation = np.std(scores, ddof=1) if len(scores) > 1 else np.nan
-    name = f"{task}, {metric}, {len(scores)} seeds"
-    found = name, student, teacher, mean, deviation, mean / teacher, np.mean(baselines), np.mean(times) / 60
+    mean, deviation = np.mean(scores), np.std(scores, ddof=1) if len(scores) > 1 else 0.0
+    teacher, others = row["teacher"], (np.mean(baselines), np.mean(times))
+    found = task, student, len(scores), teacher, mean, deviation, mean / teacher, *others
     return dict(zip(COLUMNS, found, strict=True))
 
 
 def as_markdown(rows):
-    forms = "{}", "{}", "{:.4f}", "{:.4f}", "{:.4f}", "{:.1%}", "{:.4f}", "{:.1f}"
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    for row in rows:
-        lines.append(
-            "| " + " | ".join(form.format(row[name]) for form, name in zip(forms, COLUMNS, strict=True)) + " |"
-        )
-    return "\n".join(lines) + "\n"
+    forms = "{}", "{}", "{}", "{:.4f}", "{:.4f}", "{:.4f}", "{:.1%}", "{:.4f}", "{:.1f}"
+    cells = ([form.format(row[name]) for form, name in zip(forms, COLUMNS, strict=True)] for row in rows)
+    return markdown([list(COLUMNS), *cells]) + "\n"
 
 
 def draw(rows, path):
@@ -154,14 +147,13 @@ def draw(rows, path):
 
     def panel(axis, task):
         own = [row for row in rows if row["task"] == task]
-        names = [row["student"] for row in own]
-        for offset, name in ((-0.2, "student's"), (0.2, "without distillation")):
-            heights = [row[name] / row["teacher's"] for row in own]
-            errors = [row["deviation"] / row["teacher's"] if offset < 0 else 0.0 for row in own]
+        for offset, name in ((-0.2, "student's"), (0.2, "by labels")):
+            heights = [row[name] / row["teacher's acc"] for row in own]
+            errors = [row["deviation"] / row["teacher's acc"] if offset < 0 else 0.0 for row in own]
             axis.bar(np.arange(len(own)) + offset, heights, 0.4, yerr=errors, label=name, capsize=3)
         axis.axhline(1.0, color="0.4", linewidth=1)
-        axis.set(title=task, ylabel="share of the teacher's score", ylim=(0.5, 1.06))
-        axis.set_xticks(range(len(names)), names)
+        axis.set(title=task, ylabel="share of the teacher's accuracy", ylim=(0, 1.1))
+        axis.set_xticks(range(len(own)), [row["student"] for row in own])
         axis.legend(loc="lower right")
 
     tasks = dict.fromkeys(row["task"] for row in rows)
@@ -188,9 +180,20 @@ def parse_args():
 def main():
     args = parse_args()
     places = Places(args.output)
-    for student in () if args.table else args.students:
-        make_general(args, places, student)
-        for task in args.tasks:
+    places.output.mkdir(parents=True, exist_ok=True)
+    if not args.table:
+        text = ["--train_corpus", args.train_corpus, "--bert_model", args.teacher_model, "--max_seq_len", LENGTH]
+        run(
+            "pregenerate_training_data.py",
+            *text,
+            "--epochs_to_generate",
+            1,
+            "--output_dir",
+            places.output / "sequences",
+        )
+        for student in args.students:
+            make_general(args, places, student)
+        for task, student in itertools.product(args.tasks, args.students):
             make_students(args, places, task, student)
     rows = [row for task in args.tasks for student in args.students if (row := read_row(places, task, student))]
     (places.output / "results.md").write_text(as_markdown(rows), encoding="utf-8")
