@@ -1,5 +1,6 @@
 """A benchmark runs, on tiny models: what it calls changes, and nobody runs it often."""
 
+import json
 import re
 
 import pytest
@@ -24,3 +25,18 @@ def test_the_distillation_benchmark_prints_a_row_for_each_work_and_way(tmp_path)
         for way in ("ours", "ours, int8 teacher", "reference"):
             row = re.search(rf"^\| {work} \| {way} \| ([\d.]+) \| [\d.]+ \| \d+% \| ([\d.]+) \|$", process.stdout, re.M)
             assert row and float(row[1]) > 0 and float(row[2]) > 0
+
+
+def test_the_table_of_results_has_what_is_finished(tmp_path):
+    for seed, acc in ((1, 0.9), (2, 0.8)):
+        for folder in ("students", "intermediate"):
+            made = tmp_path / folder / "TREC_2x192" / f"seed_{seed}"
+            made.mkdir(parents=True)
+            line = {"step": 4, "losses": {"loss": 1.0}, "learning_rate": 0.1, "steps": 4, "seconds": 90.0}
+            (made / "train_log.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+        row = {"title": "dev acc", "teacher": 1.0, "student": acc, "baseline": 0.5}
+        (tmp_path / "students" / "TREC_2x192" / f"seed_{seed}" / "report.json").write_text(json.dumps({"table": [row]}))
+    process = run_script("tests/benchmarks/results.py", "--table", "--output", tmp_path)
+    *_, row = process.stdout.splitlines()
+    assert row == "| TREC | 2x192 | 2 | 1.0000 | 0.8500 | 0.0707 | 85.0% | 0.5000 | 3.0 |"
+    assert row in (tmp_path / "results.md").read_text(encoding="utf-8")

@@ -162,11 +162,8 @@ def draw(rows, path):
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher_model", type=Path, required=True, help="a BERT that was not fine-tuned")
-    parser.add_argument(
-        "--pregenerated_data", type=Path, required=True, help="folder of stage 2, made with the teacher"
-    )
-    parser.add_argument("--max_seq_length", type=int, default=64, help="of the general distillation")
+    parser.add_argument("--teacher_model", type=Path, default=Path("teacher_model"), help="a BERT that knows no task")
+    parser.add_argument("--train_corpus", type=Path, default=Path("documents.txt"), help="documents for stage 2")
     parser.add_argument("--data", type=Path, default=Path("."), help="where the tasks' folders are")
     parser.add_argument("--tasks", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--students", nargs="+", choices=STUDENTS, default=list(STUDENTS))
@@ -182,20 +179,15 @@ def main():
     places = Places(args.output)
     places.output.mkdir(parents=True, exist_ok=True)
     if not args.table:
-        text = ["--train_corpus", args.train_corpus, "--bert_model", args.teacher_model, "--max_seq_len", LENGTH]
-        run(
-            "pregenerate_training_data.py",
-            *text,
-            "--epochs_to_generate",
-            1,
-            "--output_dir",
-            places.output / "sequences",
-        )
+        models = ["--train_corpus", args.train_corpus, "--bert_model", args.teacher_model]
+        sizes = ["--max_seq_len", LENGTH, "--epochs_to_generate", 1]
+        run("pregenerate_training_data.py", *models, *sizes, "--output_dir", places.output / "sequences")
         for student in args.students:
             make_general(args, places, student)
         for task, student in itertools.product(args.tasks, args.students):
             make_students(args, places, task, student)
-    rows = [row for task in args.tasks for student in args.students if (row := read_row(places, task, student))]
+    rows = [read_row(places, task, student) for task, student in itertools.product(args.tasks, args.students)]
+    rows = list(filter(None, rows))
     (places.output / "results.md").write_text(as_markdown(rows), encoding="utf-8")
     draw(rows, places.output / "results.png")
     print(as_markdown(rows), end="")
