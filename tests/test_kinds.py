@@ -147,7 +147,7 @@ def call(folder, *flags):
 def printed(folder):
     """{step: what it printed}: every step of task distillation, one after the other."""
     steps = {
-        "finetune": ["--do_finetune", "--num_train_epochs", 6],
+        "finetune": ["--do_finetune", "--num_train_epochs", 24],
         "intermediate": ["--student_model", folder / "3", "--output_dir", folder / "4"],
         "prediction": ["--pred_distill", "--baseline", "--student_model", folder / "4", "--output_dir", folder / "5"],
         "evaluation": ["--do_eval", "--student_model", folder / "5", "--output_dir", folder / "evaluated"],
