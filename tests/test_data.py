@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import VOCABULARY, make_sst2, make_tokenizer
 
-from transformer.data import BUCKET_BATCHES, SequencesBuilder, epoch_batches, sorted_batches
+from transformer.data import BUCKET_BATCHES, SequencesBuilder, epoch_batches, sorted_batches, token_batches
 from transformer.epochs import pregenerated_epochs, read_epoch
 from transformer.file_utils import UserError
 from transformer.glue import TaskFile
@@ -154,15 +154,15 @@ def test_evaluation_starts_with_the_longest_examples():
     assert (np.diff(lengths[order]) <= 0).all()
 
 
-def test_filled_batches_have_at_most_the_first_one_s_tokens():
-    lengths = make_lengths(501)
-    batches = sorted_batches(lengths, 8, filled=True)
-    order = np.concatenate(batches)
-    assert sorted(order.tolist()) == list(range(501)) and (np.diff(lengths[order]) <= 0).all()
-    room = 8 * lengths.max()
-    assert len(batches[0]) == 8 and len(batches[-2]) > 16
-    assert all(len(batch) * lengths[batch].max() <= room for batch in batches)
-    assert sorted_batches([], 8, filled=True) == [] and len(sorted_batches([0, 0], 8, filled=True)) == 1
+def test_token_batches_hold_every_row_once_and_no_more_tokens_than_asked_for():
+    lengths = np.random.default_rng(1).integers(3, 60, 230)
+    found = token_batches(lengths, 400)
+    order = np.concatenate(found)
+    assert sorted(order.tolist()) == list(range(230)) and (np.diff(lengths[order]) <= 0).all()
+    assert all(len(rows) * lengths[rows].max() <= 400 for rows in found)
+    assert all(lengths[rows].min() == lengths[rows].max() or len(rows) * lengths[rows].max() <= 100 for rows in found)
+    assert [len(rows) for rows in token_batches(lengths[:4], 1)] == [1] * 4
+    assert token_batches(lengths[:0], 400) == []
 
 
 # --- pregenerated epochs

@@ -3,7 +3,6 @@
 import copy
 import random
 
-import numpy as np
 import pytest
 import torch
 from tiny import SPECIAL, VOCABULARY, call_script, make_glove, make_teacher, make_tokenizer
@@ -11,7 +10,7 @@ from tiny import SPECIAL, VOCABULARY, call_script, make_glove, make_teacher, mak
 from data_augmentation import load_masked_lm
 from transformer import proposals
 from transformer.modeling import BertConfig, BertForMaskedLM
-from transformer.proposals import STOP_WORDS, CandidateProposer, batches, states_at
+from transformer.proposals import STOP_WORDS, CandidateProposer, states_at
 from transformer.tokenization import BertTokenizer
 from transformer.training import Launch
 from transformer.vectors import WordVectors, is_special
@@ -228,15 +227,6 @@ def test_ids_beyond_the_vocabulary_are_never_proposed():
         model.cls.predictions.bias[len(VOCABULARY) :] = 99
     proposed = make_proposer(model, 99).candidates(["good film"])["good film"][1]
     assert set(proposed) == {0, 1} and len(proposed[0]) == len(VOCABULARY) - len(SPECIAL) - 1 - 4  # half words
-
-
-def test_batches_hold_every_row_once_and_no_more_tokens_than_asked_for():
-    lengths = np.random.default_rng(1).integers(3, 60, 230)
-    found = list(batches(np.arange(3, 230), lengths, 400))
-    assert sorted(np.concatenate(found).tolist()) == list(range(3, 230))
-    assert all(len(rows) * lengths[rows].max() <= 400 for rows in found)
-    assert all(lengths[rows].min() == lengths[rows].max() or len(rows) * lengths[rows].max() <= 100 for rows in found)
-    assert [len(rows) for rows in batches(np.arange(4), lengths, 1)] == [1] * 4
 
 
 def count_computed(model):

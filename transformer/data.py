@@ -197,13 +197,22 @@ def epoch_batches(lengths, batch_size, seed, epoch, bucketed=True):
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
-def sorted_batches(lengths, batch_size, filled=False):
-    """Batches for evaluation, the longest examples first: if memory is too small, it runs out at once. `filled`: later
-    batches have as many tokens as the first one, and so more and more examples."""
-    lengths = np.maximum(lengths, 1)
-    order, batches = np.argsort(-lengths, kind="stable"), []
-    while len(order):
-        size = batch_size * lengths.max() // lengths[order[0]] if filled else batch_size
-        batches.append(order[:size])
-        order = order[size:]
+def sorted_batches(lengths, batch_size):
+    """Batches for evaluation, the longest examples first: if memory is too small, it runs out at once."""
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def token_batches(lengths, tokens):
+    """Batches of at most `tokens` tokens (or one example), the longest examples first: all of one length if they make a
+    quarter of `tokens`, else filled up to a quarter with shorter ones."""
+    order, batches, start = np.argsort(-lengths, kind="stable"), [], 0
+    falling = -lengths[order]
+    while start < len(order):
+        longest = int(-falling[start])
+        alike = int(np.searchsorted(falling, -longest, side="right")) - start
+        # Padding costs time, but so does a batch that is too small for the processor.
+        size = max(min(max(alike, tokens // 4 // longest), tokens // longest), 1)
+        batches.append(order[start : start + size])
+        start += size
     return batches

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from transformer.checkpoint import label_names, weights_files
-from transformer.data import sorted_batches
+from transformer.data import sorted_batches, token_batches
 from transformer.distillation import head_outputs
 from transformer.history import sum_by_kind
 from transformer.processes import Processes
@@ -44,14 +44,17 @@ class Evaluator:
     batch_size: int
     processes: Processes
 
-    def outputs(self, model, sequences, rows=None, progress=False, filled=False):
+    def outputs(self, model, sequences, rows=None, progress=False, by_tokens=False):
         """Head outputs (P, C) for all examples, or those in `rows`, on the CPU in float32; P = N, but where single
-        tokens are answered. `filled`: in larger batches, see `sorted_batches`."""
+        tokens are answered. `by_tokens`: in larger batches of shorter examples, which takes no more memory."""
         model.eval()
         rows = np.arange(len(sequences)) if rows is None else rows
         _, wanted = sequences.outputs_of(rows)
         outputs, found, places = torch.zeros(wanted.max(initial=-1) + 1, model.config.num_labels), [], []
-        batches = sorted_batches(sequences.lengths[rows], self.batch_size, filled and sequences.pad_to is None)
+        lengths = sequences.lengths[rows]
+        by_tokens = by_tokens and sequences.pad_to is None  # examples that are all padded are not shorter
+        tokens = self.batch_size * lengths.max(initial=1)
+        batches = token_batches(lengths, tokens) if by_tokens else sorted_batches(lengths, self.batch_size)
         for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
             batch = sequences.batch(rows[indices])
             places.append(batch["outputs"])

@@ -1,6 +1,7 @@
 """BertAdam and its schedules: Adam with decoupled weight decay, clipping per tensor, and a warm-up of the rate in place
 of bias correction (the division of the moments by 1 - beta^t)."""
 
+import itertools
 import math
 
 import torch
@@ -132,11 +133,11 @@ class BertAdam(Optimizer):
             # Each tensor by its own norm, as in the reference, not all by their common norm.
             norms = torch.stack(torch._foreach_norm(grads))
             scales = (group["max_grad_norm"] / (norms + 1e-6)).clamp(max=1.0)
-            clipped = list(zip(grads, scales.unbind(), strict=True))
-            if norms.device.type == "cpu":  # most need no pass over their memory; on a GPU looking would wait
-                clipped = [(grad, scale) for grad, scale in clipped if scale < 1]
-            if clipped:
-                torch._foreach_mul_(*map(list, zip(*clipped, strict=True)))
+            # On a CPU most need no pass over their memory; on a GPU looking would wait.
+            needed = scales < 1 if scales.device.type == "cpu" else [True] * len(grads)
+            if any(needed):
+                clipped = list(itertools.compress(grads, needed)), list(itertools.compress(scales.unbind(), needed))
+                torch._foreach_mul_(*clipped)
         # AdamW divides the moments by 1 - beta^step. An infinite step makes that 1: no bias correction.
         never = [torch.full((), math.inf, device=params[0].device)] * len(params)  # made on the device, not copied
         beta1, beta2 = group["betas"]

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import torch
 
-from transformer.data import SequencesBuilder, id_typecode
+from transformer.data import SequencesBuilder, id_typecode, token_batches
 from transformer.tokenization import CJK
 from transformer.vectors import is_special
 
@@ -199,7 +199,8 @@ class CandidateProposer:
 
     def _scores(self, sequences, masks, rows, tokens):
         """Yield (some of the rows, their scores over the vocabulary at the masks (B, V)) for all rows."""
-        for part in batches(rows, sequences.lengths, tokens):
+        for indices in token_batches(sequences.lengths[rows], tokens):
+            part = rows[indices]
             batch = self.processes.to_device({**sequences.batch(part), "masks": torch.from_numpy(masks[part])})
             inputs = (batch[name] for name in ("masks", "input_ids", "token_type_ids", "attention_mask"))
             with self.processes.autocast():
@@ -216,16 +217,3 @@ def states_at(bert, positions, input_ids, token_type_ids=None, attention_mask=No
         hidden, _, _ = layer(hidden, mask_bias)
     asking = hidden[torch.arange(len(hidden), device=hidden.device), positions][:, None]  # (B, 1, D)
     return last(hidden, mask_bias, asking=asking)[0][:, 0]
-
-
-def batches(rows, lengths, tokens):
-    """Cut row numbers into batches of at most `tokens` tokens (or one sequence), the longest sequences first: all of
-    one length if they make a quarter of `tokens`, else filled up to a quarter with shorter ones."""
-    rows = rows[np.argsort(-lengths[rows], kind="stable")]
-    while len(rows):
-        longest = int(lengths[rows[0]])
-        alike = np.count_nonzero(lengths[rows] == longest)
-        # Padding costs time, but so does a batch that is too small for the processor.
-        size = max(min(max(alike, tokens // 4 // longest), tokens // longest), 1)
-        yield rows[:size]
-        rows = rows[size:]

@@ -39,9 +39,8 @@ class Int8Embedding(Int8):
 
 
 class Int8Linear(Int8):
-    def __init__(self, linear, engine=None):
+    def __init__(self, linear):
         super().__init__(linear.weight)
-        self.engine = engine  # of PyTorch's, None = its own choice
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
         self.packed = self.sums = None  # the matrix in the layout of the CPU's kernel, and the sums of its rows
         self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "packed", None))
@@ -49,8 +48,7 @@ class Int8Linear(Int8):
     def forward(self, hidden):
         on_cpu = hidden.device.type == "cpu"
         if on_cpu and self.packed is None and torch.backends.quantized.engine != "none":
-            matrix = self.matrix()
-            self.packed, self.sums = pack(matrix, self.scale, self.engine), matrix.sum(1)
+            self.prepare()
         if not on_cpu or self.packed is None:
             return F.linear(hidden, self.matrix().to(hidden.dtype), self.bias)
         # The kernel has one range for all tokens. Each token is stretched to 0..1, so that the range is that of each.
@@ -61,6 +59,11 @@ class Int8Linear(Int8):
         product = torch.ops.quantized.linear_dynamic((hidden - low).div_(width), self.packed, reduce_range=True)
         product = product.mul_(width).addcmul_(low, self.sums)
         return product if self.bias is None else product.add_(self.bias)
+
+    def prepare(self, engine=None):
+        """Bring the matrix into the layout of a kernel, see `pack`."""
+        matrix = self.matrix()
+        self.packed, self.sums = pack(matrix, self.scale, engine), matrix.sum(1)
 
 
 def pack(matrix, scale, engine=None):
@@ -79,13 +82,12 @@ def pack(matrix, scale, engine=None):
         torch.backends.quantized.engine = chosen
 
 
-def quantize(model, embeddings=True, engine=None):
-    """Replace the linear maps and, if wanted, the embeddings inside a model by int8 ones. `engine`: see `pack`. Returns
-    the model."""
+def quantize(model, embeddings=True):
+    """Replace the linear maps and, if wanted, the embeddings inside a model by int8 ones. Returns the model."""
     for parent in list(model.modules()):
         for name, module in list(parent.named_children()):
             if isinstance(module, nn.Linear):
-                setattr(parent, name, Int8Linear(module, engine))
+                setattr(parent, name, Int8Linear(module))
             elif embeddings and isinstance(module, nn.Embedding):
                 setattr(parent, name, Int8Embedding(module.weight))
     return model
@@ -97,10 +99,12 @@ def set_precision(teacher, here):
         return here.narrow(teacher)
     logging.info("teacher in %s (--teacher_precision)", here.teacher_precision)
     if here.teacher_precision == INT8:
-        # The embeddings cost no time, and errors there reach every layer. oneDNN's kernel is a tenth faster than what
-        # PyTorch chooses without VNNI instructions, for hundreds of tokens; for a single text it is slower.
-        x86 = torch.backends.quantized.engine in ("x86", "fbgemm")
-        quantize(teacher.bert, embeddings=False, engine="onednn" if x86 else None)
+        quantize(teacher.bert, embeddings=False)  # the embeddings cost no time, and errors there reach every layer
+        # oneDNN's kernel is a tenth faster for hundreds of tokens than what PyTorch chooses on a processor without VNNI
+        # instructions; for a single text it is slower.
+        for module in teacher.bert.modules() if torch.backends.quantized.engine in ("x86", "fbgemm") else ():
+            if isinstance(module, Int8Linear):
+                module.prepare("onednn")
     else:
         teacher.to(PRECISIONS[here.teacher_precision])
     for module in (teacher, teacher.bert):  # what is mixed around it, --precision, is the student's

@@ -212,7 +212,7 @@ class TaskRun:
             teacher = set_precision(copy.deepcopy(teacher), here)
         mine, outputs = rows[here.rank :: here.world_size], torch.zeros(shape)
         _, places = data.taught.outputs_of(mine)
-        outputs[places] = self.evaluator.outputs(teacher, data.taught, mine, progress=here.first, filled=True)
+        outputs[places] = self.evaluator.outputs(teacher, data.taught, mine, progress=here.first, by_tokens=True)
         outputs = here.sum(outputs.to(here.device))
         if here.first:
             np.save(data := io.BytesIO(), outputs.cpu().numpy())  # to a file it can fail without an error

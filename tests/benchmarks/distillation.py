@@ -26,9 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np  # noqa: E402  (the path above comes first)
 import slow_distillation  # noqa: E402
 import torch  # noqa: E402
-from measuring import STUDENT, even_batches, int8_peak, matrix_peak, operations, train  # noqa: E402
+from measuring import STUDENT, evenly, int8_peak, matrix_peak, operations, train  # noqa: E402
 
 from transformer import processes  # noqa: E402
+from transformer.data import token_batches  # noqa: E402
 from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
 from transformer.epochs import pregenerated_epochs, read_epoch  # noqa: E402
 from transformer.evaluation import Evaluator  # noqa: E402
@@ -97,7 +98,8 @@ def our_rate(args, work, data, teacher_precision=None):
     seconds_of_teacher = 0.0  # an example
     if work.startswith("prediction"):
         if work.endswith("first epoch"):
-            evaluator, batches = Evaluator(BATCH, here), even_batches(data.lengths, BATCH, args.steps, filled=True)
+            evaluator, tokens = Evaluator(BATCH, here), BATCH * data.lengths.max()
+            batches = evenly(token_batches(data.lengths, tokens), args.steps)
             for _ in range(2):  # as in training, the first time is not counted
                 started = time.monotonic()
                 for indices in batches:

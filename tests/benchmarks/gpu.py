@@ -168,7 +168,7 @@ def answer_rate(model, data, row, here):
     evaluator = Evaluator(row.batch, here)
     evaluator.outputs(model, data, np.arange(min(4 * row.batch, len(data))))
     with measuring.part(len(data)) as part:
-        evaluator.outputs(model, data, filled=row.work != "answers")  # as the teacher's are computed
+        evaluator.outputs(model, data, by_tokens=row.work != "answers")  # as the teacher's are computed
     return len(data) / part.seconds
 
 

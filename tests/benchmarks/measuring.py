@@ -48,10 +48,8 @@ def part(examples):
         found.examples, found.seconds = examples, time.monotonic() - started
 
 
-def even_batches(lengths, batch_size, count, filled=False):
-    """`count` batches of sequences of like length, as the suite makes them, evenly from the longest to the shortest, so
-    that the mean length of a few is that of all. `filled`: see `sorted_batches`."""
-    batches = sorted_batches(lengths, batch_size, filled)
+def evenly(batches, count):
+    """`count` of the batches, which are sorted by length, so that the mean length of a few is that of all."""
     return [batches[int((number + 0.5) * len(batches) / count)] for number in range(count)]
 
 
@@ -62,7 +60,7 @@ def train(learner, data, here, steps, batch_size, compiled=False):
     schedule = Schedule(num_train_epochs=2, eval_step=10**9, seed=1)
     batching = Batching(train_batch_size=batch_size, compile=compiled)
     plan = Plan(lambda epoch: data, [steps * batch_size], schedule, batching)
-    batches = even_batches(data.lengths, batch_size, steps)
+    batches = evenly(sorted_batches(data.lengths, batch_size), steps)
     plan.batches = lambda epoch: (data, batches)
     with tempfile.TemporaryDirectory() as folder:
         run = TrainingRun(folder, learner, plan, here, "warmup_linear")

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from transformer import drawing  # noqa: E402  (the path above comes first)
 from transformer.comparison import markdown  # noqa: E402
 from transformer.history import HISTORY_NAME, read_effort  # noqa: E402
+from transformer.outputs import RESULTS_NAME, read_results  # noqa: E402
 
 # Flags of fine-tuning, the intermediate and the prediction step. The rates are those that worked with MiniLM.
 RECIPES = {
@@ -118,21 +119,19 @@ def make_students(args, places, task, student):
 
 
 def read_row(places, task, student):
-    """A row of the table by column, of the seeds that are finished; None without one."""
-    scores, baselines, times = [], [], []
-    for folder in sorted(places.student(task, student).glob("seed_*")):
-        if (folder / "report.json").is_file():
-            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-            (row,) = (row for row in report["table"] if row["title"] == "dev acc")
-            scores.append(row["student"])
-            baselines.append(row.get("baseline", np.nan))
-            steps = folder, places.mid(task, student) / folder.name
-            times.append(sum(read_effort(step / HISTORY_NAME)["seconds"] for step in steps) / 60)
-    if not scores:
+    """A row of the table by column; None where the seeds are not all finished."""
+    path = places.student(task, student) / RESULTS_NAME
+    if not path.is_file():
         return None
-    mean, deviation = np.mean(scores), np.std(scores, ddof=1) if len(scores) > 1 else 0.0
-    teacher, others = row["teacher"], (np.mean(baselines), np.mean(times))
-    found = task, student, len(scores), teacher, mean, deviation, mean / teacher, *others
+    results, baselines, times = read_results(path), [], []
+    for folder in path.parent.glob("seed_*"):
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        (row,) = (row for row in report["table"] if row["title"] == "dev acc")
+        baselines.append(row["baseline"])
+        steps = folder, places.mid(task, student) / folder.name
+        times.append(sum(read_effort(step / HISTORY_NAME)["seconds"] for step in steps) / 60)
+    mean, teacher, others = results["acc"], row["teacher"], (np.mean(baselines), np.mean(times))
+    found = task, student, len(times), teacher, mean, results["acc_deviation"], mean / teacher, *others
     return dict(zip(COLUMNS, found, strict=True))
 
 
