@@ -40,5 +40,5 @@ def test_the_table_of_results_has_what_is_finished(tmp_path):
     (tmp_path / "students" / "TREC_2x192" / "eval_results.txt").write_text(results)
     process = run_script("tests/benchmarks/results.py", "--table", "--output", tmp_path)
     *_, row = process.stdout.splitlines()
-    assert row == "| TREC | 2x192 | 2 | 1.0000 | 0.8500 | 0.0707 | 85.0% | 0.5000 | 3.0 |"
+    assert row == "| TREC | acc | 2x192 | 2 | 1.0000 | 0.8500 | 0.0707 | 85.0% | 0.5000 | 3.0 |"
     assert row in (tmp_path / "results.md").read_text(encoding="utf-8")
