@@ -141,7 +141,7 @@ def main():
         teacher = ready_teacher(teacher, run, TaskRun(task, *tuning.parts, here), not own.no_finetune, tuning.log)
         learn = functools.partial(learn_answers, own.temperature)
         if own.step == INTERMEDIATE:
-            learn = functools.partial(learn_layers, own.part(Matching))
+            learn = functools.partial(learn_layers, own.part(Matching), own.teacher_states)
             distillation.check_pair(*map(BertConfig.from_pretrained, (student, teacher)), own.part(Matching))
         then = None if settings.seeds else own.next_command()
         distill(run, teacher, student, output_dir, own.student_vocab, learn, then, own.step == PREDICTION, baseline)
@@ -191,12 +191,14 @@ def distill(run, teacher_folder, student_folder, output_dir, student_vocab, lear
         logging.info("%s: there is no score after the intermediate step; --pred_distill gives one", output_dir)
 
 
-def learn_layers(matching, run, student, teacher, data, tokenizer, output):
-    """The intermediate step: general distillation's losses on the task's text."""
+def learn_layers(matching, gigabytes, run, student, teacher, data, tokenizer, output):
+    """The intermediate step: general distillation's losses on the task's text. `gigabytes`: --teacher_states."""
     relations = matching.attention_loss == "relations"
     attention = distillation.relation_loss if relations else distillation.attention_loss  # equation 7
     hidden = distillation.hidden_loss  # equation 8, and at the embeddings equation 9
     learner = distillation.TransformerLearner(student, set_precision(teacher, run.here), attention, hidden, matching)
+    if gigabytes:
+        run.keep_states(learner, data, output.folder, gigabytes)
     # There is no prediction layer to score yet, so the last weights are kept, and the rate stays constant.
     _, dev = data.dev[0]
 

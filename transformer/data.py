@@ -25,6 +25,7 @@ class Sequences:
     answered: np.ndarray | None = None  # (P,), for heads that answer single tokens: the positions of these
     answer_offsets: np.ndarray | None = None  # (N + 1,), where those of each sequence start in `answered`, and the end
     rows: np.ndarray | None = None  # (N,), the number of the row that a sequence is a window of; None = each is one
+    states: object = None  # `TeacherStates` of these sequences, whose part each batch brings along
     source: object = None  # the rows, to read them again, or None where nobody has to
 
     def __post_init__(self):
@@ -104,6 +105,8 @@ class Sequences:
             "attention_mask": torch.from_numpy(real.astype(np.int64)) if masked else None,
             "outputs": torch.from_numpy(outputs),
         }
+        if self.states is not None:
+            batch |= self.states.read(np.asarray(indices), len(positions))
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[outputs])
         if self.answered is not None:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from transformer.files import UserError
+from transformer.modeling import BertOutput
 from transformer.settings import Matching
 from transformer.tokenization import BertTokenizer
 
@@ -189,6 +190,9 @@ class TransformerLearner(nn.Module):
         # its weights. The reference left the teacher in training mode, and its dropout blurred every target.
         self._teacher = [teacher.eval().requires_grad_(False)]
         self.mapping = layer_map(student.config.num_hidden_layers, teacher.config.num_hidden_layers, matching.layer_map)
+        self.teaching = sorted(set(self.mapping.values()))  # the K teacher layers whose hidden states are wanted
+        self.attending = sorted({g for m, g in self.mapping.items() if m})  # the M whose attention is
+        self.by_relations = attention is relation_loss
         self.num_relation_heads = relation_heads(student.config, teacher.config)
 
     @property
@@ -196,23 +200,45 @@ class TransformerLearner(nn.Module):
         """The frozen teacher."""
         return self._teacher[0]
 
-    def forward(self, batch):
-        mask = batch["attention_mask"]
-        inputs = batch["input_ids"], batch["token_type_ids"], mask
-        relations = (self.num_relation_heads, mask) if self.attention is relation_loss else ()
-        # Scores, or queries, keys and values, only of layers whose losses are wanted: the others run faster.
-        compared = "projection_layers" if relations else "score_layers"
-        wanted_of_teacher = {"score_layers": (), compared: {g - 1 for m, g in self.mapping.items() if m}}
-        wanted_of_student = {"score_layers": (), compared: {m - 1 for m in self.mapping if m}}
+    def wanted(self, layers):
+        """Arguments of a model for the scores, or queries, keys and values, of `layers`: the others run faster."""
+        compared = "projection_layers" if self.by_relations else "score_layers"
+        return {"score_layers": (), compared: {layer - 1 for layer in layers}}
+
+    def run_teacher(self, batch):
+        """The teacher's `BertOutput`, as far as the losses want it."""
         # Not inference_mode(): the losses keep the teacher's tensors for the backward pass. A teacher that is wholly in
         # half precision needs no mixed one.
         half = next(self.teacher.parameters()).dtype != torch.float32
+        inputs = batch["input_ids"], batch["token_type_ids"], batch["attention_mask"]
         mixed = torch.autocast(inputs[0].device.type, enabled=False) if half else contextlib.nullcontext()
-        with torch.no_grad(), mixed:
-            last = max(self.mapping.values())  # layers above the last one that teaches need not run
-            teacher = self.teacher.bert(*inputs, **wanted_of_teacher, depth=last)
-        student = self.student.bert(*inputs, **wanted_of_student)
+        with torch.no_grad(), mixed:  # layers above the last one that teaches need not run
+            return self.teacher.bert(*inputs, **self.wanted(self.attending), depth=self.teaching[-1])
+
+    def states_of(self, output):
+        """What the losses want of the teacher's output, stacked: hidden states (B, K, L, D), and scores
+        (B, M, H, L, L) or queries, keys and values (B, M, 3, L, D)."""
+        compared = [output.attention_scores[g - 1] for g in self.attending]
+        if self.by_relations:
+            compared = [torch.stack(output.projections[g - 1], dim=1) for g in self.attending]
+        return torch.stack([output.hidden_states[g] for g in self.teaching], dim=1), torch.stack(compared, dim=1)
+
+    def output_of(self, hidden, compared):
+        """The other way round: the stacked states as a `BertOutput` of the layers that teach."""
+        compared = [each.unbind(1) if self.by_relations else each for each in compared.unbind(1)]
+        compared = dict(zip((g - 1 for g in self.attending), compared, strict=True))
+        return BertOutput(dict(zip(self.teaching, hidden.unbind(1), strict=True)), compared, compared, None)
+
+    def forward(self, batch):
+        mask = batch["attention_mask"]
+        if "teacher_hidden" in batch:  # computed before, see `teacher_states`
+            teacher = self.output_of(batch["teacher_hidden"], batch["teacher_compared"])
+        else:
+            teacher = self.run_teacher(batch)
+        wanted = self.wanted(m for m in self.mapping if m)
+        student = self.student.bert(batch["input_ids"], batch["token_type_ids"], mask, **wanted)
         weights = loss_weights(mask, self.matching.pad_to_max_length)
+        relations = (self.num_relation_heads, mask) if self.by_relations else ()
         kinds = self.attention, self.hidden, relations
         losses = transformer_losses(self.student, student, teacher, self.mapping, weights, *kinds)
         factors = {"att_loss": self.matching.attention_weight, "rep_loss": self.matching.hidden_weight}

@@ -118,6 +118,9 @@ UNLABELLED_HELP = "files with more texts for the two steps, which need no labels
 UNLABELLED_HELP += "text columns, else a text a line (pairs: a tab between)"
 VOCAB_HELP = "word pieces that the student keeps: task = those of its training text, or the most frequent N of them"
 
+STATES_HELP = "intermediate step: compute what the teacher's layers say once, not in every epoch, and keep it on disk "
+STATES_HELP += "in float16, if that takes at most so many gigabytes (off)"
+
 STRIDE_HELP = "answer spans: tokens from the start of a window over a long text to that of the next one (128)"
 ENTITIES_HELP = "token labels: also replace tokens of entities, by others that have the same label in the training file"
 TEACHER_HELP = "of the teacher while it teaches; int8: for CPUs, faster, its hidden states some percent off; "
@@ -141,6 +144,7 @@ FLAGS = {
         "aug_train": own(bool, "train on train_aug.tsv, stage 1's output", None, SAMPLE_AUGMENTED, sample_data=True),
         "unlabelled": distilling(list, UNLABELLED_HELP),
         "student_vocab": distilling(str, VOCAB_HELP),
+        "teacher_states": distilling(float, STATES_HELP),
         "temperature": distilling(float, "softens both models' logits in the prediction step", 1.0),
         "doc_stride": Flag(int, STRIDE_HELP, by_task=TASK),
         "max_query_length": Flag(int, "answer spans: tokens of a question at most (64)", by_task=TASK),

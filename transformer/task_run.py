@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, 
 from transformer.own_tasks import DESCRIPTION
 from transformer.quantization import set_precision
 from transformer.tasks.task import TaskFile, label_order, unlabelled_rows
+from transformer.teacher_states import STATES_NAME, TeacherStates
 from transformer.tensor_file import read_array
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
@@ -193,12 +195,28 @@ class TaskRun:
         results = run.train()
         if self.here.first:
             write_results(output.folder / RESULTS_NAME, results)
-            (output.folder / OUTPUTS_NAME).unlink(missing_ok=True)
+            for name in (OUTPUTS_NAME, STATES_NAME):
+                (output.folder / name).unlink(missing_ok=True)
         run.finish()
         logging.info("result: %s", format_results(results))
         steps = f"{data.plan.total_steps} steps of {self.batching.train_batch_size}"
         without = f" ({unlabelled} of them without labels)" if unlabelled else ""
         output.finish(f"{rows} rows in{without}, {steps}")
+
+    def keep_states(self, learner, data, folder, gigabytes):
+        """--teacher_states: let the training batches bring what the teacher's layers say, from a file in `folder`."""
+        states = TeacherStates(folder / STATES_NAME, learner, data.train, self.evaluator.batch_size)
+        reasons = {
+            "only one process can": self.here.world_size > 1,
+            "no row comes twice": data.plan.total_steps <= data.plan.pass_steps[0],
+            f"they would take {states.size / 1e9:.2f} GB": states.size > gigabytes * 1e9,
+        }
+        if reason := next((told for told, holds in reasons.items() if holds), None):
+            logging.info("teacher's states are computed in each step, not kept: %s (--teacher_states)", reason)
+            return
+        states.make(self.here)
+        train = replace(data.train, states=states)
+        data.plan.load_epoch = lambda epoch: train
 
     def teacher_outputs(self, teacher, data, folder):
         """The teacher's outputs (P, C) for each row that the plan trains on, kept in `folder` for a resumed run."""
