@@ -17,7 +17,7 @@ def test_the_distillation_benchmark_prints_a_row_for_each_work_and_way(tmp_path)
     run_script("pregenerate_training_data.py", "--train_corpus", corpus, "--bert_model", folder, *epoch)
     inputs = ["--train_tsv", tmp_path / "SST-2" / "train.tsv", "--vocab", tmp_path / "vocab.txt"]
     sizes = ["--layers", 4, "--width", 96, "--steps", 1, "--slow_steps", 1, "--rounds", 1, "--no_cuda"]
-    works = "general", "prediction, first epoch"
+    works = "general", "intermediate, 3 epochs of kept states", "prediction, first epoch"
     process = run_script(
         "tests/benchmarks/distillation.py", *inputs, "--epoch", tmp_path / "epoch", *sizes, "--works", *works
     )

@@ -17,6 +17,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +30,7 @@ import torch  # noqa: E402
 from measuring import STUDENT, evenly, int8_peak, matrix_peak, operations, train  # noqa: E402
 
 from transformer import processes  # noqa: E402
-from transformer.data import token_batches  # noqa: E402
+from transformer.data import SequencesBuilder, sorted_batches, token_batches  # noqa: E402
 from transformer.distillation import PredictionLearner, TransformerLearner  # noqa: E402
 from transformer.epochs import pregenerated_epochs, read_epoch  # noqa: E402
 from transformer.evaluation import Evaluator  # noqa: E402
@@ -38,10 +39,12 @@ from transformer.modeling import BertConfig, TinyBertForSequenceClassification  
 from transformer.own_tasks import find_task  # noqa: E402
 from transformer.quantization import set_precision  # noqa: E402
 from transformer.settings import Lengths  # noqa: E402
+from transformer.teacher_states import TeacherStates  # noqa: E402
 from transformer.tokenization import BertTokenizer, load_vocab  # noqa: E402
 
 BATCH, LENGTH = 32, 128
-WORKS = ("intermediate", "prediction, first epoch", "prediction, later epochs", "general")
+KEPT, EPOCHS = "intermediate, 3 epochs of kept states", 3  # --teacher_states, the default's number of epochs
+WORKS = ("intermediate", KEPT, "prediction, first epoch", "prediction, later epochs", "general")
 INT8 = "ours, int8 teacher"  # --teacher_precision int8
 WAYS = ("ours", INT8, "reference")
 
@@ -82,7 +85,7 @@ def reference_rate(args, work, data):
     here = start(args)
     student, teacher = (model.to(here.device) for model in make_models(args))
     losses = {"general": slow_distillation.general_loss, "intermediate": slow_distillation.transformer_loss}
-    loss_of = losses.get(work, slow_distillation.prediction_loss)
+    loss_of = losses.get(work.split(",")[0], slow_distillation.prediction_loss)
     rows = np.random.default_rng(3).permutation(len(data))[: BATCH * (args.slow_steps + 1)].reshape(-1, BATCH)
     padded = replace(data, pad_to=LENGTH)
     batches = (here.to_device(padded.batch(indices)) for indices in rows)
@@ -108,9 +111,31 @@ def our_rate(args, work, data, teacher_precision=None):
         learner = PredictionLearner(student, torch.zeros(len(data), 2, device=here.device))
     else:
         learner = TransformerLearner(student, teacher)
+        if work == KEPT:
+            data, seconds_of_teacher = keep_states(learner, data, args.steps, here)
     entry, _ = train(learner, data, here, args.steps, BATCH, args.compile)
     length = entry["tokens_per_second"] / entry["examples_per_second"]
     return 1 / (1 / entry["examples_per_second"] + seconds_of_teacher), length
+
+
+def keep_states(learner, data, steps, here):
+    """The rows of `steps` batches with their states, as --teacher_states keeps them, and the seconds that an epoch's
+    example needs for that, measured on batches of all lengths."""
+    rows = np.concatenate(evenly(sorted_batches(data.lengths, BATCH), steps))
+    builder = SequencesBuilder(learner.teacher.config.vocab_size)
+    for start, end, first in zip(data.offsets[rows], data.offsets[rows + 1], data.first_lengths[rows], strict=True):
+        builder.add(data.ids[start:end], first)
+    chosen = builder.build()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("first", "second"):  # as in training, the first time is not counted
+            some = TeacherStates(Path(folder) / name, learner, data, BATCH)
+            some.batches = evenly(some.batches, steps)
+            started = time.monotonic()
+            some.make(here)
+            seconds = time.monotonic() - started
+        states = TeacherStates(Path(folder) / "kept", learner, chosen, BATCH)
+        states.make(here)  # open from now on, also without a name
+    return replace(chosen, states=states), seconds / sum(map(len, some.batches)) / EPOCHS
 
 
 def measure(args, way, work):
@@ -172,6 +197,7 @@ def main():
             memory = max(run["memory"] for run in found[way, work])
             # A teacher in int8 has the int8 peak, for its attention's products too; the student has that of "ours".
             teacher, student = operations(args.layers, args.width, work, length)
+            teacher /= EPOCHS if work == KEPT else 1
             share = rate * (teacher / peaks[way] + student / peaks["ours"])
             print(f"| {work} | {way} | {rate:.1f} | {rate / slow:.1f} | {share:.0%} | {memory:.2f} |")
 
