@@ -33,7 +33,7 @@ FLAGS = {
     "--num_train_epochs --warmup_proportion --no_cuda --gradient_accumulation_steps --aug_train --eval_step "
     "--pred_distill --temperature --do_finetune --no_finetune --do_predict --do_export --max_steps --layer_map "
     "--attention_loss --attention_weight --hidden_weight --compile --seeds --baseline --precision --student_vocab "
-    "--teacher_precision",
+    "--teacher_precision --teacher_states",
 }
 
 

@@ -366,6 +366,7 @@ OF_DISTILLATION = (
     "attention_weight",
     "hidden_weight",
     "teacher_precision",
+    "teacher_states",
 )
 
 
