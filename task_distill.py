@@ -198,7 +198,7 @@ def learn_layers(matching, gigabytes, run, student, teacher, data, tokenizer, ou
     hidden = distillation.hidden_loss  # equation 8, and at the embeddings equation 9
     learner = distillation.TransformerLearner(student, set_precision(teacher, run.here), attention, hidden, matching)
     if gigabytes:
-        run.keep_states(learner, data, output.folder, gigabytes)
+        data = run.with_states(learner, data, output.folder, gigabytes)
     # There is no prediction layer to score yet, so the last weights are kept, and the rate stays constant.
     _, dev = data.dev[0]
 

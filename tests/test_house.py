@@ -12,7 +12,7 @@ FLOORS = (
     "flags outputs processes history | settings",
     "checkpoint tokenization optimization data corpus tables workers quantization"
     " | configuration epochs vectors | modeling instances | published",
-    "distillation initialization vocabulary",
+    "distillation initialization vocabulary teacher_states",
     "tasks tasks.kind | tasks.classification tasks.regression | tasks.multilabel tasks.tokens tasks.spans"
     " | tasks.task | glue | own_tasks",
     "training evaluation",

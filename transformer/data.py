@@ -82,7 +82,8 @@ class Sequences:
     def batch(self, indices):
         """A dict: input_ids, token_type_ids (B, L); attention_mask (B, L), None where nothing is padded and `pad_to` is
         None; outputs (P,), the numbers of the outputs; labels (P,) or (P, C) if the data has labels; answered (2, P) if
-        single tokens are answered: the index in the batch and the position of each."""
+        single tokens are answered: the index in the batch and the position of each; the teacher's states if they are
+        kept, see `TeacherStates.read`."""
         import torch  # here, because pregeneration uses this module too and starts ten times as fast without torch
 
         lengths = self.lengths[indices]

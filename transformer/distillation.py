@@ -224,10 +224,11 @@ class TransformerLearner(nn.Module):
         return torch.stack([output.hidden_states[g] for g in self.teaching], dim=1), torch.stack(compared, dim=1)
 
     def output_of(self, hidden, compared):
-        """The other way round: the stacked states as a `BertOutput` of the layers that teach."""
+        """What `states_of` stacked as a `BertOutput` again, by layer number instead of in lists."""
         compared = [each.unbind(1) if self.by_relations else each for each in compared.unbind(1)]
         compared = dict(zip((g - 1 for g in self.attending), compared, strict=True))
-        return BertOutput(dict(zip(self.teaching, hidden.unbind(1), strict=True)), compared, compared, None)
+        hidden = dict(zip(self.teaching, hidden.unbind(1), strict=True))
+        return BertOutput(hidden, compared, compared, None)  # of scores and projections the losses read one
 
     def forward(self, batch):
         mask = batch["attention_mask"]

@@ -118,8 +118,8 @@ UNLABELLED_HELP = "files with more texts for the two steps, which need no labels
 UNLABELLED_HELP += "text columns, else a text a line (pairs: a tab between)"
 VOCAB_HELP = "word pieces that the student keeps: task = those of its training text, or the most frequent N of them"
 
-STATES_HELP = "intermediate step: compute what the teacher's layers say once, not in every epoch, and keep it on disk "
-STATES_HELP += "in float16, if that takes at most so many gigabytes (off)"
+STATES_HELP = "intermediate step: run the teacher once, not in every epoch, and keep its layers' states on disk in "
+STATES_HELP += "float16, if they take at most so many gigabytes; for CPUs (off)"
 
 STRIDE_HELP = "answer spans: tokens from the start of a window over a long text to that of the next one (128)"
 ENTITIES_HELP = "token labels: also replace tokens of entities, by others that have the same label in the training file"

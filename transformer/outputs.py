@@ -35,7 +35,7 @@ MODEL_FILES = ("config.json", "vocab.txt", "tokenizer.json", "tokenizer_config.j
 MODEL_FILES += ("model.safetensors", "*.index.json", "pytorch_model-*.bin", "model-*.safetensors")  # or in shards
 # Everything that a training leaves in its folder, including its saved state and the report.
 TRAINED = ("config.json", "vocab.txt", "tokenizer_config.json", "pytorch_model.bin", "step_*_pytorch_model.bin")
-TRAINED += ("model.safetensors", "training_state.bin", "teacher_logits.npy", "teacher_states.bin")
+TRAINED += ("model.safetensors", "training_state.bin", "teacher_logits.npy", "teacher_states*.bin")
 TRAINED += ("train_log.jsonl", "curves.png")
 TRAINED += (RESULTS_NAME, LOG_NAME, REPORT_NAME, PICTURE_NAME, TABLE_NAME)
 TRAINED += tuple(f"{each}/{name}" for each in (BASELINE_FOLDER, GENERAL_BASELINE_FOLDER) for name in TRAINED)

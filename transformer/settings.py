@@ -378,6 +378,8 @@ def check(step, values):
         raise UserError("--baseline: goes with --pred_distill or --do_eval, whose student it is compared with")
     if values.get("unlabelled") and step not in (INTERMEDIATE, PREDICTION):
         raise UserError("--unlabelled: for the two steps of distillation only; all else needs labels")
+    if values.get("teacher_states") and step != INTERMEDIATE:
+        raise UserError("--teacher_states: for the intermediate step only; the next one keeps the teacher's logits")
     if step == FINETUNE and any(values[name] for name in EVALUATIONS):
         told = "does not go with --do_eval, --do_predict or --do_export, which ask for another step"
         raise UserError(f"--do_finetune: {told}")

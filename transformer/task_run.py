@@ -3,6 +3,7 @@
 import copy
 import io
 import logging
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformer.outputs import RECORD_NAME, REPORT_NAME, RESULTS_NAME, Output, 
 from transformer.own_tasks import DESCRIPTION
 from transformer.quantization import set_precision
 from transformer.tasks.task import TaskFile, label_order, unlabelled_rows
-from transformer.teacher_states import STATES_NAME, TeacherStates
+from transformer.teacher_states import DEV_STATES_NAME, STATES_NAME, TeacherStates
 from transformer.tensor_file import read_array
 from transformer.tokenization import BertTokenizer
 from transformer.training import Plan, TrainingRun
@@ -195,28 +196,37 @@ class TaskRun:
         results = run.train()
         if self.here.first:
             write_results(output.folder / RESULTS_NAME, results)
-            for name in (OUTPUTS_NAME, STATES_NAME):
-                (output.folder / name).unlink(missing_ok=True)
+            (output.folder / OUTPUTS_NAME).unlink(missing_ok=True)
         run.finish()
+        for name in (STATES_NAME, DEV_STATES_NAME) if self.here.first else ():
+            (output.folder / name).unlink(missing_ok=True)
         logging.info("result: %s", format_results(results))
         steps = f"{data.plan.total_steps} steps of {self.batching.train_batch_size}"
         without = f" ({unlabelled} of them without labels)" if unlabelled else ""
         output.finish(f"{rows} rows in{without}, {steps}")
 
-    def keep_states(self, learner, data, folder, gigabytes):
-        """--teacher_states: let the training batches bring what the teacher's layers say, from a file in `folder`."""
-        states = TeacherStates(folder / STATES_NAME, learner, data.train, self.evaluator.batch_size)
-        reasons = {
-            "only one process can": self.here.world_size > 1,
-            "no row comes twice": data.plan.total_steps <= data.plan.pass_steps[0],
-            f"they would take {states.size / 1e9:.2f} GB": states.size > gigabytes * 1e9,
-        }
-        if reason := next((told for told, holds in reasons.items() if holds), None):
+    def with_states(self, learner, data, folder, gigabytes):
+        """--teacher_states: the data, whose batches then bring along what the teacher's layers say, from files in
+        `folder`; unchanged where that is no use or takes more than so many gigabytes."""
+        (name, dev), *others = data.dev
+        # Of a size that the record has, as the states depend on it in their last bits.
+        size = math.ceil(self.batching.train_batch_size / self.batching.gradient_accumulation_steps)
+        states = TeacherStates(folder / STATES_NAME, learner, data.train, size)
+        of_dev = TeacherStates(folder / DEV_STATES_NAME, learner, dev, size)
+        total = (states.size + of_dev.size) / 1e9
+        reasons = [
+            (self.here.world_size > 1, "that takes a run of one process"),
+            (data.plan.total_steps <= data.plan.pass_steps[0], "no row comes twice"),
+            (total > gigabytes, f"they would take {total:.2f} GB"),
+        ]
+        if reason := next((told for holds, told in reasons if holds), None):
             logging.info("teacher's states are computed in each step, not kept: %s (--teacher_states)", reason)
-            return
-        states.make(self.here)
+            return data
+        for each in (states, of_dev):
+            each.make(self.here)
         train = replace(data.train, states=states)
         data.plan.load_epoch = lambda epoch: train
+        return data._replace(train=train, dev=[(name, replace(dev, states=of_dev)), *others])
 
     def teacher_outputs(self, teacher, data, folder):
         """The teacher's outputs (P, C) for each row that the plan trains on, kept in `folder` for a resumed run."""

@@ -133,8 +133,8 @@ def keep_states(learner, data, steps, here):
             started = time.monotonic()
             some.make(here)
             seconds = time.monotonic() - started
-        states = TeacherStates(Path(folder) / "kept", learner, chosen, BATCH)
-        states.make(here)  # open from now on, also without a name
+    states = TeacherStates(Path(tempfile.mkdtemp()) / "kept", learner, chosen, BATCH)
+    states.make(here)
     return replace(chosen, states=states), seconds / sum(map(len, some.batches)) / EPOCHS
 
 

@@ -37,17 +37,17 @@ RECIPES = {
     ),
     "MRPC": (
         "--num_train_epochs 5 --learning_rate 5e-5 --eval_step 115",
-        "--num_train_epochs 8 --learning_rate 3e-4 --eval_step 1000",
+        "--num_train_epochs 8 --learning_rate 3e-4 --eval_step 1000 --teacher_states 8",
         "--num_train_epochs 4 --learning_rate 1e-4 --eval_step 57",
     ),
     "TREC": (
         "--num_train_epochs 4 --learning_rate 1e-4 --eval_step 150",
-        "--num_train_epochs 10 --learning_rate 3e-4 --eval_step 1000",
+        "--num_train_epochs 10 --learning_rate 3e-4 --eval_step 1000 --teacher_states 8",
         "--num_train_epochs 4 --learning_rate 3e-5 --eval_step 80",
     ),
     "SST-5": (
         "--num_train_epochs 2 --learning_rate 5e-5 --eval_step 130",
-        "--num_train_epochs 2 --learning_rate 3e-4 --eval_step 1000",
+        "--num_train_epochs 2 --learning_rate 3e-4 --eval_step 1000 --teacher_states 8",
         "--num_train_epochs 2 --learning_rate 5e-5",
     ),
 }
