@@ -64,6 +64,7 @@ def given_to(step):
         else:
             values[name] = [other for other in (*flag.choices, f"other {name}") if other != flag.value_at(step)][0]
     values |= {"precision": "bf16", "fp16": None, "seeds": None, "student_vocab": "9", "task_name": "SST-2", "seed": 7}
+    values |= {} if step == INTERMEDIATE else {"teacher_states": None}  # a contradiction
     return {name: value for name, value in values.items() if name in flags_of(step)}
 
 
