@@ -17,6 +17,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -839,6 +840,7 @@ def test_a_broken_zip_leaves_no_file(tmp_path):
 
 
 STUDENTS = {name: source.model for name, source in file_utils.SOURCES.items() if source.teacher}
+GLUE, GLOVE = (urlsplit(url).path for url in (file_utils.GLUE, *file_utils.SOURCES["glove"].addresses))
 MRPC_HEAD = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n"
 
 
@@ -850,13 +852,13 @@ def mirror(server, monkeypatch):
     sst = {f"SST-2/{name}": f"sentence\tlabel\n{name}\t1\n" for name in file_utils.TSV}
     senteval = "/senteval/senteval_data/"
     server.files = {
-        "/glue/data/SST-2.zip": zipped({**sst, "SST-2/original/SOStr.txt": "x"}),
-        "/data/glove.6B.zip": zipped({"glove.6B.50d.txt": "a 1", "glove.6B.100d.txt": "a 1 2"}),
-        "/glue/data/mrpc_dev_ids.tsv": b"3\t4\n",
+        f"{GLUE}SST-2.zip": zipped({**sst, "SST-2/original/SOStr.txt": "x"}),
+        GLOVE: zipped({"glove.6B.50d.txt": "a 1", "glove.6B.100d.txt": "a 1 2"}),
+        f"{GLUE}mrpc_dev_ids.tsv": b"3\t4\n",
         senteval + "msr_paraphrase_train.txt": f'{MRPC_HEAD}1\t1\t2\ta "b\u2028c\td\r\n0\t3\t4\te\tf\r\n'.encode(),
         senteval + "msr_paraphrase_test.txt": f"{MRPC_HEAD}1\t5\t6\tg\th\r\n0\t7\t8\ti\tj\r\n".encode(),
         **{f"/SQuAD-explorer/dataset/{part}-v1.1.json": part.encode() for part in ("train", "dev")},
-        "/glue/data/AX.tsv": b"index\tsentence1\tsentence2\n0\ta\tb\n",
+        f"{GLUE}AX.tsv": b"index\tsentence1\tsentence2\n0\ta\tb\n",
     }
     for model in ("bert-base-uncased", "bert-base-chinese", *STUDENTS.values()):
         files = {"config.json": b"{}", "vocab.txt": model.encode(), "pytorch_model.bin": b"weights"}
@@ -1051,13 +1053,13 @@ def test_stage_4_starts_from_a_published_student_and_stage_3_leaves_it_alone(mir
 
 
 def test_an_interrupted_step_0_goes_on(mirror, tmp_path, monkeypatch):
-    mirror.files["/glue/data/SST-2.zip"] = zipped({f"SST-2/{n}": noise(99_999).hex() for n in file_utils.TSV})
+    mirror.files[f"{GLUE}SST-2.zip"] = zipped({f"SST-2/{n}": noise(99_999).hex() for n in file_utils.TSV})
     monkeypatch.setattr(downloads, "TRIES", 1)
-    mirror.troubles["/glue/data/SST-2.zip"] = ["cut:100000"]
+    mirror.troubles[f"{GLUE}SST-2.zip"] = ["cut:100000"]
     with pytest.raises(UserError, match="broke off"):
         main(["SST-2", "--dir", str(tmp_path)])
     main(["SST-2", "--dir", str(tmp_path)])
-    assert mirror.statuses("/glue/data/SST-2.zip") == [200, 206]
+    assert mirror.statuses(f"{GLUE}SST-2.zip") == [200, 206]
 
 
 def test_an_archive_with_another_sum_is_refused(mirror, tmp_path, monkeypatch):

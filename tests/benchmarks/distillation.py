@@ -92,8 +92,9 @@ def reference_rate(args, work, data):
     return slow_distillation.examples_per_second(loss_of, student, teacher, batches), LENGTH
 
 
-def our_rate(args, work, data, teacher_precision=None):
-    """Examples a second of the suite's own loop, the first steps not counted; and the mean length of an example."""
+def our_rate(args, work, data, folder, teacher_precision=None):
+    """Examples a second of the suite's own loop, the first steps not counted; and the mean length of an example.
+    `folder`: for the teacher's states."""
     here = start(args, teacher_precision)
     student, teacher = (model.to(here.device) for model in make_models(args))
     if teacher_precision:
@@ -112,13 +113,13 @@ def our_rate(args, work, data, teacher_precision=None):
     else:
         learner = TransformerLearner(student, teacher)
         if work == KEPT:
-            data, seconds_of_teacher = keep_states(learner, data, args.steps, here)
+            data, seconds_of_teacher = keep_states(learner, data, args.steps, here, folder)
     entry, _ = train(learner, data, here, args.steps, BATCH, args.compile)
     length = entry["tokens_per_second"] / entry["examples_per_second"]
     return 1 / (1 / entry["examples_per_second"] + seconds_of_teacher), length
 
 
-def keep_states(learner, data, steps, here):
+def keep_states(learner, data, steps, here, folder):
     """The rows of `steps` batches with their states, as --teacher_states keeps them, and the seconds that an epoch's
     example needs for that, measured on batches of all lengths."""
     rows = np.concatenate(evenly(sorted_batches(data.lengths, BATCH), steps))
@@ -126,14 +127,13 @@ def keep_states(learner, data, steps, here):
     for start, end, first in zip(data.offsets[rows], data.offsets[rows + 1], data.first_lengths[rows], strict=True):
         builder.add(data.ids[start:end], first)
     chosen = builder.build()
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("first", "second"):  # as in training, the first time is not counted
-            some = TeacherStates(Path(folder) / name, learner, data, BATCH)
-            some.batches = evenly(some.batches, steps)
-            started = time.monotonic()
-            some.make(here)
-            seconds = time.monotonic() - started
-    states = TeacherStates(Path(tempfile.mkdtemp()) / "kept", learner, chosen, BATCH)
+    for name in ("first", "second"):  # as in training, the first time is not counted
+        some = TeacherStates(Path(folder) / name, learner, data, BATCH)
+        some.batches = evenly(some.batches, steps)
+        started = time.monotonic()
+        some.make(here)
+        seconds = time.monotonic() - started
+    states = TeacherStates(Path(folder) / "kept", learner, chosen, BATCH)
     states.make(here)
     return replace(chosen, states=states), seconds / sum(map(len, some.batches)) / EPOCHS
 
@@ -144,7 +144,8 @@ def measure(args, way, work):
     if way == "reference":
         rate, length = reference_rate(args, work, data)
     else:
-        rate, length = our_rate(args, work, data, "int8" if way == INT8 else None)
+        with tempfile.TemporaryDirectory() as folder:
+            rate, length = our_rate(args, work, data, folder, "int8" if way == INT8 else None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if torch.cuda.is_available() and not args.no_cuda:
         peak = torch.cuda.max_memory_allocated()
