@@ -1,6 +1,6 @@
 """The reference's way of distilling, re-stated plainly: every batch padded to the maximum, the scores of all layers of
 both models, the teacher in training mode and anew in every epoch (in general distillation with its gradients' graph),
-GELU by its formula, an optimizer that goes through the weights one by one.
+GELU by its formula, PyTorch's dropout, an optimizer that goes through the weights one by one.
 
 Called by distillation.py, a process for each measurement; augmentation.py slows its slow way down likewise.
 """
@@ -17,6 +17,7 @@ from transformer import modeling, processes
 def slow_down():
     """In a process of the reference's way, before it makes models: what the suite does for all that runs on it."""
     modeling.ACTIVATIONS["gelu"] = lambda x: x * 0.5 * (1.0 + torch.erf(x / math.sqrt(2.0)))
+    modeling.dropout = F.dropout
     processes.keep_freed_memory = lambda: None
 
 
