@@ -577,7 +577,8 @@ def test_a_path_of_pasted_commands_leads_through_all_steps_of_a_task(reviews):
 
 
 def test_a_command_keeps_zeros_and_another_step_replaces_nothing():
-    settings = read(task_distill, "--seed", 0, "--attention_weight", 0, "--overwrite_output")
+    given = "--seed", 0, "--attention_weight", 0, "--overwrite_output", "--teacher_states", 9
+    settings = read(task_distill, *given)
     assert settings.command_of(PREDICTION).endswith("--pred_distill --seed 0 --attention_weight 0.0")
 
 

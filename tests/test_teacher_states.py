@@ -141,6 +141,15 @@ def test_states_are_not_kept_where_that_is_no_use_or_too_large(copy, flags, told
     assert not (copy / "4" / "teacher_states.bin").exists()
 
 
+def test_a_disk_with_too_little_room_is_told_before_the_teacher_runs(copy):
+    clear(copy, "intermediate")
+    little = mock.patch("shutil.disk_usage", return_value=mock.Mock(free=1000))
+    with little:
+        found = call(copy, "intermediate", "--teacher_states", 1)
+    assert found.returncode == 2 and not (copy / "4" / "teacher_states.bin").exists()
+    assert re.search(r"4: 0\.\d\d GB of states are to be written, 0\.00 GB are free; make room, or leave ", found.stderr)
+
+
 def test_only_the_intermediate_step_keeps_states():
     for step in ("prediction", "evaluation", "finetune"):
         with pytest.raises(UserError, match="--teacher_states: for the intermediate step only"):

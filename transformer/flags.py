@@ -112,19 +112,19 @@ OWN_DATA = {"sample_data": True, "by_task": TASK, **NO_RESULT}
 
 CORPUS_HELP = "files, folders or addresses of the corpus: .txt (one sentence per line, empty lines between documents), "
 CORPUS_HELP += '.jsonl (one document per line, field "text"), both also .gz; remote files are fetched into the cache'
-DEV_HELP = "for your own data without a dev file: this part of the training rows is dev, e.g. 0.1; "
-DEV_HELP += "the same rows for every seed, given to every step"
+DEV_HELP = "for your own data without a dev file: the part of the training rows to use as dev, e.g. 0.1; "
+DEV_HELP += "the choice does not depend on the seed; give it to every step"
 UNLABELLED_HELP = "files with more texts for the two steps, which need no labels: .tsv, .csv, .jsonl with the task's "
 UNLABELLED_HELP += "text columns, else a text a line (pairs: a tab between)"
 VOCAB_HELP = "word pieces that the student keeps: task = those of its training text, or the most frequent N of them"
 
-STATES_HELP = "intermediate step: run the teacher once, not in every epoch, and keep its layers' states on disk in "
-STATES_HELP += "float16, if they take at most so many gigabytes; for CPUs (off)"
+STATES_HELP = "intermediate step, on a CPU: run the teacher once instead of in every epoch, and keep its layers' "
+STATES_HELP += "states on disk (float16), provided they fit into this many gigabytes (off)"
 
 STRIDE_HELP = "answer spans: tokens from the start of a window over a long text to that of the next one (128)"
 ENTITIES_HELP = "token labels: also replace tokens of entities, by others that have the same label in the training file"
-TEACHER_HELP = "of the teacher while it teaches; int8: for CPUs, faster, its hidden states some percent off; "
-TEACHER_HELP += "auto: int8 on CPUs with AVX2 (as the models)"
+TEACHER_HELP = "precision of the teacher while it teaches; int8: CPUs only, faster, its hidden states some percent off; "
+TEACHER_HELP += "auto: int8 on CPUs with AVX2 (default: that of --precision)"
 
 PREDICT_HELP = "only answer the texts of this file: .tsv, .csv, .jsonl with the task's columns, else a text a line; "
 PREDICT_HELP += "- = from standard input to standard output; the model's folder knows its task"
@@ -206,6 +206,8 @@ FLAGS = {
         "gradient_accumulation_steps": Flag(int, "parts that a batch is split into, to save memory", 1),
         "eval_step": own(int, "optimizer steps between evaluations, which also save", EVAL_STEPS, SAMPLE_STEPS),
         "pad_to_max_length": Flag(bool, "pad batches to the maximum and average over padding, as the reference does"),
+        "max_steps": Flag(int, "stop after this many optimizer steps, for debugging"),
+        "fp16": Flag(bool, "short for --precision fp16", **NO_RESULT),
         "compile": Flag(bool, "compile the models: takes minutes at the start, then faster on GPUs"),
     },
     ("what the student learns from", TRAINING): {
@@ -223,8 +225,6 @@ FLAGS = {
     },
     ("several devices", TRAINING): {
         "local_rank": Flag(int, "this process's number; torchrun sets it", -1, None, "-1 or more", **NO_RESULT),
-        "fp16": Flag(bool, "short for --precision fp16", **NO_RESULT),
-        "max_steps": Flag(int, "stop after this many optimizer steps, for debugging"),
     },
     ("several seeds", TASK): {
         "seeds": mode(str, "1,2,3: run once for each seed, in <output_dir>/seed_N, and average the scores"),

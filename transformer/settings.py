@@ -256,7 +256,7 @@ class Settings(Mapping):
             heirs = {name for name, flag in flags_of(step).items() if FINETUNE in flag.heirs}
             return command(step, {name: self._given[name] for name in self._given if name in heirs} | changes)
         # The flags that belong to certain steps.
-        modes = {*flags.SWITCHES.values(), *EVALUATIONS, "baseline", "overwrite_output"}
+        modes = {*flags.SWITCHES.values(), *EVALUATIONS, "baseline", "teacher_states", "overwrite_output"}
         layers = ({name: layer[name] for name in layer if name not in modes} for layer in (self._given, self._header))
         given, header = layers
         meant = settings_for(step, given, header, self._task)

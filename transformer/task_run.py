@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -196,9 +197,8 @@ class TaskRun:
         results = run.train()
         if self.here.first:
             write_results(output.folder / RESULTS_NAME, results)
-            (output.folder / OUTPUTS_NAME).unlink(missing_ok=True)
         run.finish()
-        for name in (STATES_NAME, DEV_STATES_NAME) if self.here.first else ():
+        for name in (OUTPUTS_NAME, STATES_NAME, DEV_STATES_NAME) if self.here.first else ():
             (output.folder / name).unlink(missing_ok=True)
         logging.info("result: %s", format_results(results))
         steps = f"{data.plan.total_steps} steps of {self.batching.train_batch_size}"
@@ -215,13 +215,17 @@ class TaskRun:
         of_dev = TeacherStates(folder / DEV_STATES_NAME, learner, dev, size)
         total = (states.size + of_dev.size) / 1e9
         reasons = [
-            (self.here.world_size > 1, "that takes a run of one process"),
+            (self.here.world_size > 1 or self.here.device.type != "cpu", "that is for one process on a CPU"),
             (data.plan.total_steps <= data.plan.pass_steps[0], "no row comes twice"),
             (total > gigabytes, f"they would take {total:.2f} GB"),
         ]
         if reason := next((told for holds, told in reasons if holds), None):
             logging.info("teacher's states are computed in each step, not kept: %s (--teacher_states)", reason)
             return data
+        kept = sum(each.path.stat().st_size for each in (states, of_dev) if each.path.is_file()) / 1e9
+        if total - kept > (free := shutil.disk_usage(folder).free / 1e9):
+            told = f"{total - kept:.2f} GB of states are to be written, {free:.2f} GB are free"
+            raise UserError(f"{folder}: {told}; make room, or leave --teacher_states out, with --overwrite_output")
         for each in (states, of_dev):
             each.make(self.here)
         train = replace(data.train, states=states)

@@ -273,10 +273,10 @@ class TrainingRun:
                 raise UserError(f"step {self.step}: its update left {name} with NaN or infinite numbers; {ADVICE}")
 
     def finish(self):
-        """Remove the state of a run that is complete, and draw its curves."""
+        """Draw the curves of a run that is complete, and remove its state."""
         if self.processes.first:
-            (self.folder / STATE_NAME).unlink(missing_ok=True)
             self.history.draw()
+            (self.folder / STATE_NAME).unlink(missing_ok=True)  # last: a kill while drawing must not repeat the training
 
 
 class Guard:
