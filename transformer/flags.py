@@ -123,7 +123,7 @@ STATES_HELP += "states on disk (float16), provided they fit into this many gigab
 
 STRIDE_HELP = "answer spans: tokens from the start of a window over a long text to that of the next one (128)"
 ENTITIES_HELP = "token labels: also replace tokens of entities, by others that have the same label in the training file"
-TEACHER_HELP = "precision of the teacher while it teaches; int8: CPUs only, faster, its hidden states some percent off; "
+TEACHER_HELP = "precision of the teacher while it teaches; int8: CPUs only, faster, hidden states some percent off; "
 TEACHER_HELP += "auto: int8 on CPUs with AVX2 (default: that of --precision)"
 
 PREDICT_HELP = "only answer the texts of this file: .tsv, .csv, .jsonl with the task's columns, else a text a line; "

@@ -276,7 +276,7 @@ class TrainingRun:
         """Draw the curves of a run that is complete, and remove its state."""
         if self.processes.first:
             self.history.draw()
-            (self.folder / STATE_NAME).unlink(missing_ok=True)  # last: a kill while drawing must not repeat the training
+            (self.folder / STATE_NAME).unlink(missing_ok=True)  # last: a kill while drawing must repeat no training
 
 
 class Guard:
