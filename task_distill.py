@@ -5,6 +5,7 @@
     --do_finetune    fine-tune a teacher on the task; happens automatically where the teacher has no classifier for it
     --do_eval        report on a student beside its teacher;  --do_predict  write predictions for the test set
     --predict_file   answer the texts of any file, or with - those of standard input
+    --teacher_states with the intermediate step, on a CPU: the teacher runs once and its layers' outputs stay on disk
     --student_vocab  with the intermediate step: the student keeps only the word pieces that its task uses
     --do_export      write a finished student in int8, for onnx or as safetensors, into a folder of each form
     --baseline       with --pred_distill or --do_eval: also train the same student without distillation, to compare
@@ -13,9 +14,9 @@ Reads:   --data_dir (train.tsv, with --aug_train train_aug.tsv of stage 1; dev.t
          --unlabelled (texts without labels, which join the training rows of the two steps)
 Writes:  <output_dir>/pytorch_model.bin (intermediate step: the last; prediction step: the best on dev), config.json,
          vocab.txt, tokenizer_config.json, eval_results.txt, log.txt, train_log.jsonl, curves.png (with matplotlib);
-         prediction step and --do_eval: report.md, report.png (with matplotlib), with --baseline the model folder
-         baseline/; a fine-tuned teacher goes to <teacher>/<task>/. The default folders of tasks other than SST-2 are
-         4_task_distill_mid/<task>/ and 5_task_distill_out/<task>/
+         prediction step and --do_eval: report.md, report.json, report.png (with matplotlib), with --baseline the
+         model folders baseline/ and baseline_general/; a fine-tuned teacher goes to <teacher>/<task>/. The default
+         folders of tasks other than SST-2 are 4_task_distill_mid/<task>/ and 5_task_distill_out/<task>/
 
     python task_distill.py --data_dir SST-2 --teacher_model teacher_model --student_model 3_general_distill \\
         --task_name SST-2 --output_dir 4_task_distill_mid --aug_train --do_lower_case

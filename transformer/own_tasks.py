@@ -11,10 +11,11 @@ The keys of task.json, all optional:
      "ignore_labels": ["?", ""],   rows with these are left out; an empty label must be listed here or in "labels"
      "separator": ";",             a row has any number of labels, in one cell with this between; in JSON Lines a list
      "regression": false,          true: the label is a number to predict; false: its values are classes, many or few
-     "metric": "f1",               selects the best model: acc, f1, mcc; corr, pearson, spearmanr for regression;
-                                   f1_micro, f1_macro, acc (all labels of a row right) for several labels; f1, exact
-                                   for answer spans, whose files are SQuAD's or have question, context and answers;
-                                   f1, precision, recall (of entities), acc (of tokens) for token labels
+     "metric": "f1",               selects the best model: acc, f1, acc_and_f1 (their mean), mcc; corr, pearson,
+                                   spearmanr for regression; f1_micro, f1_macro, acc (all labels of a row right) for
+                                   several labels; f1, exact for answer spans, whose files are SQuAD's or have
+                                   question, context and answers; f1, precision, recall (of entities), acc (of tokens)
+                                   for token labels
      "max_seq_length": 128, "epochs": 3,
      "doc_stride": 128, "max_query_length": 64}     of answer spans, as the flags of these names
 """

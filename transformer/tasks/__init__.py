@@ -1,1 +1,1 @@
-"""Tasks: their kinds (`kind`, `classification`, `regression`, `multilabel`, `spans`), table rows and files (`task`)."""
+"""Tasks: their kinds (`kind` and one module each), table rows and files (`task`)."""
