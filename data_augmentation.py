@@ -67,7 +67,6 @@ CHUNK_ROWS = 256  # rows per process between saved states; their masked words sh
 CHUNK_TEXT = 1 << 19  # characters, likewise, so that memory does not grow with long rows
 CUDA_CHUNKS = 4  # chunks between saved states on a GPU, which finishes one faster than a state is saved
 PROGRESS = {key: whole(needed=True) for key in ("rows", "written", "bytes")}  # of a stopped run, in its record
-REPORT_SECONDS = 60  # between progress lines in the log, where no bar is shown
 
 
 def read_settings(argv=None):
@@ -195,7 +194,7 @@ def augment_file(train_file, augment, progress, total, limit, output):
             bar.update(rows)
             now = time.monotonic()
             # A log file has no bar, so it gets a line now and then.
-            if bar.disable and now - told >= REPORT_SECONDS and progress["rows"] < total:
+            if bar.disable and now - told >= console.REPORT_SECONDS and progress["rows"] < total:
                 speed, told = (progress["rows"] - before) / (now - started), now
                 left = (total - progress["rows"]) / speed / 60
                 logging.info("%d of %d rows, %.1f rows/s, %.0f min left", progress["rows"], total, speed, left)

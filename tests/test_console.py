@@ -9,7 +9,7 @@ import pytest
 from tiny import ROOT, call_script
 
 import pregenerate_training_data
-from transformer.console import format_results, format_seconds, log_to
+from transformer.console import format_results, format_seconds, log_to, watched
 from transformer.file_utils import UserError
 
 
@@ -110,6 +110,15 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path):
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
 def test_times_are_written_as_on_a_clock(seconds, text):
     assert format_seconds(seconds) == text
+
+
+def test_without_a_terminal_batches_are_told_once_a_minute(monkeypatch, caplog):
+    caplog.set_level("INFO")
+    assert list(watched("abc")) == list("abc") and not caplog.messages
+    monkeypatch.setattr("transformer.console.REPORT_SECONDS", 0)
+    assert list(watched("abc", shown=False)) == list("abc") and not caplog.messages
+    assert list(watched("abc")) == list("abc")
+    assert caplog.messages == ["1 of 3 batches, 0:00 left", "2 of 3 batches, 0:00 left"]
 
 
 def test_results_are_written_with_four_decimals():

@@ -138,7 +138,7 @@ def run_and_read(folder, *flags):
 def test_without_a_terminal_the_log_says_now_and_then_how_far_it_is(folder, monkeypatch):
     monkeypatch.setattr(data_augmentation, "CHUNK_ROWS", 3)
     assert "rows/s" not in run_and_read(folder)[1]  # it took no minute
-    monkeypatch.setattr(data_augmentation, "REPORT_SECONDS", 0)
+    monkeypatch.setattr("transformer.console.REPORT_SECONDS", 0)
     rows = len((folder / "glue" / "SST-2" / "train.tsv").read_text().splitlines()) - 1
     said = re.findall(r"(\d+) of (\d+) rows, [0-9.]+ rows/s, 0 min left", run_and_read(folder)[1])
     assert said == [(str(done), str(rows)) for done in range(3, rows, 3)]

@@ -12,6 +12,7 @@ from transformer.files import UserError, without_secrets
 
 GOES_ON = "the same command goes on from the last saved state"
 OTHERS_WAIT = 5  # seconds before another process than the first tells its error
+REPORT_SECONDS = 60  # between progress lines in the log, where no bar is shown
 FORMAT, TIME = "%(asctime)s  %(message)s", "%H:%M:%S"  # of a log line
 
 
@@ -110,6 +111,19 @@ def progress_bar(total, done, unit, shown=True, **options):
     bar = tqdm(total=total, initial=done, unit=unit, disable=None if shown else True, **options)  # None = no terminal
     with bar, logging_redirect_tqdm():
         yield bar
+
+
+def watched(batches, shown=True):
+    """Yield batches below a progress bar; without a terminal a log line now and then. `shown`: in this process."""
+    started = told = time.monotonic()
+    with progress_bar(len(batches), 0, "batch", shown, leave=False) as bar:
+        for done, batch in enumerate(batches):
+            now = time.monotonic()
+            if shown and bar.disable and done and now - told >= REPORT_SECONDS:
+                told, left = now, (now - started) / done * (len(batches) - done)
+                logging.info("%d of %d batches, %s left", done, len(batches), format_seconds(left))
+            yield batch
+            bar.update()
 
 
 def format_seconds(seconds):

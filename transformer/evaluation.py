@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from transformer.checkpoint import label_names, weights_files
+from transformer.console import watched
 from transformer.data import sorted_batches, token_batches
 from transformer.distillation import head_outputs
 from transformer.history import sum_by_kind
@@ -55,7 +55,7 @@ class Evaluator:
         by_tokens = by_tokens and sequences.pad_to is None  # examples that are all padded are not shorter
         tokens = self.batch_size * lengths.max(initial=1)
         batches = token_batches(lengths, tokens) if by_tokens else sorted_batches(lengths, self.batch_size)
-        for indices in tqdm(batches, unit="batch", disable=None if progress else True, leave=False):
+        for indices in watched(batches) if progress else batches:
             batch = sequences.batch(rows[indices])
             places.append(batch["outputs"])
             found.append(self.run(model, batch))

@@ -9,8 +9,8 @@ import os
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from transformer.console import watched
 from transformer.data import token_batches
 from transformer.files import UserError
 
@@ -53,7 +53,7 @@ class TeacherStates:
                 file.truncate(ends[done - 1] if done else 0)
                 counts = len(self.lengths), self.size / 1e9, self.path
                 logging.info("teacher's states of %d sequences: %.2f GB in %s", *counts)
-                for indices in tqdm(self.batches[done:], unit="batch", disable=None, leave=False):
+                for indices in watched(self.batches[done:]):
                     for array in self.compute(indices, here):
                         file.write(array.data)
                     file.flush()
