@@ -840,7 +840,8 @@ def test_a_broken_zip_leaves_no_file(tmp_path):
 
 
 STUDENTS = {name: source.model for name, source in file_utils.SOURCES.items() if source.teacher}
-GLUE, GLOVE = (urlsplit(url).path for url in (file_utils.GLUE, *file_utils.SOURCES["glove"].addresses))
+ADDRESSES = file_utils.GLUE, file_utils.SENTEVAL, file_utils.SQUAD, *file_utils.SOURCES["glove"].addresses
+GLUE, SENTEVAL, SQUAD, GLOVE = (urlsplit(url).path for url in ADDRESSES)
 MRPC_HEAD = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String\r\n"
 
 
@@ -850,14 +851,13 @@ def mirror(server, monkeypatch):
     monkeypatch.setenv("TINYBERT_MIRROR", server.url)
     monkeypatch.setattr(file_utils, "CHECKSUMS", {})
     sst = {f"SST-2/{name}": f"sentence\tlabel\n{name}\t1\n" for name in file_utils.TSV}
-    senteval = "/senteval/senteval_data/"
     server.files = {
         f"{GLUE}SST-2.zip": zipped({**sst, "SST-2/original/SOStr.txt": "x"}),
         GLOVE: zipped({"glove.6B.50d.txt": "a 1", "glove.6B.100d.txt": "a 1 2"}),
         f"{GLUE}mrpc_dev_ids.tsv": b"3\t4\n",
-        senteval + "msr_paraphrase_train.txt": f'{MRPC_HEAD}1\t1\t2\ta "b\u2028c\td\r\n0\t3\t4\te\tf\r\n'.encode(),
-        senteval + "msr_paraphrase_test.txt": f"{MRPC_HEAD}1\t5\t6\tg\th\r\n0\t7\t8\ti\tj\r\n".encode(),
-        **{f"/SQuAD-explorer/dataset/{part}-v1.1.json": part.encode() for part in ("train", "dev")},
+        f"{SENTEVAL}msr_paraphrase_train.txt": f'{MRPC_HEAD}1\t1\t2\ta "b\u2028c\td\r\n0\t3\t4\te\tf\r\n'.encode(),
+        f"{SENTEVAL}msr_paraphrase_test.txt": f"{MRPC_HEAD}1\t5\t6\tg\th\r\n0\t7\t8\ti\tj\r\n".encode(),
+        **{f"{SQUAD}{part}-v1.1.json": part.encode() for part in ("train", "dev")},
         f"{GLUE}AX.tsv": b"index\tsentence1\tsentence2\n0\ta\tb\n",
     }
     for model in ("bert-base-uncased", "bert-base-chinese", *STUDENTS.values()):
@@ -1070,7 +1070,7 @@ def test_an_archive_with_another_sum_is_refused(mirror, tmp_path, monkeypatch):
 
 
 def test_a_short_mrpc_row_is_named(mirror, tmp_path):
-    mirror.files["/senteval/senteval_data/msr_paraphrase_test.txt"] = f"{MRPC_HEAD}1\t5\t6\tg\th\r\n1\t5\r\n".encode()
+    mirror.files[f"{SENTEVAL}msr_paraphrase_test.txt"] = f"{MRPC_HEAD}1\t5\t6\tg\th\r\n1\t5\r\n".encode()
     with pytest.raises(UserError, match=r"msr_paraphrase_test\.txt, line 3: 2 columns, expected 5"):
         main(["MRPC", "--dir", str(tmp_path)])
 

@@ -113,13 +113,13 @@ def progress_bar(total, done, unit, shown=True, **options):
         yield bar
 
 
-def watched(batches, shown=True):
-    """Yield batches below a progress bar; without a terminal a log line now and then. `shown`: in this process."""
+def watched(batches):
+    """Yield batches below a progress bar; without a terminal a log line tells now and then how far they are."""
     started = told = time.monotonic()
-    with progress_bar(len(batches), 0, "batch", shown, leave=False) as bar:
+    with progress_bar(len(batches), 0, "batch", leave=False) as bar:
         for done, batch in enumerate(batches):
             now = time.monotonic()
-            if shown and bar.disable and done and now - told >= REPORT_SECONDS:
+            if bar.disable and done and now - told >= REPORT_SECONDS:
                 told, left = now, (now - started) / done * (len(batches) - done)
                 logging.info("%d of %d batches, %s left", done, len(batches), format_seconds(left))
             yield batch
